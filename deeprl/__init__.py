@@ -1,0 +1,52 @@
+"""deeprl: deep-RL algorithms for control and offline RL that train populations of agents in one process.
+
+    run = deeprl.train("sac", env="Pendulum-v1", seeds=[0, 1, 2], steps=20_000)
+    policy = deeprl.load(run.directory, seed=1)
+    action = policy(obs)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+__version__ = "0.1.0"
+
+
+class Algorithm(NamedTuple):
+    """An entry of the catalogue: module, full name, paper, and what it needs."""
+
+    module: str
+    title: str
+    paper: str
+    needs: str
+
+
+ALGORITHMS = {
+    "sac": Algorithm(
+        "deeprl.online.sac",
+        "Soft Actor-Critic, learned temperature",
+        "Haarnoja et al. 2018, arXiv 1812.05905",
+        "continuous actions (Box), vector observations",
+    ),
+}
+
+if TYPE_CHECKING:
+    from deeprl.api import load as load
+    from deeprl.api import train as train
+    from deeprl.results import results as results
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use: `deeprl --help` must not wait for torch.
+    if name in ("load", "train"):
+        from deeprl import api
+
+        return getattr(api, name)
+    if name == "results":
+        from deeprl.results import results
+
+        return results
+    raise AttributeError(f"module 'deeprl' has no attribute {name!r}")
+
+
+__all__ = ["ALGORITHMS", "Algorithm", "load", "results", "train"]

@@ -1,0 +1,245 @@
+"""Settings that every online algorithm shares, and the rules for all settings: per-agent fields, types, identity.
+
+An algorithm's `Config` extends `RunConfig` by its own fields. A field made with `per_agent(default)` may hold one value
+for all agents or a tuple with one value for each entry of `seeds`; all other fields are shared by the population.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from deeprl.errors import DeeprlError, nearest
+
+C = TypeVar("C", bound="RunConfig")
+
+
+def parse_seeds(words: typing.Iterable[str]) -> tuple[int, ...]:
+    """Seeds from words such as "0-3", "7" or "0,2,5-9"."""
+    seeds: list[int] = []
+    for word in ",".join(words).split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", word)):
+            raise ValueError(f"seeds are numbers and ranges such as 0-3 or 0,2,5, not {word!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        seeds += range(first, last + 1)
+    return tuple(seeds)
+
+
+def _numbers_or_auto(words: list[str]) -> float | tuple[float, ...] | str:
+    return "auto" if words == ["auto"] else _numbers(words)
+
+
+def _numbers(words: list[str]) -> float | tuple[float, ...]:
+    values = tuple(float(w) for w in words)
+    return values[0] if len(values) == 1 else values
+
+
+def _words(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+
+Seeds = Annotated[
+    tuple[int, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="SEEDS",
+        instance_from_str=parse_seeds,
+        is_instance=lambda x: isinstance(x, tuple),
+        str_from_instance=_words,
+    ),
+]
+PerAgent = Annotated[
+    float | tuple[float, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT [FLOAT ...]",
+        instance_from_str=_numbers,
+        is_instance=lambda x: isinstance(x, float | int | tuple),
+        str_from_instance=_words,
+    ),
+]
+PerAgentOrAuto = Annotated[
+    float | tuple[float, ...] | Literal["auto"],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="auto | FLOAT [FLOAT ...]",
+        instance_from_str=_numbers_or_auto,
+        is_instance=lambda x: x == "auto" or isinstance(x, float | int | tuple),
+        str_from_instance=_words,
+    ),
+]
+Json = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda x: isinstance(x, dict),
+        str_from_instance=lambda x: [json.dumps(x)],
+    ),
+]
+
+
+def per_agent(default: Any) -> Any:
+    """A field that may differ between the agents of one population."""
+    return field(default=default, metadata={"per_agent": True})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a population of agents on one environment."""
+
+    # --- what ---
+    env: str = "HalfCheetah-v5"
+    """Gymnasium id; `module:Id-v0` imports `module` first."""
+    env_kwargs: Json = field(default_factory=dict)
+    """Arguments of the environment, as JSON."""
+    wrappers: tuple[str, ...] = ()
+    """Gymnasium wrappers around each environment, innermost first, as `module:Class`."""
+    seeds: Seeds = (0,)
+    """One agent per seed, such as `0-7`."""
+    steps: int = 1_000_000
+    """Environment steps of each agent."""
+    envs_per_agent: int = 1
+    """Environments that each agent acts in at once."""
+    env_backend: Literal["sync", "async"] = "sync"
+    """`async` steps each environment in a process of its own: for slow simulators."""
+    net: str = ""
+    """Own networks: `module:function`, called as function(spec, config)."""
+    # --- records ---
+    out: str = ""
+    """Run directory; default runs/ALGORITHM/ENV/HASH. The same command again continues there."""
+    label: str = ""
+    """Name of this group of settings in reports."""
+    eval_every: int = 5_000
+    """Steps between evaluations; 0 evaluates only the final policy."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation, without exploration; 0 never evaluates."""
+    log_every: int = 1_000
+    """Steps between rows of metrics.csv."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside the CSV files."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints with everything that an exact resume needs; 0 keeps only the last state."""
+    keep_checkpoints: int = 2
+    max_hours: float = 0.0
+    """Stop after this time with a checkpoint, and the same command continues; 0 sets no limit."""
+    # --- how ---
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto."""
+    backend: Literal["vmap", "loop"] = "vmap"
+    """`loop` computes the agents in turn, bit-equal to each agent alone."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["strict", "fast", "bf16"] = "fast"
+    """`strict` f32; `fast` f32 by the library's fastest path (TF32 on CUDA); `bf16` matrix products."""
+    threads: int = 0
+    """Threads of PyTorch; 0 takes all cores."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.seeds) > 0, "seeds: at least one is needed")
+        _require(all(0 <= s < 2**32 for s in self.seeds), "seeds: must be in 0 .. 2^32 - 1")
+        _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
+        _require(self.envs_per_agent > 0, f"envs_per_agent: must be positive, not {self.envs_per_agent}")
+        _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
+        for name in ("eval_every", "eval_episodes", "threads", "checkpoint_minutes", "max_hours"):
+            _require(getattr(self, name) >= 0, f"{name}: must not be negative")
+        for name in per_agent_fields(type(self)):
+            value = getattr(self, name)
+            _require(
+                not isinstance(value, tuple) or len(value) == len(self.seeds),
+                f"{name}: {len(value) if isinstance(value, tuple) else 1} values for {len(self.seeds)} seeds",
+            )
+        members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in self._members()]
+        _require(len(set(members)) == len(members), "seeds: two agents have the same seed and settings")
+
+    def _members(self) -> list[RunConfig]:
+        return [] if len(self.seeds) == 1 else [self.member(i) for i in range(len(self.seeds))]
+
+    def member(self: C, index: int) -> C:
+        """The settings of one agent: a population of one, with a single value in every per-agent field."""
+        values = {name: getattr(self, name) for name in per_agent_fields(type(self))}
+        own = {name: v[index] if isinstance(v, tuple) else v for name, v in values.items()}
+        return dataclasses.replace(self, seeds=(self.seeds[index],), **own)
+
+    def varied(self) -> list[str]:
+        """The per-agent fields in which the members of this population differ."""
+        return [f for f in per_agent_fields(type(self)) if isinstance(v := getattr(self, f), tuple) and len(set(v)) > 1]
+
+
+# Fields that do not change what a run computes.
+_NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that make two runs the same run, as plain JSON values."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {k: v for k, v in plain.items() if k not in _NOT_IDENTITY}
+
+
+def config_hash(algorithm: str, config: RunConfig) -> str:
+    """Twelve hex digits that name (algorithm, settings)."""
+    text = json.dumps([algorithm, identity(config)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def per_agent_fields(config: type[RunConfig]) -> list[str]:
+    """Names of the fields that may differ inside a population."""
+    return [f.name for f in dataclasses.fields(config) if f.metadata.get("per_agent")]
+
+
+def build(config: type[C], values: Mapping[str, Any]) -> C:
+    """A config from plain values (TOML, JSON, keyword arguments). Raises DeeprlError that begins with the wrong key."""
+    hints = typing.get_type_hints(config)
+    known = [f.name for f in dataclasses.fields(config)]
+    for key in values:
+        if key not in known:
+            raise DeeprlError(f"{key}: unknown setting{nearest(key, known)}")
+    return config(**{k: _convert(k, v, hints[k]) for k, v in values.items()})
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise DeeprlError(message)
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotated type: lists become tuples, integers floats; anything else must fit as it is."""
+    if key == "seeds" and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return parse_seeds([str(value)])
+        except ValueError as error:
+            raise DeeprlError(f"seeds: {error}") from error
+    for option in _options(hint):
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal and value in arguments:
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_convert(key, v, arguments[0]) for v in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        plain = dict if origin is dict else option
+        if isinstance(plain, type) and isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+            return value
+    wanted = " or ".join(_name(option) for option in _options(hint))
+    raise DeeprlError(f"{key}: expected {wanted}, not {value!r}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _name(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return ", ".join(map(str, typing.get_args(option)))
+    if typing.get_origin(option) is tuple:
+        return f"a list of {_name(typing.get_args(option)[0])}"
+    return {type(None): "nothing"}.get(option, getattr(option, "__name__", str(option)))

@@ -1,0 +1,92 @@
+"""Capture and restore the complete state of one environment, so that a resumed run steps on bit for bit.
+
+Known: Gymnasium's MuJoCo and classic-control environments, under wrappers whose own attributes are plain numbers. Any
+other environment takes part by defining `state_dict()` (a dict of numbers, strings, lists and arrays) and
+`load_state_dict(state)`; its random generator `np_random` is saved for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+_PLAIN = (bool, int, float, str, type(None), np.bool_, np.integer, np.floating)
+
+
+def capture(env: gym.Env) -> dict[str, Any] | None:
+    """The state of `env` (numbers, strings, lists and arrays only), or None where it cannot be captured."""
+    base = env.unwrapped
+    inner = _inner_state(base)
+    if inner is None:
+        return None
+    return {
+        "wrappers": [_plain_attributes(layer) for layer in _wrappers(env)],
+        "attributes": _plain_attributes(base),
+        "generator": base.np_random.bit_generator.state,
+        "inner": inner,
+    }
+
+
+def restore(env: gym.Env, state: dict[str, Any]) -> None:
+    """Bring `env`, made the same way and reset at least once, into a captured state."""
+    base = env.unwrapped
+    for layer, attributes in zip(_wrappers(env), state["wrappers"], strict=True):
+        vars(layer).update(attributes)
+    vars(base).update(state["attributes"])
+    base.np_random.bit_generator.state = state["generator"]
+    inner = state["inner"]
+    if hasattr(base, "load_state_dict"):
+        base.load_state_dict(inner)
+    elif _is_mujoco(base):
+        base.data.time = inner["time"]
+        for name, value in inner.items():
+            target = getattr(base.data, name)
+            # Arrays sized by the active contacts differ in length here; MuJoCo recomputes them first in every step.
+            if isinstance(target, np.ndarray) and target.shape == value.shape:
+                target[...] = value
+    else:
+        for name, value in inner.items():
+            setattr(base, name, value)
+
+
+def _inner_state(base: gym.Env) -> dict[str, Any] | None:
+    if hasattr(base, "state_dict") and hasattr(base, "load_state_dict"):
+        return base.state_dict()
+    if _is_mujoco(base):
+        return _mujoco_state(base.data)
+    if type(base).__module__.startswith("gymnasium.envs.classic_control"):
+        state = getattr(base, "state", None)
+        return {"state": None if state is None else np.array(state)}
+    return None
+
+
+def _is_mujoco(base: gym.Env) -> bool:
+    return any(c.__module__ == "gymnasium.envs.mujoco.mujoco_env" for c in type(base).__mro__)
+
+
+def _mujoco_state(data: Any) -> dict[str, Any]:
+    """All arrays of an MjData, and the time.
+
+    The integration state alone is not enough: rewards and observations read quantities (body positions, contact
+    forces) that MuJoCo computed before its last integration step and a fresh forward pass would compute after it.
+    """
+    state: dict[str, Any] = {"time": data.time}
+    for name in dir(data):
+        value = None if name.startswith("_") else getattr(data, name)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "bfiu":
+            state[name] = value.copy()
+    return state
+
+
+def _plain_attributes(layer: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(layer).items() if isinstance(v, _PLAIN)}
+
+
+def _wrappers(env: gym.Env) -> list[gym.Env]:
+    layers = []
+    while isinstance(env, gym.Wrapper):
+        layers.append(env)
+        env = env.env
+    return layers

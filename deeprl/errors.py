@@ -1,0 +1,17 @@
+"""Errors that a user can mend: the command line prints them as one line and exits with status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeeprlError(Exception):
+    """Bad input (a name, a setting, a file). The message is one line that says what is wrong and what would be right."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean A, B?"` with up to three of `known` that resemble `name`, or an empty string."""
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(lowered[c] for c in close)}?" if close else ""

@@ -1,0 +1,96 @@
+"""Evaluation: whole episodes of a fixed policy in environments of its own, with its own random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeprl.envs import Episode, MakeEnv, box_spec, env_seeds, to_env_action
+from deeprl.tree import tree_leaves
+
+# (obs [S, E, O] float32, is_first [S, E] bool) -> action [S, E, A] in [-1, 1]; rows of finished episodes are ignored.
+PopulationPolicy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_PARALLEL_EPISODES = 10  # environments kept per agent; more episodes run in rounds of as many
+
+
+def greedy_policy(act: Callable[..., tuple[Tensor, Any]], state: Any, carry: Any = ()) -> PopulationPolicy:
+    """A population's policy for evaluation, reading `state` as it is at each call.
+
+    act(state, carry, obs, is_first, key) of one agent, without exploration. Runs eagerly: it is called with other
+    shapes than in training, and a graph for them costs more than it saves.
+    """
+    device = tree_leaves(state)[0].device
+    lifted = torch.no_grad()(torch.vmap(act))
+
+    def policy(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        nonlocal carry
+        key = torch.zeros((len(obs), 4), dtype=torch.int64, device=device)
+        inputs = (torch.from_numpy(x).to(device) for x in (obs, is_first))
+        action, carry = lifted(state, carry, *inputs, key)
+        return action.cpu().numpy()
+
+    return policy
+
+
+class Evaluator:
+    """Runs `episodes` episodes of every agent of a population and returns all of them.
+
+    The start of episode e of the agent with seed s in evaluation number `counter` depends on (s, e, counter) alone.
+    Environments are made at the first call and kept.
+    """
+
+    def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int):
+        self._make, self._seeds, self._episodes = make, list(seeds), episodes
+        self._envs: list[list[gym.Env]] = []
+
+    def __call__(self, policy: PopulationPolicy, counter: int = 0) -> list[Episode]:
+        """Episodes ordered by member and episode number. counter: 0 <= counter < 2^32, usually the training step."""
+        starts = [env_seeds(seed, "eval", self._episodes, counter) for seed in self._seeds]
+        episodes: list[Episode] = []
+        for first in range(0, self._episodes, _PARALLEL_EPISODES):
+            width = min(_PARALLEL_EPISODES, self._episodes - first)
+            episodes += self._round(policy, [s[first : first + width] for s in starts], first)
+        return sorted(episodes)
+
+    def _round(self, policy: PopulationPolicy, starts: list[list[int]], first: int) -> Iterator[Episode]:
+        envs = self._made(len(starts[0]))
+        spec = box_spec(envs[0][0])
+        shape = (len(starts), len(starts[0]))
+        obs = np.zeros((*shape, *spec.obs_shape), np.float32)
+        is_first = np.ones(shape, bool)
+        returns, lengths = np.zeros(shape), np.zeros(shape, np.int64)
+        running = list(np.ndindex(shape))
+        for m, e in running:
+            obs[m, e] = envs[m][e].reset(seed=starts[m][e])[0]
+        while running:
+            action = to_env_action(spec, policy(obs, is_first))
+            is_first[:] = False
+            still = []
+            for m, e in running:
+                obs[m, e], reward, terminated, truncated, _ = envs[m][e].step(action[m, e])
+                returns[m, e] += float(reward)
+                lengths[m, e] += 1
+                if not (terminated or truncated):
+                    still.append((m, e))
+            running = still
+        for m, e in np.ndindex(shape):
+            yield Episode(m, first + e, float(returns[m, e]), int(lengths[m, e]))
+
+    def _made(self, width: int) -> list[list[gym.Env]]:
+        if not self._envs:
+            self._envs = [[] for _ in self._seeds]
+        for row in self._envs:
+            row.extend(self._make() for _ in range(width - len(row)))
+        return self._envs
+
+    def close(self) -> None:
+        for row in self._envs:
+            for env in row:
+                env.close()
+        self._envs = []

@@ -1,0 +1,48 @@
+"""E networks of one shape as one batched module: one matrix product per layer for the whole ensemble."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class EnsembleLinear(nn.Module):
+    """E independent linear layers. weight: [E, in, out], bias: [E, out].
+
+    The layout is [in, out] (transposed against `nn.Linear`): under a vmap over agents its gradient comes out contiguous.
+    """
+
+    def __init__(self, size: int, in_dim: int, out_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, in_dim, out_dim))
+        self.bias = nn.Parameter(torch.empty(size, out_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, as `nn.Linear`."""
+        bound = 1.0 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Float[Tensor, "E B I"]) -> Float[Tensor, "E B J"]:
+        return x @ self.weight + self.bias.unsqueeze(-2)
+
+
+class CriticEnsemble(nn.Module):
+    """E state-action values Q_i(s, a), each an MLP with ReLU on the concatenated observation and action."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256), size: int = 2):
+        super().__init__()
+        dims = [obs_dim + action_dim, *hidden, 1]
+        self.size = size
+        self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in zip(dims, dims[1:], strict=False))
+
+    def forward(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B"]:
+        x = torch.cat([obs, action], dim=-1).expand(self.size, -1, -1)
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return self.layers[-1](x).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Offline algorithms: they learn from a fixed data set."""

@@ -1,0 +1,1 @@
+"""Online algorithms: they learn from an environment as they act in it."""

@@ -1,0 +1,106 @@
+"""Optimizers as pure functions on dictionaries of parameters, for one agent; learning rates may be 0-d tensors.
+
+Powers of the betas are carried in the state instead of a step count: `beta ** step` costs two calls of `pow` for
+every few elements inside a compiled kernel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deeprl.spec import Params
+
+Scalar = float | Float[Tensor, ""]
+
+
+class Moments(NamedTuple):
+    """State of Adam, AdamW and LaProp: first and second moments of each parameter, beta1^t and beta2^t (0-d)."""
+
+    m: Params
+    v: Params
+    beta1_power: Tensor
+    beta2_power: Tensor
+
+
+def init_moments(params: Params) -> Moments:
+    """The state before the first step."""
+    some = next(iter(params.values()))
+    return Moments(
+        {k: torch.zeros_like(p) for k, p in params.items()},
+        {k: torch.zeros_like(p) for k, p in params.items()},
+        torch.ones((), dtype=some.dtype, device=some.device),
+        torch.ones((), dtype=some.dtype, device=some.device),
+    )
+
+
+def adam(
+    params: Params,
+    grads: Params,
+    moments: Moments,
+    lr: Scalar,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: Scalar = 0.0,
+) -> tuple[Params, Moments]:
+    """One step of Adam (Kingma & Ba 2015, Algorithm 1); with `weight_decay` it is AdamW (Loshchilov & Hutter 2019).
+
+    Equal to `torch.optim.Adam` and `torch.optim.AdamW`.
+    """
+    beta1, beta2 = betas
+    power1, power2 = moments.beta1_power * beta1, moments.beta2_power * beta2
+    step_size, root2 = lr / (1.0 - power1), torch.sqrt(1.0 - power2)
+    new_params, new_m, new_v = {}, {}, {}
+    for k, g in grads.items():
+        m = new_m[k] = moments.m[k] + (1.0 - beta1) * (g - moments.m[k])
+        v = new_v[k] = beta2 * moments.v[k] + (1.0 - beta2) * g * g
+        decayed = params[k] * (1.0 - lr * weight_decay)
+        new_params[k] = decayed - step_size * m / (torch.sqrt(v) / root2 + eps)
+    return new_params, Moments(new_m, new_v, power1, power2)
+
+
+def laprop(
+    params: Params,
+    grads: Params,
+    moments: Moments,
+    lr: Scalar,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-20,
+) -> tuple[Params, Moments]:
+    """One step of LaProp (Ziyin et al. 2020, Algorithm 1): the gradient is normalised before it enters the momentum."""
+    beta1, beta2 = betas
+    power1, power2 = moments.beta1_power * beta1, moments.beta2_power * beta2
+    new_params, new_m, new_v = {}, {}, {}
+    for k, g in grads.items():
+        v = new_v[k] = beta2 * moments.v[k] + (1.0 - beta2) * g * g
+        m = new_m[k] = beta1 * moments.m[k] + (1.0 - beta1) * g / (torch.sqrt(v / (1.0 - power2)) + eps)
+        new_params[k] = params[k] - lr / (1.0 - power1) * m
+    return new_params, Moments(new_m, new_v, power1, power2)
+
+
+def global_norm(grads: Params) -> Float[Tensor, ""]:
+    """Euclidean norm of all entries of one agent's gradients."""
+    return torch.sqrt(sum((g.square().sum() for g in grads.values()), start=torch.zeros(())))
+
+
+def clip_by_global_norm(grads: Params, max_norm: Scalar) -> Params:
+    """Scale all gradients of one agent so that their common norm is at most `max_norm` (Pascanu et al. 2013)."""
+    scale = torch.clamp(max_norm / (global_norm(grads) + 1e-6), max=1.0)
+    return {k: g * scale for k, g in grads.items()}
+
+
+def adaptive_clip(grads: Params, params: Params, clip: float = 0.3, eps: float = 1e-3) -> Params:
+    """Adaptive gradient clipping (Brock et al. 2021, Eq. 3), per tensor as DreamerV3 does: |g| <= clip * max(|w|, eps)."""
+    clipped = {}
+    for k, g in grads.items():
+        limit = clip * torch.clamp(params[k].square().sum().sqrt(), min=eps)
+        clipped[k] = g * torch.clamp(limit / (g.square().sum().sqrt() + 1e-6), max=1.0)
+    return clipped
+
+
+def polyak(target: Params, online: Params, tau: Scalar) -> Params:
+    """Soft target update: (1 - tau) * target + tau * online."""
+    return {k: t + tau * (online[k] - t) for k, t in target.items()}

@@ -1,0 +1,181 @@
+"""One algorithm, written for one agent, run for a population: stacking, vectorising, compiling, freezing.
+
+A population's state is the state of one agent with a leading axis S on every tensor. `over_agents` lifts a function of
+one agent to the population:
+
+- backend `vmap`: one call computes all agents (`torch.vmap`), compiled as one graph;
+- backend `loop`: the same function, compiled for one agent, runs over the members in turn: bit-equal to a run alone.
+
+States are updated in place: the compiled function writes the new state into the memory of the old one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from deeprl.errors import DeeprlError
+from deeprl.spec import Metrics
+from deeprl.tree import tree_leaves, tree_map, write_into
+
+T = TypeVar("T")
+Backend = Literal["vmap", "loop"]
+Precision = Literal["strict", "fast", "bf16"]
+
+
+class Agents(NamedTuple):
+    """A population in training. frozen_at: -1 for a healthy agent, else the number of the update that diverged."""
+
+    state: Any
+    frozen_at: Int[Tensor, " S"]
+
+
+def stack(states: Sequence[T]) -> T:
+    """The state of a population from the states of its members."""
+    return tree_map(lambda *leaves: torch.stack(leaves), states[0], *states[1:])
+
+
+def member(state: T, index: int) -> T:
+    """A copy of one member's state."""
+    return tree_map(lambda leaf: leaf[index].clone(), state)
+
+
+def new_agents(states: Sequence[Any], device: torch.device | str = "cpu") -> Agents:
+    """A healthy population from the states of its members."""
+    state = tree_map(lambda leaf: leaf.to(device), stack(states))
+    return Agents(state, torch.full((len(states),), -1, dtype=torch.int64, device=device))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the functions of a population run; resolved once per run and stored with it.
+
+    precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; oneDNN on a
+    CPU, which may round to bf16 on processors with bf16 matrix units); `bf16` products under autocast, f32 weights.
+    """
+
+    backend: Backend = "vmap"
+    compile: bool = False
+    precision: Precision = "fast"
+    threads: int = 1
+    device: str = "cpu"
+
+    def apply(self) -> None:
+        """Set the process-wide switches: threads, precision of products, and what malloc does with freed memory."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision("highest" if self.precision == "strict" else "medium")
+        keep_freed_memory()
+        # A process that trains many populations would run into dynamo's limit of variants of one function.
+        torch.compiler.reset()
+
+
+def over_agents(
+    function: Callable[..., Any], execution: Execution, *, shared: Sequence[int] = (), donate: bool = False
+) -> Callable[..., Any]:
+    """Lift `function` of one agent to a population: every tensor argument and result gets a leading axis S.
+
+    shared: positions of arguments that are the same for all agents and have no such axis.
+    donate: the first argument is a state that the function returns, renewed, as the first of its results; it is
+    overwritten in place, and the lifted function returns the other results alone.
+    """
+
+    @functools.wraps(function)
+    def cast(*args: Any) -> Any:
+        with torch.autocast(execution.device.split(":")[0], torch.bfloat16, enabled=execution.precision == "bf16"):
+            return function(*args)
+
+    def vectorized(*args: Any) -> Any:
+        result = torch.vmap(cast, in_dims=tuple(None if i in shared else 0 for i in range(len(args))))(*args)
+        return _write_back(args[0], result) if donate else result
+
+    def single(*args: Any) -> Any:
+        result = cast(*args)
+        return _write_back(args[0], result) if donate else result
+
+    run = _compiled(vectorized if execution.backend == "vmap" else single, execution)
+
+    def looped(*args: Any) -> Any:
+        size = len(tree_leaves(args[0])[0])
+        members = [[a if j in shared else _view(a, i) for j, a in enumerate(args)] for i in range(size)]
+        return stack([run(*member_args) for member_args in members])
+
+    lifted = run if execution.backend == "vmap" else looped
+    return torch.no_grad()(lifted)
+
+
+def freezing(update: Callable[..., tuple[Any, Metrics, Any]]) -> Callable[..., tuple[Agents, Metrics, Any]]:
+    """An update of one agent that stops changing it for good once one of its metrics is not finite.
+
+    The agent keeps the last state whose metrics were finite; `frozen_at` gets the number of the update that failed.
+    """
+
+    def guarded(agents: Agents, *args: Any) -> tuple[Agents, Metrics, Any]:
+        old, frozen_at = agents
+        new, metrics, aux = update(old, *args)
+        finite = torch.stack([m.isfinite().all() for m in metrics.values()]).all()
+        healthy = frozen_at < 0
+        state = tree_map(lambda n, o: torch.where(healthy & finite, n, o), new, old)
+        return Agents(state, torch.where(healthy & ~finite, old.step, frozen_at)), metrics, aux
+
+    return guarded
+
+
+def resolve_compile(choice: Literal["auto", "on", "off"], updates: int) -> bool:
+    """Whether to compile: `auto` does if the run is long enough to earn back 20-40 s and a C++ compiler is there."""
+    if choice != "auto":
+        return choice == "on"
+    if updates < 3_000:
+        return False
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        warnings.warn("no C++ compiler found: running eagerly, several times slower (install g++)", stacklevel=2)
+    return compiler is not None
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is CUDA where there is a GPU, else the CPU. Raises DeeprlError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeeprlError(f"--device {device}: this torch sees no CUDA GPU (torch {torch.__version__})")
+    return device
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory in the process; DEEPRL_MALLOC=0 leaves its settings alone.
+
+    By default it hands activations of 1-16 MB back to the kernel after every update and faults them in again, which
+    costs a third of the speed of an in-place update.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get("DEEPRL_MALLOC") == "0":
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
+    if mallopt is not None:
+        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
+            mallopt(parameter, value)
+
+
+def _write_back(state: Any, result: Any) -> Any:
+    write_into(state, result[0])
+    return result[1:]
+
+
+def _view(tree: Any, index: int) -> Any:
+    return tree_map(lambda leaf: leaf[index], tree)
+
+
+def _compiled(function: Callable[..., Any], execution: Execution) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False) if execution.compile else function

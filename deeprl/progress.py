@@ -1,0 +1,70 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere. Nothing is shown in the first two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+_LINE_SECONDS = 15.0
+
+
+class Progress:
+    """Shows `done / total`, steps per second, the time left and a note such as the latest return.
+
+    factor: steps shown per unit of `done` (the number of agents of a population).
+    """
+
+    def __init__(self, title: str, total: int, factor: int = 1, start: int = 0):
+        self._title, self._total, self._factor, self._start = title, total, factor, start
+        self._begun = self._shown = time.monotonic()
+        self._note = ""
+        self._bar: Any = None
+        self._task: Any = None
+        self._terminal = sys.stderr.isatty()
+
+    def update(self, done: int, note: str | None = None) -> None:
+        """Show the new state; cheap to call at every step."""
+        now = time.monotonic()
+        news = note is not None and note != self._note
+        self._note = note if note is not None else self._note
+        if now - self._begun < 2.0 or (now - self._shown < (0.2 if self._terminal else _LINE_SECONDS) and not news):
+            return
+        self._shown = now
+        rate = (done - self._start) / max(now - self._begun, 1e-9)
+        left = (self._total - done) / max(rate, 1e-9)
+        speed = f"{rate * self._factor:,.0f} steps/s"
+        if self._terminal:
+            self._draw(done, f"{speed}  {_clock(left)} left  {self._note}")
+        else:
+            print(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {self._note}", flush=True)
+
+    def _draw(self, done: int, text: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, note="")
+        self._bar.update(self._task, completed=done, note=text)
+
+    def say(self, line: str) -> None:
+        """Print a line of its own above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

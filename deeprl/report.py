@@ -1,0 +1,295 @@
+"""The report of a sweep: statistics over seeds, learning curves, one HTML page that needs nothing from the net.
+
+    deeprl report DIR
+
+Every number is explained on the page itself (`METHOD`); the statistics are those of `deeprl.stats`.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeprl.results import Cell, Pairs, Run, differing, group, read_runs
+from deeprl.stats import bootstrap_interval, iqm, mean_band, mean_interval
+
+Rows = list[dict[str, Any]]
+
+# Okabe & Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+
+METHOD = (
+    "The value of a seed is the mean return over the episodes of the last evaluation of its agent (the one at the "
+    "largest step): the final policy, never the best one.",
+    "Mean: over the seeds of a cell (algorithm, environment, label, settings), with a 95 % Student t interval; std is "
+    "the sample standard deviation (n - 1) over seeds. With one seed there is no interval.",
+    "IQM: interquartile mean, floor(n / 4) seeds cut from each end; below four seeds it is the mean. Its interval is "
+    "the 95 % percentile bootstrap over seeds (50,000 resamples, seed 0; Agarwal et al. 2021). Below about 10 seeds "
+    "that interval is too narrow: go by the t interval (Colas et al. 2018).",
+    "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
+    "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent.",
+    "Agents that diverged (a non-finite loss) are frozen: their values are shown and stay in every statistic.",
+    "Wall time is that of the whole run, shared by the agents trained together in it; for a cell spread over several "
+    "runs it is their sum. Speed counts the updates of all agents of a run per second of the whole loop from the first "
+    "update on; for several runs, the mean.",
+)
+
+CSS = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --warn: #b45309; }
+@media (prefers-color-scheme: dark) { :root { --warn: #f59e0b; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+th { background: var(--soft); } td.n { text-align: right; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; } figure { margin: 1rem 0; }
+.notes { border-left: 4px solid var(--warn); padding: .2rem 1rem; background: var(--soft); }
+"""
+
+
+SUMMARY_HEADER = (
+    *("Environment", "Cell", "Seeds", "Step", "Mean return", "95 % t interval", "Std", "IQM", "95 % bootstrap"),
+    *("Episodes", "Wall s", "Agent-updates/s", "Frozen seeds"),
+)
+SEED_HEADER = ("Environment", "Cell", "Seed", "Last step", "Return", "Episodes", "Remark", "Run")
+RUN_HEADER = ("Run", "State", "Agents", "Wall s", "Agent-updates/s", "Device", "Commit", "Hash", "Versions", "Command")
+
+
+def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+    """Write `index.html`, one `curve_<env>.png` per environment, `summary.csv` and `config.json`; return the HTML path.
+
+    Args:
+        directory: a sweep, or a single run: every run directory at or below it is read.
+        out: where to write; `<directory>/report` if None. Files of an earlier report are replaced.
+
+    Raises:
+        DeeprlError: no run there; a file that cannot be read, named with its row.
+    """
+    runs = read_runs(directory)
+    cells = group(runs)
+    folder = Path(out) if out is not None else Path(directory) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    pngs: dict[str, bytes] = {}
+    names: list[str] = []
+    order = sorted({cell.name for cell in cells})
+    for env in dict.fromkeys(cell.env for cell in cells):
+        pngs[env] = _figure(env, {cell: pairs for cell, pairs in cells.items() if cell.env == env}, order)
+        names.append(_file_name(env, names))
+        (folder / names[-1]).write_bytes(pngs[env])
+    summary = [summarise(cell, pairs) for cell, pairs in cells.items()]
+    _write_summary(folder / "summary.csv", summary)
+    configs = [{"run": run.name, **run.info, "status": run.status} for run in runs]
+    (folder / "config.json").write_text(json.dumps(configs, indent=1), encoding="utf-8")
+    page = _page(Path(directory).resolve().name, runs, cells, summary, pngs)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    return folder / "index.html"
+
+
+def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
+    """One row of `summary.csv`: the final policies of the agents of a cell. Statistics of non-finite values are NaN."""
+    finals = [agent.final for _, agent in pairs]
+    values = np.array([final.mean for final in finals])
+    mean = std = middle = math.nan
+    interval = boot = (math.nan, math.nan)
+    if np.isfinite(values).all():
+        mean, interval, middle = float(values.mean()), mean_interval(values), iqm(values)
+        std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        boot = bootstrap_interval(values)
+    runs = {run.name: run for run, _ in pairs}.values()
+    episodes = sorted({len(final.returns) for final in finals})
+    return {
+        **cell._asdict(),
+        "seeds": len(values),
+        "step": max(final.step for final in finals),
+        "step_min": min(final.step for final in finals),
+        **{"mean": mean, "mean_lo": interval[0], "mean_hi": interval[1], "std": std},
+        **{"iqm": middle, "iqm_lo": boot[0], "iqm_hi": boot[1]},
+        "values": " ".join(f"{agent.seed}:{agent.final.mean!r}" for _, agent in pairs),
+        "episodes": "/".join(map(str, episodes)),
+        "wall_s": sum(run.number("wall_s") for run in runs),
+        "updates_per_s": float(np.mean([run.number("updates_per_s") for run in runs])),
+        "frozen_seeds": " ".join(str(agent.seed) for _, agent in pairs if agent.frozen is not None),
+    }
+
+
+def _write_summary(path: Path, summary: Rows) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(summary[0] if summary else [])
+        for row in summary:
+            writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row.values()])
+
+
+def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
+    """What a reader must know before he believes the numbers."""
+    notes = []
+    for run in runs:
+        where = f"run {run.name} ({run.info['algorithm']}, {run.env})"
+        if not run.finished:
+            at, total = run.status.get("step", 0), run.info["config"].get("steps", "?")
+            notes.append(f"Unfinished: {where} is at step {at} of {total} (state: {run.status.get('state', 'none')}).")
+        for agent in run.agents:
+            if not agent.evaluations:
+                notes.append(f"No evaluation yet: seed {agent.seed} of {where}; it is in no statistic.")
+            if agent.frozen is not None:
+                when = f"step {agent.frozen.get('step', '?')}, update {agent.frozen.get('update', '?')}"
+                notes.append(f"Diverged: seed {agent.seed} (member {agent.member}) of {where} was frozen at {when}.")
+    for cell, pairs in cells.items():
+        notes += [f"{cell.env}, {cell.name}: {text}." for text in _cell_notes(pairs)]
+    return notes
+
+
+def _cell_notes(pairs: Pairs) -> Iterable[str]:
+    steps = {agent.final.step for _, agent in pairs}
+    if len(steps) > 1:
+        yield f"seeds differ in their last step ({min(steps)} to {max(steps)})"
+    if len(pairs) == 1:
+        yield "one seed, so no interval"
+    if bad := [str(agent.seed) for _, agent in pairs if not math.isfinite(agent.final.mean)]:
+        yield f"the final return of seed {', '.join(bad)} is not finite, so there are no statistics"
+    counts = Counter(agent.seed for _, agent in pairs)
+    if twice := [str(seed) for seed, count in counts.items() if count > 1]:
+        yield f"seed {', '.join(twice)} occurs more than once, and equal seeds are not independent samples"
+    if fields := differing(pairs):
+        yield f"its runs differ in {', '.join(fields)}"
+
+
+def _file_name(env: str, taken: Iterable[str]) -> str:
+    stem = "curve_" + re.sub(r"[^\w.-]+", "-", env)
+    lowered = {name.lower() for name in taken}
+    names = (f"{stem}{suffix}.png" for suffix in ("", *(f"_{k}" for k in range(2, len(lowered) + 3))))
+    return next(name for name in names if name.lower() not in lowered)
+
+
+def _short(value: float, _position: float = 0.0) -> str:
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _figure(env: str, cells: Mapping[Cell, Pairs], order: list[str]) -> bytes:
+    """PNG of the learning curves of one environment; a cell name has its style by its place in `order` everywhere."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 1 if max(len(cell.name) for cell in cells) > 30 else 2  # of the legend
+    figure = Figure(figsize=(7.0, 4.2 + 0.22 * math.ceil(len(cells) / columns)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # attaches itself
+    axes = figure.add_subplot()
+    for cell, pairs in cells.items():
+        k = order.index(cell.name)
+        _draw(axes, f"{cell.name} (n = {len(pairs)})", pairs, COLOURS[k % 7], LINES[k // 7 % 4])
+    axes.set_title(env, fontweight="bold")
+    axes.set(xlabel="Environment steps of one agent", ylabel="Evaluation return")
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.grid(True, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, label: str, pairs: Pairs, colour: str, line: str) -> None:
+    curves = [{at.step: at.mean for at in agent.evaluations if math.isfinite(at.mean)} for _, agent in pairs]
+    for curve in curves:
+        axes.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    mean, low, high = mean_band([[curve[s] for s in common] for curve in curves]) if common else ([], [], [])
+    # A cell of one evaluation is a point, which no line shows.
+    marker = "o" if len(common) == 1 else ""
+    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)
+    axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "\N{EN DASH}" if math.isnan(value) else str(value)
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "\N{EN DASH}" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _td(value: Any) -> str:
+    if isinstance(value, int | float):
+        return f'<td class="n">{_number(value) if isinstance(value, float) else format(value, ",")}</td>'
+    return f"<td>{escape(str(value))}</td>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = ""
+    for row in rows:
+        body += "<tr>" + "".join(map(_td, row)) + "</tr>\n"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _summary_rows(summary: Rows) -> Iterable[Sequence[Any]]:
+    for row in summary:
+        name = Cell(row["algorithm"], row["env"], row["label"], row["settings"]).name
+        steps = f"{row['step']:,}" if row["step"] == row["step_min"] else f"{row['step_min']:,} to {row['step']:,}"
+        mean = (row["mean"], _interval(row["mean_lo"], row["mean_hi"]), row["std"])
+        middle = (row["iqm"], _interval(row["iqm_lo"], row["iqm_hi"]))
+        rest = (row[key] for key in ("episodes", "wall_s", "updates_per_s", "frozen_seeds"))
+        yield row["env"], name, row["seeds"], steps, *mean, *middle, *rest
+
+
+def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:
+    for run in runs:
+        info = run.info
+        versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())
+        where = (info.get("device", ""), info.get("commit", ""), info.get("config_hash", ""), versions)
+        speed = run.number("wall_s"), run.number("updates_per_s")
+        yield run.name, run.status.get("state", "none"), len(run.agents), *speed, *where, info.get("command", "")
+
+
+def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:
+    for cell, pairs in cells.items():
+        for run, agent in pairs:
+            remark = f"diverged, frozen at step {agent.frozen.get('step', '?')}" if agent.frozen is not None else ""
+            final = agent.final
+            yield cell.env, cell.name, str(agent.seed), final.step, final.mean, len(final.returns), remark, run.name
+
+
+def _page(title: str, runs: Sequence[Run], cells: Mapping[Cell, Pairs], summary: Rows, pngs: dict[str, bytes]) -> str:
+    notes = "".join(f"<li>{escape(note)}</li>\n" for note in _notes(runs, cells))
+    images = ""
+    for env, png in pngs.items():
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        images += f'<figure><img src="{source}" alt="Learning curves on {escape(env)}"></figure>\n'
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}: deeprl report</title><style>{CSS}</style></head><body>
+<h1>{escape(title)}</h1>
+<p>{len(runs)} runs, {sum(len(run.agents) for run in runs)} agents, {len(cells)} cells.</p>
+{f'<div class="notes"><ul>{notes}</ul></div>' if notes else ""}
+<h2>Final policies</h2>
+{_table(SUMMARY_HEADER, _summary_rows(summary))}
+<h2>Learning curves</h2>
+{images}<h2>Seeds</h2>
+{_table(SEED_HEADER, _seed_rows(cells))}
+<h2>Runs</h2>
+{_table(RUN_HEADER, _run_rows(runs))}
+<h2>How the numbers were computed</h2>
+<ul>{"".join(f"<li>{escape(text)}</li>" for text in METHOD)}</ul>
+</body></html>
+"""

@@ -1,0 +1,279 @@
+"""Read run directories: one `Run` per directory, one `Agent` per member, benchmark rows, cells of comparable agents.
+
+A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
+It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
+last evaluation with episodes missing are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from deeprl.errors import DeeprlError
+
+COLUMNS = (
+    *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
+    *("commit", "config_hash", "torch", "device", "command"),
+)
+EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
+FORMAT = 1  # of a run directory
+RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
+BOOKKEEPING = {"seeds", "out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+
+
+class Evaluation(NamedTuple):
+    """One agent at one step: the return of every episode, and the seconds since the start of the run."""
+
+    step: int
+    returns: tuple[float, ...]
+    wall_s: float
+
+    @property
+    def mean(self) -> float:
+        """Mean return over the episodes: the one number that stands for the policy at this step."""
+        return float(np.mean(self.returns))
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One member of a run. `settings` is the JSON text of the fields in which members differ, `{}` if in none.
+
+    `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
+    (member, seed, update, step) if the agent diverged.
+    """
+
+    member: int
+    seed: int
+    settings: str
+    evaluations: tuple[Evaluation, ...]
+    frozen: Mapping[str, Any] | None
+
+    @property
+    def final(self) -> Evaluation:
+        """The last evaluation, never the best."""
+        return self.evaluations[-1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read."""
+
+    name: str
+    info: Mapping[str, Any]
+    status: Mapping[str, Any]
+    agents: tuple[Agent, ...]
+
+    @property
+    def env(self) -> str:
+        """Environment id."""
+        return str(self.info["config"]["env"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended by itself."""
+        return bool(self.status.get("state") == "finished")
+
+    def number(self, key: str) -> float:
+        """A number of `status.json`; NaN if it is not there yet."""
+        value = self.status.get(key)
+        return float(value) if isinstance(value, int | float) else float("nan")
+
+
+Pairs = list[tuple[Run, Agent]]
+
+
+class Cell(NamedTuple):
+    """What one number of a table stands for; the agents (seeds) of a cell are its samples."""
+
+    algorithm: str
+    env: str
+    label: str
+    settings: str
+
+    @property
+    def name(self) -> str:
+        """Algorithm, then label and settings where there are any."""
+        settings = json.loads(self.settings)
+        return " ".join([self.algorithm, *filter(None, [self.label]), *(f"{k}={v}" for k, v in settings.items())])
+
+
+def read_runs(directory: str | Path) -> list[Run]:
+    """Every run at or below `directory`, sorted by path.
+
+    Raises:
+        DeeprlError: no run there; a file that cannot be read, named with its row.
+    """
+    root = Path(directory)
+    found: list[Path] = []
+    for folder, below, files in os.walk(root):
+        if "config.json" in files and RECORDS & set(files):
+            found.append(Path(folder))
+            below.clear()
+    if not found:
+        raise DeeprlError(f"no runs in {root}: found no directory with config.json and evaluations.csv")
+    return [_read_run(path, path.relative_to(root).as_posix()) for path in sorted(found)]
+
+
+def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
+    """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
+    cells: dict[Cell, Pairs] = {}
+    for run in runs:
+        for agent in filter(lambda a: a.evaluations, run.agents):
+            label = str(run.info["config"].get("label") or "")
+            cell = Cell(str(run.info["algorithm"]), run.env, label, agent.settings)
+            cells.setdefault(cell, []).append((run, agent))
+    ordered = sorted(cells, key=lambda cell: (cell.env, cell.name))
+    return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
+
+
+def differing(pairs: Pairs) -> list[str]:
+    """Fields in which the configurations of the runs of a cell differ, `BOOKKEEPING` and the cell's settings aside."""
+
+    def scalar(value: Any) -> Any:  # a per-agent field may be one value or a list, whatever the size of the population
+        return value[0] if isinstance(value, list) and value and all(v == value[0] for v in value) else value
+
+    known = BOOKKEEPING | set(json.loads(pairs[0][1].settings))
+    configs = [run.info["config"] for run in {run.name: run for run, _ in pairs}.values()]
+    names = sorted({name for config in configs for name in config} - known)
+    return [name for name in names if len({json.dumps(scalar(config.get(name))) for config in configs}) > 1]
+
+
+def results(directory: str | Path) -> list[dict[str, Any]]:
+    """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
+
+    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings` (JSON text of the fields in which
+    the members of the run differ) and `frozen` (bool: the agent had diverged and been frozen by that step). `step`
+    counts simulator steps of one agent, `return` is the mean over the evaluation episodes of that step, `score` is None
+    where no normalisation exists, `wall_s` counts seconds from the start of the run, `updates_per_s` is the speed of
+    the whole run, all its agents together.
+
+    Raises:
+        DeeprlError: no run there; a file that cannot be read, named with its row.
+    """
+    return [_row(run, agent, at) for run in read_runs(directory) for agent in run.agents for at in agent.evaluations]
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append benchmark rows to a CSV file in the order of `COLUMNS`; other keys are left out, None becomes empty.
+
+    A new file gets the header. Rows that the file holds already are not written again, so that writing the same rows
+    twice changes nothing; a row that occurs twice in `rows` (two agents, equal in everything) is kept twice.
+
+    Raises:
+        DeeprlError: the file has another header; a row lacks a column.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = list(csv.reader(io.StringIO(text)))
+    if lines and tuple(lines[0]) != COLUMNS:
+        raise DeeprlError(f"{path} has the header {','.join(lines[0])}; benchmark rows have {','.join(COLUMNS)}")
+    present = Counter(map(tuple, lines[1:]))
+    new: list[list[str]] = [] if lines else [list(COLUMNS)]
+    for number, row in enumerate(rows):
+        if missing := [column for column in COLUMNS if column not in row]:
+            raise DeeprlError(f"row {number} for {path} lacks {', '.join(missing)}")
+        values = ["" if row[column] is None else str(row[column]) for column in COLUMNS]
+        if present[tuple(values)] > 0:
+            present[tuple(values)] -= 1
+        else:
+            new.append(values)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        if text and not text.endswith("\n"):
+            file.write("\n")
+        csv.writer(file, lineterminator="\n").writerows(new)
+
+
+def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
+    info = run.info
+    values = (
+        *(info["algorithm"], run.env, agent.seed, at.step, at.mean, None, at.wall_s, run.status.get("updates_per_s")),
+        *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
+        *(info.get("device", ""), info.get("command", "")),
+    )
+    extra = {
+        "member": agent.member,
+        "label": str(info["config"].get("label") or ""),
+        "settings": agent.settings,
+        "frozen": agent.frozen is not None and at.step >= agent.frozen.get("step", 0),
+    }
+    return dict(zip(COLUMNS, values, strict=True)) | extra
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DeeprlError(f"{path} is not valid JSON: line {error.lineno}, {error.msg}") from error
+    if not isinstance(value, dict):
+        raise DeeprlError(f"{path} holds no JSON object")
+    return cast(dict[str, Any], value)
+
+
+def _read_run(path: Path, name: str) -> Run:
+    info = _read_json(path / "config.json")
+    if info.get("format") != FORMAT:
+        raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
+    # A run that was killed before its first status has none: unfinished.
+    status = _read_json(path / "status.json") if (path / "status.json").exists() else dict[str, Any]()
+    finished = status.get("state") == "finished"
+    if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
+        raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
+    try:
+        info["config"]["env"]
+        members = [(int(m["member"]), int(m["seed"]), m.get("settings") or {}) for m in info["members"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeeprlError(f"{path / 'config.json'}: bad config or members ({error!r})") from error
+    try:
+        frozen: dict[int, Any] = {int(entry["member"]): entry for entry in status.get("frozen", [])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
+    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _, _ in members], finished)
+    agents = (
+        Agent(member, seed, json.dumps(settings, sort_keys=True), evaluations[member], frozen.get(member))
+        for member, seed, settings in members
+    )
+    return Run(name, info, status, tuple(agents))
+
+
+def _read_evaluations(path: Path, members: list[int], finished: bool) -> dict[int, tuple[Evaluation, ...]]:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if not finished:
+        text = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(text))
+    if missing := [c for c in EPISODE_COLUMNS if c not in (reader.fieldnames or EPISODE_COLUMNS)]:
+        raise DeeprlError(f"{path} lacks the column {', '.join(missing)}")
+    # Keyed by episode: should a resumed run have written an evaluation again, the later rows count.
+    episodes: dict[int, dict[int, dict[int, tuple[float, float]]]] = {member: {} for member in members}
+    for row in reader:
+        try:
+            step, member, episode = (int(row[column]) for column in ("step", "member", "episode"))
+            episodes[member].setdefault(step, {})[episode] = (float(row["return"]), float(row["wall_s"] or "nan"))
+        except KeyError as error:
+            raise DeeprlError(f"{path} row {reader.line_num}: member {error} is not in config.json") from error
+        except (TypeError, ValueError) as error:
+            raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+    complete = max((len(e) for steps in episodes.values() for e in steps.values()), default=0)
+    return {member: _evaluations(steps, complete, finished) for member, steps in episodes.items()}
+
+
+def _evaluations(
+    steps: dict[int, dict[int, tuple[float, float]]], complete: int, finished: bool
+) -> tuple[Evaluation, ...]:
+    order = sorted(steps)
+    if order and not finished and len(steps[order[-1]]) < complete:
+        order.pop()
+    found = []
+    for step in order:
+        rows = [steps[step][episode] for episode in sorted(steps[step])]
+        found.append(Evaluation(step, tuple(value for value, _ in rows), max(wall for _, wall in rows)))
+    return tuple(found)

@@ -1,0 +1,325 @@
+"""One run on disk: directory, schedule, records, progress, checkpoints. What keeps a `train` loop short.
+
+A run directory holds `config.json`, `status.json`, `metrics.csv`, `evaluations.csv`, `tensorboard/` and `checkpoints/`.
+Opening a directory that holds the same run continues it from its newest checkpoint; one that holds another run is
+refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from deeprl import checkpoint, provenance, rng
+from deeprl.config import RunConfig, config_hash, identity
+from deeprl.envs import Episode, MakeEnv, PopulationEnvs, make_env
+from deeprl.errors import DeeprlError
+from deeprl.evaluate import Evaluator, PopulationPolicy
+from deeprl.logger import CsvLog, TensorBoardLog
+from deeprl.population import Agents, Execution, resolve_compile, resolve_device
+from deeprl.progress import Progress
+from deeprl.spec import EnvSpec
+from deeprl.tree import flatten
+
+Callback = Callable[["Run"], bool | None]
+
+
+class Run:
+    """A run in progress. step: environment steps of each agent so far; updates: updates of each agent so far.
+
+    callback: called after every step of the population; returning True stops the run with a checkpoint.
+    """
+
+    def __init__(self, algorithm: str, config: RunConfig, updates: int, callback: Callback | None = None):
+        self.algorithm, self.config, self.callback = algorithm, config, callback
+        self.directory = Path(config.out or f"runs/{algorithm}/{config.env}/{config_hash(algorithm, config)}")
+        self.step = self.updates = 0
+        self.execution = self._stored_or(resolve_execution(config, updates))
+        self.execution.apply()
+        self.streams = rng.Streams(config.seeds, self.execution.device)
+        self.finished = False
+        self._episodes: list[Episode] = []
+        self._previous_step = 0
+        self._attached: dict[str, Any] = {}
+        self._frozen: list[dict[str, int]] = []
+        self._wall_before = self._learning_s = 0.0
+        self._started = self._saved_at = time.monotonic()
+        self._learning_since: float | None = None
+        self._evaluator = Evaluator(self.make_env, config.seeds, config.eval_episodes)
+        self._evaluated = -1
+
+    # --- opening and closing ---
+
+    def _stored_or(self, execution: Execution) -> Execution:
+        """Check that the directory is empty or holds this run; how it was executed before is kept."""
+        about = self.directory / "config.json"
+        if not about.exists():
+            if self.directory.exists() and any(self.directory.iterdir()):
+                raise DeeprlError(f"{self.directory} is not empty and holds no run; choose another --out")
+            return execution
+        stored = json.loads(about.read_text())
+        here = {"algorithm": self.algorithm} | identity(self.config)
+        there = {"algorithm": stored["algorithm"]} | {k: stored["config"].get(k) for k in identity(self.config)}
+        differ = [k for k in here if here[k] != there[k]]
+        if differ:
+            was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
+            raise DeeprlError(f"{self.directory} holds another run ({was}); choose another --out")
+        return Execution(**stored["execution"])
+
+    def _about(self, spec: EnvSpec) -> dict[str, Any]:
+        varied = self.config.varied()
+        members = [
+            {"member": i, "seed": s, "settings": {k: getattr(self.config, k)[i] for k in varied}}
+            for i, s in enumerate(self.config.seeds)
+        ]
+        return {
+            "format": 1,
+            "algorithm": self.algorithm,
+            "config": dataclasses.asdict(self.config),
+            "config_hash": config_hash(self.algorithm, self.config),
+            "members": members,
+            "spec": dataclasses.asdict(spec),
+            "execution": dataclasses.asdict(self.execution),
+        } | provenance.describe(self.execution.device, self.execution.threads)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if hasattr(self, "_progress"):
+            if kind is None:
+                self._finish()
+            self._progress.close()
+            self._tensorboard.close()
+        self._evaluator.close()
+
+    def make_env(self) -> Any:
+        """One environment of this run."""
+        return make_env(self.config.env, self.config.env_kwargs, self.config.wrappers)
+
+    def make_envs(self) -> PopulationEnvs:
+        """The environments that the agents act in."""
+        make: MakeEnv = _MakeEnv(self.config.env, dict(self.config.env_kwargs), tuple(self.config.wrappers))
+        make().close()  # a clear error before S x N environments are made
+        return PopulationEnvs(make, self.config.seeds, self.config.envs_per_agent, self.config.env_backend)
+
+    def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
+        """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`."""
+        self._attached = {"agents": _TreeState(agents), "envs": envs, **parts}
+        if not (self.directory / "config.json").exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _write_json(self.directory / "config.json", self._about(envs.spec))
+        found = checkpoint.load(self.directory / "checkpoints")
+        metrics, evaluations = self.directory / "metrics.csv", self.directory / "evaluations.csv"
+        self._metrics, self._evaluations = CsvLog(metrics), CsvLog(evaluations)
+        if found is not None:
+            self._resume(*found)
+        step = self.step if found else -1
+        self._metrics.cut_after(step)
+        self._evaluations.cut_after(step)
+        names = [f"member_{i}_seed_{s}" for i, s in enumerate(self.config.seeds)]
+        self._tensorboard = TensorBoardLog(self.directory / "tensorboard", names, step + 1)
+        title = f"{self.algorithm} {self.config.env} x{len(self.config.seeds)}"
+        self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step)
+        self._write_status("running")
+
+    def _resume(self, step: int, content: dict[str, Any]) -> None:
+        self.step, own = step, content["run"]
+        self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
+        self._episodes = [Episode(*e) for e in own["episodes"]]
+        self._evaluated, self._frozen = own["evaluated"], own["frozen"]
+        for name, part in self._attached.items():
+            if name in content:
+                anew = part.load_state_dict(content[name])
+                if anew:
+                    print(f"{self.config.env} cannot be restored exactly: {anew} episodes start anew", flush=True)
+
+    # --- the loop ---
+
+    def running(self) -> bool:
+        """Whether the loop goes on: steps are left, and neither the callback nor `max_hours` has stopped it."""
+        stopped = self.step > 0 and self.callback is not None and self.callback(self)
+        out_of_time = self.config.max_hours > 0 and self.wall_s >= self.config.max_hours * 3600
+        return self.step < self.config.steps and not stopped and not out_of_time
+
+    def advance(self, episodes: list[Episode]) -> None:
+        """Count one step of all environments."""
+        self._previous_step = self.step
+        self.step += self.config.envs_per_agent
+        self._episodes += episodes
+        self._progress.update(min(self.step, self.config.steps))
+
+    def updates_due(self, per_step: float, after: int) -> range:
+        """The numbers of the updates to do now: `per_step` for each environment step beyond `after`."""
+        due = range(self.updates, max(self.updates, math.floor((self.step - after) * per_step + 1e-9)))
+        if due and self._learning_since is None:
+            self._learning_since = time.monotonic()
+        self.updates = due.stop
+        return due
+
+    def keys(self, stream: str, counter: int) -> Int[Tensor, "S 4"]:
+        """The agents' keys of a named random stream."""
+        return self.streams(stream, counter)
+
+    def due(self, every: int) -> bool:
+        """Whether the last step reached a multiple of `every` (0: never)."""
+        return every > 0 and self.step // every > self._previous_step // every
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
+        if not metrics or not self.due(self.config.log_every):
+            return
+        values = {f"train/{name}": value.tolist() for name, value in metrics.items()}
+        rows: list[dict[str, Any]] = []
+        for i, seed in enumerate(self.config.seeds):
+            own = [e for e in self._episodes if e.member == i]
+            train = {
+                "train/return": sum(e.ret for e in own) / len(own) if own else math.nan,
+                "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
+            } | {name: value[i] for name, value in values.items()}
+            rows.append({"step": self.step, "member": i, "seed": seed, "wall_s": round(self.wall_s, 2)} | train)
+            if self.config.tensorboard:
+                self._tensorboard.write(self.step, i, {k: v for k, v in train.items() if not math.isnan(v)})
+        self._metrics.write(rows)
+        self._episodes = []
+        self._report_frozen()
+
+    def evaluate(self, policy: PopulationPolicy) -> None:
+        """Evaluate all agents, if it is time to or the run is at its end."""
+        due = self.due(self.config.eval_every) or self.step >= self.config.steps
+        if not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
+            return
+        episodes = self._evaluator(policy, self.step)
+        wall = round(self.wall_s, 2)
+        self._evaluations.write(
+            [
+                {"step": self.step, "member": e.member, "seed": self.config.seeds[e.member], "episode": e.env,
+                 "return": e.ret, "length": e.length, "wall_s": wall}
+                for e in episodes
+            ]
+        )  # fmt: skip
+        self._evaluated = self.step
+        for i in range(len(self.config.seeds)):
+            own = [e.ret for e in episodes if e.member == i]
+            if self.config.tensorboard:
+                self._tensorboard.write(self.step, i, {"eval/return": sum(own) / len(own)})
+        mean = sum(e.ret for e in episodes) / len(episodes)
+        self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
+        self._write_status("running")
+
+    def checkpoint(self) -> None:
+        """Save everything that an exact resume needs, if it is time to."""
+        minutes = self.config.checkpoint_minutes
+        if minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60:
+            self.save()
+
+    def save(self, only: tuple[str, ...] | None = None) -> None:
+        """Write a checkpoint now. only: the parts to keep (all by default)."""
+        parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
+        own = {
+            "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
+            "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
+        }  # fmt: skip
+        keep = self.config.keep_checkpoints if only is None else 1
+        checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
+        self._saved_at = time.monotonic()
+        self._write_status("running")
+
+    def _finish(self) -> None:
+        self._report_frozen()
+        self.finished = self.step >= self.config.steps
+        self.save(only=("agents",) if self.finished else None)
+        self._write_status("finished" if self.finished else "stopped")
+
+    # --- status ---
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of work on this run, earlier sessions included."""
+        return self._wall_before + time.monotonic() - self._started
+
+    @property
+    def learning_s(self) -> float:
+        """Seconds since the first update, earlier sessions included."""
+        since = self._learning_since
+        return self._learning_s + (time.monotonic() - since if since is not None else 0.0)
+
+    @property
+    def frozen(self) -> list[dict[str, int]]:
+        """Agents that diverged: member, seed, the update that failed, the step at which it was noticed."""
+        return self._frozen
+
+    def _report_frozen(self) -> None:
+        frozen_at = self._attached["agents"].tree.frozen_at.tolist()
+        known = {f["member"] for f in self._frozen}
+        for i, update in enumerate(frozen_at):
+            if update >= 0 and i not in known:
+                seed = self.config.seeds[i]
+                self._frozen.append({"member": i, "seed": seed, "update": update, "step": self.step})
+                self._progress.say(
+                    f"{self.algorithm} {self.config.env}: seed {seed} (member {i}) diverged: a loss was not finite at"
+                    f" update {update}; it is frozen, the others go on"
+                )
+
+    def _write_status(self, state: str) -> None:
+        rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0
+        status = {"state": state, "step": self.step, "wall_s": round(self.wall_s, 2),
+                  "updates_per_s": round(rate, 2), "frozen": self._frozen}  # fmt: skip
+        _write_json(self.directory / "status.json", status)
+
+
+def resolve_execution(config: RunConfig, updates: int) -> Execution:
+    """How a run executes on this machine. updates: those it will do, all agents together."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Execution(
+        backend=config.backend,
+        compile=resolve_compile(config.compile, updates),
+        precision=config.precision,
+        threads=config.threads or cores,
+        device=resolve_device(config.device),
+    )
+
+
+class _TreeState:
+    """A population as a part of a checkpoint: its tensors by name, restored in place."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return flatten(self.tree)
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        for name, leaf in flatten(self.tree).items():
+            leaf.copy_(saved[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeEnv:
+    """Makes one environment; picklable, for environments in processes of their own."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    wrappers: tuple[str, ...]
+
+    def __call__(self) -> Any:
+        return make_env(self.env, self.env_kwargs, self.wrappers)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)

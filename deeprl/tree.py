@@ -1,0 +1,44 @@
+"""States as trees: nested NamedTuples, tuples and dicts with tensors at the leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Apply `function` to the leaves at the same place of one or more trees of one structure."""
+    if isinstance(tree, Tensor):
+        return function(tree, *rest)
+    if isinstance(tree, dict):
+        return {k: tree_map(function, v, *(r[k] for r in rest)) for k, v in tree.items()}
+    mapped = [tree_map(function, v, *(r[i] for r in rest)) for i, v in enumerate(tree)]
+    return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
+
+
+def tree_leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, in a fixed order."""
+    return list(flatten(tree).values())
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Leaves by name, such as `"state.actor.trunk.0.weight"`: the form in which states are saved."""
+    if isinstance(tree, Tensor):
+        return {prefix: tree}
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif hasattr(tree, "_fields"):
+        items = tree._asdict().items()
+    else:
+        items = {str(i): v for i, v in enumerate(tree)}.items()
+    flat: dict[str, Tensor] = {}
+    for name, value in items:
+        flat |= flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def write_into(tree: Any, new: Any) -> None:
+    """Copy every leaf of `new` into the memory of `tree`'s leaf at the same place."""
+    tree_map(lambda old, value: old.copy_(value), tree, new)

@@ -1,0 +1,1 @@
+"""World models: they learn from the imagination of a learned simulator."""

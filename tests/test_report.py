@@ -1,0 +1,225 @@
+import base64
+import csv
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from deeprl.errors import DeeprlError
+from deeprl.report import _file_name, _short, write_report
+
+HEADER = "step,member,seed,episode,return,length,wall_s\n"
+
+
+def write_run(path, env, finals, label="", state="finished", last=None, frozen=(), seeds=None, config=()):
+    """Members with linear curves that end at `finals` (mean of two episodes, final - 1 and final + 1)."""
+    path.mkdir(parents=True)
+    seeds = seeds or list(range(len(finals)))
+    last = last or 20_000
+    info = {
+        "format": 1,
+        "algorithm": "sac",
+        "config": {"env": env, "steps": 20_000, "seeds": seeds, "label": label, **dict(config)},
+        "members": [{"member": m, "seed": seed, "settings": {}} for m, seed in enumerate(seeds)],
+        "versions": {"deeprl": "0.1.0", "torch": "2.9.0"},
+        "commit": "abc1234",
+        "device": "cpu (test, 1 thread)",
+        "host": "here",
+        "command": f"deeprl train sac --env {env} --name <b>",
+        "config_hash": "0123456789ab",
+    }
+    (path / "config.json").write_text(json.dumps(info))
+    status = {"state": state, "step": last, "wall_s": 60.0, "updates_per_s": 1000.0, "frozen": list(frozen)}
+    (path / "status.json").write_text(json.dumps(status))
+    with (path / "evaluations.csv").open("w") as file:
+        file.write(HEADER)
+        for step in range(5_000, last + 1, 5_000):
+            for m, seed in enumerate(seeds):
+                value = finals[m] * step / last
+                file.write(f"{step},{m},{seed},0,{value - 1},200,{step / 500}\n")
+                file.write(f"{step},{m},{seed},1,{value + 1},200,{step / 500}\n")
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two environments, two cells, three seeds; seed 2 of one run diverged, one run is at half its steps."""
+    root = tmp_path / "my sweep"
+    frozen = [{"member": 2, "seed": 2, "update": 1234, "step": 2300}]
+    write_run(root / "hopper" / "plain", "Hopper-v5", [100.0, 200.0, 300.0])
+    write_run(root / "hopper" / "big", "Hopper-v5", [150.0, 160.0, 20.0], label="big", frozen=frozen)
+    write_run(root / "walker", "dmc/walker-run", [4.0, 6.0, 8.0])
+    write_run(root / "walker big", "dmc/walker-run", [1.0, 2.0, 3.0], label="big", state="running", last=10_000)
+    return root
+
+
+def summary(root):
+    rows = csv.DictReader((root / "report" / "summary.csv").open())
+    return {(row["env"], row["label"]): row for row in rows}
+
+
+def test_report_writes_all_files(sweep):
+    assert write_report(sweep) == sweep / "report" / "index.html"
+    names = {path.name for path in (sweep / "report").iterdir()}
+    assert names == {
+        "index.html", "summary.csv", "config.json", "curve_Hopper-v5.png", "curve_dmc-walker-run.png"
+    }  # fmt: skip
+    for path in (sweep / "report").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_goes_where_told(sweep, tmp_path):
+    assert write_report(sweep, tmp_path / "elsewhere" / "r") == tmp_path / "elsewhere" / "r" / "index.html"
+    assert not (sweep / "report").exists()
+
+
+def test_report_twice_writes_the_same_page(sweep):
+    first = write_report(sweep).read_bytes()
+    assert write_report(sweep).read_bytes() == first
+
+
+def test_summary_numbers_are_hand_computed(sweep):
+    write_report(sweep)
+    row = summary(sweep)["Hopper-v5", ""]
+    assert (row["algorithm"], row["settings"], row["seeds"], row["episodes"]) == ("sac", "{}", "3", "2")
+    assert (row["step"], row["step_min"], row["values"]) == ("20000", "20000", "0:100.0 1:200.0 2:300.0")
+    # mean 200, std 100, t(2, 0.975) = 4.302653: half width 4.302653 * 100 / sqrt(3) = 248.4138
+    assert float(row["mean"]) == 200.0
+    assert float(row["std"]) == 100.0
+    assert float(row["mean_lo"]) == pytest.approx(200 - 248.4138, abs=1e-3)
+    assert float(row["mean_hi"]) == pytest.approx(200 + 248.4138, abs=1e-3)
+    # floor(3/4) = 0 cut: IQM = mean. Resamples of 100 three times: 1/27 = 3.7 % > 2.5 %, so the interval is the range
+    assert [float(row[key]) for key in ("iqm", "iqm_lo", "iqm_hi")] == [200.0, 100.0, 300.0]
+    assert [float(row[key]) for key in ("wall_s", "updates_per_s")] == [60.0, 1000.0]
+    assert row["frozen_seeds"] == ""
+
+
+def test_summary_columns_are_in_order(sweep):
+    write_report(sweep)
+    assert (sweep / "report" / "summary.csv").read_text().splitlines()[0] == (
+        "algorithm,env,label,settings,seeds,step,step_min,mean,mean_lo,mean_hi,std,iqm,iqm_lo,iqm_hi,values,episodes,"
+        "wall_s,updates_per_s,frozen_seeds"
+    )
+
+
+def test_frozen_agent_stays_in_statistics_and_is_named(sweep):
+    page = write_report(sweep).read_text()
+    row = summary(sweep)["Hopper-v5", "big"]
+    # (150 + 160 + 20) / 3 = 110
+    assert float(row["mean"]) == 110.0
+    assert row["frozen_seeds"] == "2"
+    assert "Diverged: seed 2 (member 2) of run hopper/big (sac, Hopper-v5) was frozen at step 2300, update 1234" in page
+    assert "diverged, frozen at step 2300" in page
+
+
+def test_unfinished_run_is_named(sweep):
+    page = write_report(sweep).read_text()
+    assert "Unfinished: run walker big (sac, dmc/walker-run) is at step 10000 of 20000 (state: running)." in page
+    assert page.count("Unfinished:") == 1
+
+
+def test_final_policy_is_last_evaluation_not_best(tmp_path):
+    # linear curves from -100 at step 5000 to -400 at 20000: the best is the first
+    write_run(tmp_path / "a", "Pendulum-v1", [-400.0, -200.0])
+    write_report(tmp_path)
+    assert summary(tmp_path)["Pendulum-v1", ""]["values"] == "0:-400.0 1:-200.0"
+
+
+def test_seeds_of_different_length_are_noted(tmp_path):
+    write_run(tmp_path / "a", "Pendulum-v1", [1.0])
+    write_run(tmp_path / "b", "Pendulum-v1", [3.0], seeds=[1], last=10_000, state="running")
+    page = write_report(tmp_path).read_text()
+    row = summary(tmp_path)["Pendulum-v1", ""]
+    assert (row["step"], row["step_min"], row["mean"], row["wall_s"]) == ("20000", "10000", "2.0", "120.0")
+    assert "seeds differ in their last step (10000 to 20000)" in page
+    assert "10,000 to 20,000" in page
+
+
+def test_repeated_seed_and_differing_configuration_are_noted(tmp_path):
+    # lr is one value or one value per member, all equal: no difference
+    write_run(tmp_path / "a", "Pendulum-v1", [1.0, 2.0], config={"batch": 64, "lr": [0.1, 0.1], "out": "a"})
+    write_run(tmp_path / "b", "Pendulum-v1", [3.0], config={"batch": 128, "lr": 0.1, "out": "b"})
+    page = write_report(tmp_path).read_text()
+    assert "seed 0 occurs more than once" in page
+    assert "its runs differ in batch." in page
+
+
+def test_single_seed_has_no_interval(tmp_path):
+    write_run(tmp_path / "a", "Pendulum-v1", [5.0])
+    page = write_report(tmp_path).read_text()
+    row = summary(tmp_path)["Pendulum-v1", ""]
+    assert [row[key] for key in ("mean", "mean_lo", "std", "iqm", "iqm_lo")] == ["5.0", "", "", "5.0", ""]
+    assert "one seed, so no interval" in page
+
+
+def test_non_finite_return_leaves_statistics_empty_and_is_noted(tmp_path):
+    write_run(tmp_path / "a", "Pendulum-v1", [5.0, float("nan")])
+    page = write_report(tmp_path).read_text()
+    assert summary(tmp_path)["Pendulum-v1", ""]["mean"] == ""
+    assert "the final return of seed 1 is not finite" in page
+
+
+def test_run_without_evaluations_is_reported_without_numbers(tmp_path):
+    path = write_run(tmp_path / "a", "Pendulum-v1", [5.0], state="running")
+    (path / "evaluations.csv").write_text("")
+    page = write_report(tmp_path).read_text()
+    assert "No evaluation yet: seed 0" in page
+    assert (tmp_path / "report" / "summary.csv").read_text().strip() == ""
+
+
+def test_page_holds_everything_and_asks_the_net_for_nothing(sweep):
+    page = write_report(sweep).read_text()
+    assert not re.search(r"http|<script|<link|@import|url\(", page)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 2
+    for source, name in zip(sources, ("curve_Hopper-v5.png", "curve_dmc-walker-run.png"), strict=True):
+        assert source.startswith("data:image/png;base64,")
+        assert base64.b64decode(source.split(",")[1]) == (sweep / "report" / name).read_bytes()
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_page_shows_every_seed_and_run(sweep):
+    page = write_report(sweep).read_text()
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr>")]
+    assert ["Hopper-v5", "sac", "1", "20,000", "200.0", "2", "", "hopper/plain"] in cells
+    assert ["dmc/walker-run", "sac big", "2", "10,000", "3", "2", "", "walker big"] in cells
+    run = ["walker", "finished", "3", "60", "1,000.0", "cpu (test, 1 thread)", "abc1234", "0123456789ab"]
+    assert [*run, "deeprl 0.1.0, torch 2.9.0", "deeprl train sac --env dmc/walker-run --name &lt;b&gt;"] in cells
+
+
+def test_config_json_holds_every_run(sweep):
+    write_report(sweep)
+    configs = json.loads((sweep / "report" / "config.json").read_text())
+    assert [entry["run"] for entry in configs] == ["hopper/big", "hopper/plain", "walker", "walker big"]
+    original = json.loads((sweep / "walker" / "config.json").read_text())
+    assert {key: configs[2][key] for key in original} == original
+
+
+def test_directory_without_runs_raises_its_name(tmp_path):
+    with pytest.raises(DeeprlError, match=str(tmp_path)):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_names_of_similar_environments_differ():
+    assert _file_name("a/b", []) == "curve_a-b.png"
+    assert _file_name("A b", ["curve_a-b.png"]) == "curve_A-b_2.png"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (500, "500"), (2500, "2.5k"), (1_000_000, "1M"), (-1500, "\N{MINUS SIGN}1.5k")]
+)
+def test_tick_labels_are_short(value, text):
+    assert _short(value) == text
+
+
+@pytest.mark.parametrize("module", ["stats", "results", "report"])
+def test_module_imports_no_torch_and_matplotlib_only_inside_functions(module):
+    source = importlib.util.find_spec(f"deeprl.{module}").origin
+    lines = Path(source).read_text().splitlines()
+    imports = [line for line in lines if re.match(r"\s*(import|from)\s", line)]
+    assert not [line for line in imports if "torch" in line]
+    assert not [line for line in imports if "matplotlib" in line and not line.startswith(" ")]

@@ -1,0 +1,222 @@
+import csv
+import json
+
+import pytest
+
+from deeprl.errors import DeeprlError
+from deeprl.results import COLUMNS, group, read_runs, results, write_rows
+
+HEADER = "step,member,seed,episode,return,length,wall_s\n"
+
+
+def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settings=None, evaluations=None):
+    """A run of two evaluations of two episodes: returns of member m at step s are s + m and s + m + 1."""
+    path.mkdir(parents=True)
+    members = [{"member": m, "seed": seed, "settings": (settings or {}).get(m, {})} for m, seed in enumerate(seeds)]
+    info = {
+        "format": 1,
+        "algorithm": "sac",
+        "config": {"env": "Pendulum-v1", "steps": 200, "seeds": list(seeds), "label": "", "batch": 64, **dict(config)},
+        "members": members,
+        "versions": {"torch": "2.9.0"},
+        "commit": "abc1234",
+        "device": "cpu (test, 1 thread)",
+        "command": "deeprl train sac",
+        "config_hash": "0123456789ab",
+    }
+    (path / "config.json").write_text(json.dumps(info))
+    status = {"state": state, "step": 200, "wall_s": 60.0, "updates_per_s": 1000.0, "frozen": list(frozen)}
+    (path / "status.json").write_text(json.dumps(status))
+    rows = [
+        f"{step},{m},{seed},{e},{step + m + e},200,{step / 10}\n"
+        for step in (100, 200)
+        for m, seed in enumerate(seeds)
+        for e in (0, 1)
+    ]
+    (path / "evaluations.csv").write_text(evaluations if evaluations is not None else HEADER + "".join(rows))
+    return path
+
+
+def row(**changes):
+    values = dict.fromkeys(COLUMNS, "x") | {"step": 100, "return": 1.5, "score": None}
+    return values | changes
+
+
+def test_results_have_one_row_per_member_and_step(tmp_path):
+    write_run(tmp_path / "sac" / "a", seeds=(3, 7))
+    rows = results(tmp_path)
+    assert [(r["member"], r["seed"], r["step"]) for r in rows] == [(0, 3, 100), (0, 3, 200), (1, 7, 100), (1, 7, 200)]
+    # mean of the episodes step + m and step + m + 1
+    assert [r["return"] for r in rows] == [100.5, 200.5, 101.5, 201.5]
+    assert rows[0] == {
+        "algorithm": "sac",
+        "env": "Pendulum-v1",
+        "seed": 3,
+        "step": 100,
+        "return": 100.5,
+        "score": None,
+        "wall_s": 10.0,
+        "updates_per_s": 1000.0,
+        "commit": "abc1234",
+        "config_hash": "0123456789ab",
+        "torch": "2.9.0",
+        "device": "cpu (test, 1 thread)",
+        "command": "deeprl train sac",
+        "member": 0,
+        "label": "",
+        "settings": "{}",
+        "frozen": False,
+    }
+
+
+def test_results_mark_a_frozen_agent_from_its_step_on(tmp_path):
+    write_run(tmp_path / "a", frozen=[{"member": 1, "seed": 1, "update": 30, "step": 150}])
+    assert [(r["member"], r["step"]) for r in results(tmp_path) if r["frozen"]] == [(1, 200)]
+
+
+def test_results_of_a_run_directory_itself_are_read(tmp_path):
+    assert len(results(write_run(tmp_path / "a"))) == 4
+
+
+def test_results_of_directory_without_runs_raise_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DeeprlError, match=f"no runs in {tmp_path}"):
+        results(tmp_path)
+    with pytest.raises(DeeprlError, match="absent"):
+        results(tmp_path / "absent")
+
+
+def test_half_written_last_line_of_running_run_is_left_out(tmp_path):
+    text = HEADER + "100,0,0,0,5.0,200,1.0\n100,1,1,0,7.0,200,1.0\n200,0,0,0,6"
+    write_run(tmp_path / "a", state="running", evaluations=text)
+    assert [(r["seed"], r["step"], r["return"]) for r in results(tmp_path)] == [(0, 100, 5.0), (1, 100, 7.0)]
+
+
+def test_incomplete_last_evaluation_of_running_run_is_left_out(tmp_path):
+    full = "".join(f"100,{m},{m},{e},5.0,200,1.0\n" for m in (0, 1) for e in (0, 1))
+    text = HEADER + full + "200,0,0,0,9.0,200,2.0\n200,0,0,1,9.0,200,2.0\n200,1,1,0,9.0,200,2.0\n"
+    write_run(tmp_path / "a", state="running", evaluations=text)
+    assert [(r["seed"], r["step"]) for r in results(tmp_path)] == [(0, 100), (0, 200), (1, 100)]
+
+
+@pytest.mark.parametrize("text", ["", "step,mem", HEADER])
+def test_running_run_without_evaluations_has_no_rows(tmp_path, text):
+    write_run(tmp_path / "a", state="running", evaluations=text)
+    assert results(tmp_path) == []
+
+
+def test_run_before_its_first_evaluation_is_found(tmp_path):
+    (write_run(tmp_path / "a", state="running") / "evaluations.csv").unlink()
+    assert [run.name for run in read_runs(tmp_path)] == ["a"]
+    assert results(tmp_path) == []
+
+
+def test_missing_status_means_unfinished(tmp_path):
+    (write_run(tmp_path / "a") / "status.json").unlink()
+    assert not read_runs(tmp_path)[0].finished
+    assert results(tmp_path)[0]["updates_per_s"] is None
+
+
+def test_episode_written_twice_counts_once_with_its_later_value(tmp_path):
+    # after a resume: 5 is replaced by 7
+    text = HEADER + "100,0,0,0,5.0,200,1.0\n100,0,0,0,7.0,200,2.0\n"
+    write_run(tmp_path / "a", seeds=(0,), evaluations=text)
+    assert [r["return"] for r in results(tmp_path)] == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("200,0,0,0,oops,200,1.0\n", "row 3 is broken.*oops"),
+        ("200,0,0\n", "row 3 is broken"),
+        ("200,9,0,0,1.0,200,1.0\n", "row 3: member 9"),
+    ],
+)
+def test_broken_csv_row_is_named(tmp_path, bad, message):
+    write_run(tmp_path / "a", evaluations=HEADER + "100,0,0,0,5.0,200,1.0\n" + bad)
+    with pytest.raises(DeeprlError, match=r"evaluations\.csv " + message):
+        results(tmp_path)
+
+
+def test_csv_without_a_needed_column_is_named(tmp_path):
+    write_run(tmp_path / "a", evaluations="step,member,seed,episode,length,wall_s\n")
+    with pytest.raises(DeeprlError, match=r"evaluations\.csv lacks the column return"):
+        results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "status.json"])
+@pytest.mark.parametrize("text", ['{"format": 1,\n oops}', "[1]", ""])
+def test_broken_json_is_named(tmp_path, name, text):
+    (write_run(tmp_path / "a") / name).write_text(text)
+    with pytest.raises(DeeprlError, match=name) as error:
+        results(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 2}, {"members": None}, {"config": {}}, {"members": [{"member": 0}]}, {"config": None}]
+)
+def test_config_that_breaks_the_format_is_named(tmp_path, change):
+    path = write_run(tmp_path / "a") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DeeprlError, match=r"config\.json"):
+        results(tmp_path)
+
+
+def test_group_puts_members_of_equal_settings_into_one_cell(tmp_path):
+    write_run(tmp_path / "a", seeds=(0, 1), settings={1: {"lr": 0.1}})
+    write_run(tmp_path / "b", seeds=(2,))
+    write_run(tmp_path / "c", seeds=(0,), config={"label": "big"})
+    cells = {cell.name: [agent.seed for _, agent in pairs] for cell, pairs in group(read_runs(tmp_path)).items()}
+    assert cells == {"sac": [0, 2], "sac big": [0], "sac lr=0.1": [1]}
+
+
+def test_write_rows_writes_benchmark_columns_in_order(tmp_path):
+    write_run(tmp_path / "a")
+    path = tmp_path / "rows.csv"
+    write_rows(path, results(tmp_path))
+    lines = list(csv.reader(path.open()))
+    assert ",".join(lines[0]) == (
+        "algorithm,env,seed,step,return,score,wall_s,updates_per_s,commit,config_hash,torch,device,command"
+    )
+    assert lines[1][:8] == ["sac", "Pendulum-v1", "0", "100", "100.5", "", "10.0", "1000.0"]
+    assert lines[1][8:] == ["abc1234", "0123456789ab", "2.9.0", "cpu (test, 1 thread)", "deeprl train sac"]
+    assert len(lines) == 5
+
+
+def test_write_rows_twice_adds_nothing(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [row(command='deeprl "a, b"\nc'), row(seed=1), row(seed=1)]
+    write_rows(path, rows)
+    before = path.read_text()
+    write_rows(path, rows)
+    assert path.read_text() == before
+    write_rows(path, [*rows, row(seed=2)])
+    assert path.read_text() == before + before.splitlines()[-1].replace(",1,100", ",2,100") + "\n"
+
+
+def test_write_rows_keeps_equal_rows_of_two_agents(tmp_path):
+    write_rows(tmp_path / "rows.csv", [row(), row()])
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+
+
+def test_write_rows_refuses_another_header(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(DeeprlError, match=r"rows\.csv has the header a,b"):
+        write_rows(path, [row()])
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_write_rows_refuses_row_without_a_column(tmp_path):
+    with pytest.raises(DeeprlError, match=r"row 0 .* lacks algorithm"):
+        write_rows(tmp_path / "rows.csv", [{k: v for k, v in row().items() if k != "algorithm"}])
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_write_rows_mends_a_missing_last_newline(tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row()])
+    path.write_text(path.read_text().rstrip("\n"))
+    write_rows(path, [row(), row(seed=1)])
+    assert len(list(csv.DictReader(path.open()))) == 2
