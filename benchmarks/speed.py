@@ -16,8 +16,8 @@ What each number is:
     steps_per_s   agent steps, which are agent updates, per second of the whole loop (`includes` says what a step
                   holds), summed over the agents of a mode: the median over the rounds.
     ratio         a deeprl mode against the best mode of one peer: the ratio within each round, then their median.
-    other load    cores that anything outside the mode kept busy during a window (printed, not stored; Linux only). A
-                  turn with more than `--quiet` of it is repeated, up to `--retries` times; the quietest one counts.
+    other load    cores that anything outside the mode kept busy during a window (Linux only; `includes` has the most).
+                  A turn with more than `--quiet` of it is repeated, up to `--retries` times; the quietest one counts.
 Rows replace earlier rows of the same algorithm, environment, agents, variant, peer, precision and device.
 `--agents 0` measures the peers alone; no `--peers`, deeprl alone. `--set name=value` changes a field of the Config.
 """
@@ -111,14 +111,14 @@ def all_modes(args: argparse.Namespace) -> list[Mode]:
 def busy_seconds() -> float:
     """CPU seconds that this machine has been busy so far, time stolen by its host included; 0 where unknown."""
     with contextlib.suppress(OSError):
-        user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
-        return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]  # of all cores together
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # 3 and 4: idle, waiting for a disk
     return 0.0
 
 
 @contextlib.contextmanager
 def started(mode: Mode) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a mode; gone when the block is left, and killed where they hang."""
+    """The processes of a mode, in a folder for what simulators leave behind; gone after the block, killed if hung."""
     workers: list[subprocess.Popen[str]] = []
 
     def kill() -> None:
@@ -127,7 +127,6 @@ def started(mode: Mode) -> Iterator[list[subprocess.Popen[str]]]:
                 os.killpg(worker.pid, signal.SIGKILL)
 
     watchdog = threading.Timer(TIMEOUT, kill)
-    # their folder is temporary, for what simulators and compilers leave in the working directory
     with tempfile.TemporaryDirectory() as folder:
         try:
             watchdog.start()
@@ -178,8 +177,7 @@ def quiet_turn(mode: Mode, args: argparse.Namespace, label: str) -> dict[str, An
     """A turn while the rest of the machine was quiet; which one counts never depends on how fast it was."""
     turns: list[dict[str, Any]] = []
     while not turns or (turns[-1]["other_load"] > args.quiet and len(turns) <= args.retries):
-        turns.append(turn(mode, args.seconds))
-        found = turns[-1]
+        turns.append(found := turn(mode, args.seconds))
         print(
             f"{label}  {mode.name:<32} {found['steps_per_s']:8.1f} steps/s  {found['cpu_s_per_s']:.2f} cores  "
             f"slowest turn {found['slowest_step_s'] * 1e3:.0f} ms  other load {found['other_load']:.2f}",
@@ -214,6 +212,7 @@ def device_name(device: str) -> str:
 def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | None = None) -> dict[str, str]:
     first, speeds = rounds[mode][0], rates(rounds, mode)
     described = [rounds[one][0]["versions"] for one in (mode, against) if one]
+    noise = max(result["other_load"] for one in (mode, against) if one for result in rounds[one])
     spread, what, ratio = speeds, "rate", ""
     if against:
         spread = [ours / theirs for ours, theirs in zip(speeds, rates(rounds, against), strict=True)]
@@ -226,7 +225,7 @@ def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | No
         "env": args.env,
         "agents": str(mode.agents),
         "variant": mode.name,
-        "includes": f"{first['includes']}; {extent}",
+        "includes": f"{first['includes']}; {extent}, other load at most {noise:.2f} cores",
         "steps_per_s": f"{statistics.median(speeds):.1f}",
         "ratio_to": against.name if against else "",
         "ratio": ratio,

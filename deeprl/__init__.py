@@ -1,8 +1,8 @@
 """deeprl: deep-RL algorithms for control and offline RL that train populations of agents in one process.
 
-    run = deeprl.train("sac", env="Pendulum-v1", seeds=[0, 1, 2], steps=20_000)
-    policy = deeprl.load(run.directory, seed=1)
-    action = policy(obs)
+run = deeprl.train("sac", env="Pendulum-v1", seeds=[0, 1, 2], steps=20_000)
+policy = deeprl.load(run.directory, seed=1)
+action = policy(obs)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ALGORITHMS = {
 if TYPE_CHECKING:
     from deeprl.api import load as load
     from deeprl.api import train as train
-    from deeprl.results import results as results
+    from deeprl.records import results as results
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "results":
-        from deeprl.results import results
+        from deeprl.records import results
 
         return results
     raise AttributeError(f"module 'deeprl' has no attribute {name!r}")

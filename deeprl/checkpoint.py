@@ -1,6 +1,6 @@
 """Checkpoints: a directory per checkpoint that is complete or not there, checked when read, safe to open.
 
-`checkpoints/000020000/` holds `state.pt` and `manifest.json` (format version, step, SHA-256 and size of the file). It is
+`checkpoints/000020000/` holds `state.pt` and `manifest.json` (format version, step, SHA-256 and size of it). It is
 written under another name, flushed to disk and renamed. Loading uses `weights_only=True`: a checkpoint from a stranger
 cannot run code.
 """

@@ -170,19 +170,26 @@ class RunConfig:
         own = {name: v[index] if isinstance(v, tuple) else v for name, v in values.items()}
         return dataclasses.replace(self, seeds=(self.seeds[index],), **own)
 
+    def scalars(self, *names: str) -> dict[str, float]:
+        """Per-agent settings of a single member by name."""
+        values = {name: getattr(self, name) for name in names}
+        for name, value in values.items():
+            _require(not isinstance(value, tuple), f"{name}: still has a value per agent; take config.member(i) first")
+        return {name: float(value) for name, value in values.items()}
+
     def varied(self) -> list[str]:
         """The per-agent fields in which the members of this population differ."""
         return [f for f in per_agent_fields(type(self)) if isinstance(v := getattr(self, f), tuple) and len(set(v)) > 1]
 
 
 # Fields that do not change what a run computes.
-_NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The settings that make two runs the same run, as plain JSON values."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {k: v for k, v in plain.items() if k not in _NOT_IDENTITY}
+    return {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
 
 
 def config_hash(algorithm: str, config: RunConfig) -> str:

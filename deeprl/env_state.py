@@ -31,7 +31,7 @@ def capture(env: gym.Env) -> dict[str, Any] | None:
 
 def restore(env: gym.Env, state: dict[str, Any]) -> None:
     """Bring `env`, made the same way and reset at least once, into a captured state."""
-    base = env.unwrapped
+    base: Any = env.unwrapped
     for layer, attributes in zip(_wrappers(env), state["wrappers"], strict=True):
         vars(layer).update(attributes)
     vars(base).update(state["attributes"])
@@ -51,7 +51,7 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
             setattr(base, name, value)
 
 
-def _inner_state(base: gym.Env) -> dict[str, Any] | None:
+def _inner_state(base: Any) -> dict[str, Any] | None:
     if hasattr(base, "state_dict") and hasattr(base, "load_state_dict"):
         return base.state_dict()
     if _is_mujoco(base):
@@ -85,7 +85,7 @@ def _plain_attributes(layer: Any) -> dict[str, Any]:
 
 
 def _wrappers(env: gym.Env) -> list[gym.Env]:
-    layers = []
+    layers: list[gym.Env] = []
     while isinstance(env, gym.Wrapper):
         layers.append(env)
         env = env.env

@@ -7,6 +7,7 @@ agent with seed s is seeded from (s, e) alone.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -54,6 +55,7 @@ def make_env(
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # `module:Id-v0` next to where the user stands
+    _warn_once_per_text()
     try:
         made = gym.make(env, **kwargs)
     except gym.error.DependencyNotInstalled as error:
@@ -108,7 +110,8 @@ def env_seeds(seed: int, stream: str, n: int, counter: int = 0) -> list[int]:
 
 
 class PopulationEnvs:
-    """S x N environments stepped together. `obs` [S, N, O] float32 is what the agents see now, `is_first` [S, N] tells where it begins an episode.
+    """S x N environments stepped together. `obs` [S, N, O] float32 is what the agents see now; `is_first` [S, N] tells where it
+    begins an episode.
 
     Running returns and lengths are kept per environment; `pop_episodes` hands out the episodes finished since its last
     call, in order.
@@ -170,8 +173,8 @@ class PopulationEnvs:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `None` in place of an environment that cannot be captured."""
         states = [env_state.capture(env) for env in getattr(self.vector, "envs", [])]
-        return {"envs": states, "obs": self.obs.copy(), "is_first": self.is_first.copy(), "returns": self._returns.copy(),
-                "lengths": self._lengths.copy(), "episodes": [tuple(e) for e in self._episodes]}  # fmt: skip
+        return {"envs": states, "obs": self.obs.copy(), "is_first": self.is_first.copy(),
+                "returns": self._returns.copy(), "lengths": self._lengths.copy(), "episodes": [tuple(e) for e in self._episodes]}  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> int:
         """Restore what `state_dict` gave. Returns how many environments had to start their episode anew."""
@@ -192,6 +195,26 @@ class PopulationEnvs:
 
     def close(self) -> None:
         self.vector.close()
+
+
+@functools.cache
+def _warn_once_per_text() -> None:
+    """MuJoCo's warnings once each on stderr, instead of a MUJOCO_LOG.TXT wherever the user stands.
+
+    Left out: the deprecation of an attribute in the models that Gymnasium ships, which no user can mend.
+    """
+    try:
+        import mujoco
+    except ImportError:
+        return
+    told = set()
+
+    def warn(text: str) -> None:
+        if text not in told and "settotalmass" not in text:
+            print(f"MuJoCo: {text}", file=sys.stderr)
+        told.add(text)
+
+    mujoco.set_mju_user_warning(warn)
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class DeeprlError(Exception):
-    """Bad input (a name, a setting, a file). The message is one line that says what is wrong and what would be right."""
+    """Bad input (a name, a setting, a file). The message is one line: what is wrong, what would be right."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

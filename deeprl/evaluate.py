@@ -49,16 +49,25 @@ class Evaluator:
         self._make, self._seeds, self._episodes = make, list(seeds), episodes
         self._envs: list[list[gym.Env]] = []
 
-    def __call__(self, policy: PopulationPolicy, counter: int = 0) -> list[Episode]:
-        """Episodes ordered by member and episode number. counter: 0 <= counter < 2^32, usually the training step."""
+    def __call__(
+        self, policy: PopulationPolicy, counter: int = 0, progress: Callable[[int], None] | None = None
+    ) -> list[Episode]:
+        """Episodes ordered by member and episode number. counter: 0 <= counter < 2^32, usually the training step.
+
+        progress: called with the number of finished episodes.
+        """
         starts = [env_seeds(seed, "eval", self._episodes, counter) for seed in self._seeds]
         episodes: list[Episode] = []
         for first in range(0, self._episodes, _PARALLEL_EPISODES):
             width = min(_PARALLEL_EPISODES, self._episodes - first)
-            episodes += self._round(policy, [s[first : first + width] for s in starts], first)
+            for ended in self._round(policy, [s[first : first + width] for s in starts], first):
+                episodes += ended
+                if progress is not None:
+                    progress(len(episodes))
         return sorted(episodes)
 
-    def _round(self, policy: PopulationPolicy, starts: list[list[int]], first: int) -> Iterator[Episode]:
+    def _round(self, policy: PopulationPolicy, starts: list[list[int]], first: int) -> Iterator[list[Episode]]:
+        """Play one episode in each of S x E environments; yields the episodes that ended, step by step."""
         envs = self._made(len(starts[0]))
         spec = box_spec(envs[0][0])
         shape = (len(starts), len(starts[0]))
@@ -71,16 +80,16 @@ class Evaluator:
         while running:
             action = to_env_action(spec, policy(obs, is_first))
             is_first[:] = False
-            still = []
+            ended = []
             for m, e in running:
                 obs[m, e], reward, terminated, truncated, _ = envs[m][e].step(action[m, e])
                 returns[m, e] += float(reward)
                 lengths[m, e] += 1
-                if not (terminated or truncated):
-                    still.append((m, e))
-            running = still
-        for m, e in np.ndindex(shape):
-            yield Episode(m, first + e, float(returns[m, e]), int(lengths[m, e]))
+                if terminated or truncated:
+                    ended.append(Episode(m, first + e, float(returns[m, e]), int(lengths[m, e])))
+            over = {(e.member, e.env - first) for e in ended}
+            running = [place for place in running if place not in over]
+            yield ended
 
     def _made(self, width: int) -> list[list[gym.Env]]:
         if not self._envs:

@@ -93,7 +93,7 @@ def clip_by_global_norm(grads: Params, max_norm: Scalar) -> Params:
 
 
 def adaptive_clip(grads: Params, params: Params, clip: float = 0.3, eps: float = 1e-3) -> Params:
-    """Adaptive gradient clipping (Brock et al. 2021, Eq. 3), per tensor as DreamerV3 does: |g| <= clip * max(|w|, eps)."""
+    """Adaptive gradient clipping (Brock et al. 2021, Eq. 3), per tensor: |g| <= clip * max(|w|, eps)."""
     clipped = {}
     for k, g in grads.items():
         limit = clip * torch.clamp(params[k].square().sum().sqrt(), min=eps)

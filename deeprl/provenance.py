@@ -62,7 +62,9 @@ def device_name(device: str, threads: int) -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        model = next((li.partition(":")[2].strip() for li in info.read_text().splitlines() if "model name" in li), model)
+        model = next(
+            (li.partition(":")[2].strip() for li in info.read_text().splitlines() if "model name" in li), model
+        )
     return f"cpu ({model}, {threads} threads)"
 
 

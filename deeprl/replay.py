@@ -42,9 +42,7 @@ class Replay:
             return torch.zeros((agents, self.capacity, *shape), dtype=dtype, device=device)
 
         obs_shape = spec.obs_shape
-        self.data = Stored(
-            rows(*obs_shape), rows(spec.action_dim), rows(), rows(dtype=torch.bool), rows(*obs_shape)
-        )
+        self.data = Stored(rows(*obs_shape), rows(spec.action_dim), rows(), rows(dtype=torch.bool), rows(*obs_shape))
         self.size = torch.zeros((), dtype=torch.int64, device=device)
         self._inserted = 0
 
@@ -72,9 +70,7 @@ class Replay:
             value[:, :filled].copy_(saved["rows"][name])
 
 
-def sample(
-    data: Stored, size: Tensor, key: rng.Key, batch_size: int, discount: float | Float[Tensor, ""]
-) -> Batch:
+def sample(data: Stored, size: Tensor, key: rng.Key, batch_size: int, discount: float | Float[Tensor, ""]) -> Batch:
     """`batch_size` transitions of one agent, uniformly with replacement. discount: gamma of that agent."""
     index = rng.randint(key, (batch_size,), size)
     terminated = data.terminated[index].to(data.reward.dtype)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprl.results import Cell, Pairs, Run, differing, group, read_runs
+from deeprl.records import Cell, Pairs, Run, differing, group, read_runs
 from deeprl.stats import bootstrap_interval, iqm, mean_band, mean_interval
 
 Rows = list[dict[str, Any]]

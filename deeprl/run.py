@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 

@@ -30,6 +30,13 @@ class EnvSpec:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> EnvSpec:
+        """From what `dataclasses.asdict` gave, after a way through JSON (tuples have become lists)."""
+        return cls(
+            tuple(values["obs_shape"]), values["action_dim"], tuple(values["action_low"]), tuple(values["action_high"])
+        )
+
     @property
     def obs_dim(self) -> int:
         """O of a flat observation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 class EnsembleLinear(nn.Module):
     """E independent linear layers. weight: [E, in, out], bias: [E, out].
 
-    The layout is [in, out] (transposed against `nn.Linear`): under a vmap over agents its gradient comes out contiguous.
+    The layout is [in, out], transposed against `nn.Linear`: its gradient comes out contiguous under a vmap over agents.
     """
 
     def __init__(self, size: int, in_dim: int, out_dim: int):
@@ -39,7 +40,7 @@ class CriticEnsemble(nn.Module):
         super().__init__()
         dims = [obs_dim + action_dim, *hidden, 1]
         self.size = size
-        self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in itertools.pairwise(dims))
 
     def forward(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B"]:
         x = torch.cat([obs, action], dim=-1).expand(self.size, -1, -1)

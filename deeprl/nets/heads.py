@@ -16,7 +16,7 @@ LogStd = Literal["clamp", "tanh"]
 
 
 def bound_log_std(raw: Float[Tensor, "*B A"], kind: LogStd, low: float, high: float) -> Float[Tensor, "*B A"]:
-    """log sigma in [low, high]: `clamp` cuts (no gradient outside), `tanh` maps the whole line smoothly into the range."""
+    """log sigma in [low, high]: `clamp` cuts (no gradient outside), `tanh` maps smoothly into the range."""
     if kind == "clamp":
         return raw.clamp(low, high)
     return low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)

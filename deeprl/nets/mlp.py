@@ -14,9 +14,7 @@ class MLP(nn.Sequential):
     Initialised as `torch.nn.Linear` is: weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     """
 
-    def __init__(
-        self, in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[], nn.Module] = nn.ReLU
-    ):
+    def __init__(self, in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[], nn.Module] = nn.ReLU):
         dims = [in_dim, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(dims, hidden, strict=False):

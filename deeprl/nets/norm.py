@@ -35,7 +35,7 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def update(self, x: Float[Tensor, "N O"]) -> None:
         """Take in a batch of observations."""
-        for name, value in self.updated({k: v for k, v in self.named_buffers()}, x).items():
+        for name, value in self.updated(dict(self.named_buffers()), x).items():
             getattr(self, name).copy_(value)
 
     @staticmethod

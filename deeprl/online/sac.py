@@ -140,10 +140,10 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
     words = rng.bits(key, (2,)).tolist()
     actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
-    entropy = -float(net.spec.action_dim) if config.target_entropy == "auto" else config.target_entropy
-    names = ("actor_lr", "critic_lr", "alpha_lr", "discount", "tau")
-    hparams = {n: getattr(config, n) for n in names} | {"target_entropy": entropy}
-    log_alpha = torch.tensor(math.log(config.init_alpha))
+    hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "discount", "tau")
+    automatic = config.target_entropy == "auto"
+    hparams |= {"target_entropy": -float(net.spec.action_dim)} if automatic else config.scalars("target_entropy")
+    log_alpha = torch.tensor(math.log(config.scalars("init_alpha")["init_alpha"]))
     return State(
         actor=actor,
         critic=critic,
@@ -153,7 +153,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         critic_moments=init_moments(critic),
         alpha_moments=init_moments({"log_alpha": log_alpha}),
         obs_stats={k: b.clone() for k, b in net.obs_norm.named_buffers()},
-        hparams={k: torch.tensor(float(v)) for k, v in hparams.items()},
+        hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
     )
 
@@ -277,7 +277,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         run.restore(agents=agents, replay=replay, envs=envs)
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
-        uniform = over_agents(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0), run.execution)
+        uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
         track = over_agents(functools.partial(observe, modules, config), run.execution, donate=True)
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(2,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from deeprl.config import NOT_IDENTITY
 from deeprl.errors import DeeprlError
 
 COLUMNS = (
@@ -28,7 +29,7 @@ COLUMNS = (
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
-BOOKKEEPING = {"seeds", "out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+BOOKKEEPING = NOT_IDENTITY | {"seeds"}  # fields whose differences do not set the runs of a cell apart
 
 
 class Evaluation(NamedTuple):

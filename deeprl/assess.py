@@ -1,0 +1,42 @@
+"""`deeprl evaluate`: many episodes of every trained agent of a run, without exploration."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+from deeprl.api import load_population
+from deeprl.envs import make_env
+from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.progress import Progress
+
+_COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
+
+
+def assess(run_dir: str | Path, episodes: int, table: str | None = None) -> np.ndarray:
+    """Print each agent's mean return over new episodes and return them all, [S, episodes].
+
+    table: a CSV file to write every episode to (member, seed, episode, return, length).
+    """
+    population = load_population(run_dir)
+    config = population.config
+    seeds = [m["seed"] for m in population.members]
+    evaluator = Evaluator(lambda: make_env(config.env, config.env_kwargs, config.wrappers), seeds, episodes)
+    progress = Progress(f"evaluating {config.env}", episodes * len(seeds))
+    found = evaluator(greedy_policy(population.act(), population.state), _COUNTER, progress.update)
+    progress.close()
+    evaluator.close()
+    returns = np.array([e.ret for e in found]).reshape(len(seeds), episodes)
+    for about, own in zip(population.members, returns, strict=True):
+        settings = "".join(f" {k}={v}" for k, v in about["settings"].items())
+        error = own.std(ddof=1) / math.sqrt(episodes) if episodes > 1 else math.nan
+        print(f"seed {about['seed']}{settings}: {own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes)")
+    if table:
+        with Path(table).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("member", "seed", "episode", "return", "length"))
+            writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in found)
+    return returns

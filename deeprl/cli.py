@@ -1,0 +1,150 @@
+"""The command line. Imports nothing heavy until a command needs it: `--help` and `list` answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deeprl
+from deeprl.errors import DeeprlError
+
+_EPILOG = """examples:
+  deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
+  deeprl sweep benchmarks/sweeps/demo.toml
+  deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 with one line on stderr for bad input."""
+    words = list(sys.argv[1:] if args is None else args)
+    try:
+        if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
+            return _train(words[1:])
+        options = _parser().parse_args(words)
+        return int(options.run(options) or 0)
+    except DeeprlError as error:
+        print(f"deeprl: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `deeprl list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deeprl",
+        description="Deep-RL algorithms that train populations of agents in one process.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"deeprl {deeprl.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", _no_algorithm, "train a population (`deeprl train sac --help` lists its settings)")
+    train.add_argument("algorithm", help="a name from `deeprl list`")
+    resume = command("resume", _resume, "continue a run from its newest checkpoint")
+    resume.add_argument("run_dir")
+    evaluate = command("evaluate", _evaluate, "evaluate the trained agents of a run, without exploration")
+    evaluate.add_argument("run_dir")
+    evaluate.add_argument("--episodes", type=int, default=100, help="episodes of each agent (default 100)")
+    evaluate.add_argument("--csv", help="write every episode to this file")
+    watch = command("watch", _watch, "film an episode of a trained agent")
+    watch.add_argument("run_dir")
+    watch.add_argument("--seed", type=int, help="which agent, by its seed")
+    watch.add_argument("--member", type=int, help="which agent, by its number")
+    watch.add_argument("--out", help="file.gif or file.mp4 (default RUN_DIR/episode_seed_N.gif)")
+    watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
+    sweep = command("sweep", _sweep, "train all experiments of a TOML file and write one report; resumable")
+    sweep.add_argument("file")
+    report = command("report", _report, "write the report of all runs below a directory")
+    report.add_argument("directory")
+    report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
+    report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
+    command("list", _list, "list the algorithms, with their papers and what they need")
+    return parser
+
+
+def _train(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        raise DeeprlError(f"train: name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}")
+    from deeprl.api import algorithm_module
+
+    module = algorithm_module(words[0])
+    import tyro
+
+    config = tyro.cli(module.Config, args=words[1:], prog=f"deeprl train {words[0]}", description=module.__doc__)
+    return _trained(module.train(config))
+
+
+def _trained(run: Any) -> int:
+    state = "finished" if run.finished else "stopped"
+    print(f"{state} at step {run.step:,} after {run.wall_s:,.0f} s; records in {run.directory}")
+    return 0
+
+
+def _no_algorithm(options: argparse.Namespace) -> int:
+    raise DeeprlError("train: name an algorithm first")
+
+
+def _resume(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from deeprl.api import algorithm_module, read_about, stored_config
+
+    about = read_about(Path(options.run_dir))
+    config = dataclasses.replace(stored_config(about), out=options.run_dir)
+    return _trained(algorithm_module(about["algorithm"]).train(config))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from deeprl.assess import assess
+
+    if options.episodes < 1:
+        raise DeeprlError(f"--episodes: must be positive, not {options.episodes}")
+    assess(options.run_dir, options.episodes, options.csv)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from deeprl.watch import watch
+
+    watch(options.run_dir, options.seed, options.member, options.out, options.max_steps)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from deeprl.sweep import run_sweep
+
+    print(f"report: {run_sweep(options.file)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from deeprl.records import results, write_rows
+    from deeprl.report import write_report
+
+    print(f"report: {write_report(options.directory, options.out)}")
+    if options.rows:
+        write_rows(options.rows, results(options.directory))
+        print(f"rows: {options.rows}")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    for name, algorithm in deeprl.ALGORITHMS.items():
+        print(f"{name:10} {algorithm.title}\n{'':10} {algorithm.paper}; needs {algorithm.needs}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Sweeps: a TOML file of algorithms x environments x settings x seeds, trained as few populations as possible.
+
+    out = "runs/my_sweep"                 # default: runs/ and the name of the file
+
+    [defaults]                            # settings of every experiment
+    eval_episodes = 10
+
+    [[experiment]]
+    algorithm = "sac"                     # one name or a list
+    env = ["Pendulum-v1", "Hopper-v5"]    # one id or a list
+    seeds = "0-4"
+    steps = 100_000
+
+    [experiment.grid]                     # every combination of these
+    actor_lr = [1e-4, 3e-4]
+    hidden = [[64, 64], [256, 256]]
+
+Agents that differ only in their seed and in per-agent settings (learning rates, discount, ...) train in one
+population. Everything else, such as `hidden`, makes a population of its own. A sweep that is called again skips what
+is finished and continues what is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeprl.api import algorithm_module
+from deeprl.config import RunConfig, build, config_hash, per_agent_fields
+from deeprl.envs import make_env
+from deeprl.errors import DeeprlError, nearest
+from deeprl.report import write_report
+
+_TOP = ("out", "defaults", "experiment")
+_OWN = ("algorithm", "env", "grid")  # keys of an experiment that are no settings
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One population to train."""
+
+    algorithm: str
+    config: RunConfig
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.config.out)
+
+    def finished(self) -> bool:
+        """Whether its directory holds this run, complete."""
+        try:
+            about = json.loads((self.directory / "config.json").read_text())
+            status = json.loads((self.directory / "status.json").read_text())
+        except (OSError, ValueError):
+            return False
+        same = about.get("config_hash") == config_hash(self.algorithm, self.config)
+        return same and status.get("state") == "finished"
+
+
+def run_sweep(file: str | Path) -> Path:
+    """Train everything in a sweep file and write its report. Returns the path of `report/index.html`.
+
+    Raises DeeprlError (file, line, key) before anything is trained if the file or an environment is wrong.
+    """
+    out, plan = read_sweep(file)
+    for planned in plan:
+        make_env(planned.config.env, planned.config.env_kwargs, planned.config.wrappers).close()
+    agents = sum(len(p.config.seeds) for p in plan)
+    print(f"{file}: {agents} agents in {len(plan)} populations, records in {out}", flush=True)
+    for number, planned in enumerate(plan, 1):
+        name = f"[{number}/{len(plan)}] {planned.algorithm} {planned.config.env} {planned.config.label}".rstrip()
+        if planned.finished():
+            print(f"{name}: finished before", flush=True)
+            continue
+        print(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps", flush=True)
+        algorithm_module(planned.algorithm).train(planned.config)
+    return write_report(out)
+
+
+def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
+    """The output directory and the populations of a sweep file, checked. Raises DeeprlError naming file and line."""
+    path = Path(file)
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise DeeprlError(f"{path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DeeprlError(f"{path}: {error}") from error
+    source = _Source(path, text)
+    for key in content:
+        if key not in _TOP:
+            raise source.error(key, f"{key}: unknown key{nearest(key, _TOP)}", "")
+    out = Path(content.get("out", f"runs/{path.stem}"))
+    experiments = content.get("experiment", [])
+    if not isinstance(experiments, list) or not experiments:
+        raise DeeprlError(f"{path}: no [[experiment]] in it")
+    plan = [
+        planned
+        for number, experiment in enumerate(experiments)
+        for planned in _populations(source, number, content.get("defaults", {}), experiment, out)
+    ]
+    directories = [p.directory for p in plan]
+    for directory in directories:
+        if directories.count(directory) > 1:
+            raise DeeprlError(f"{path}: two experiments would write to {directory}; give one of them a label")
+    return out, plan
+
+
+class _Source:
+    """The text of a sweep file, to name the line of a key that is wrong."""
+
+    def __init__(self, path: Path, text: str):
+        self._path, self._lines = path, text.splitlines()
+
+    def error(self, key: str, message: str, *sections: str) -> DeeprlError:
+        """`FILE:LINE: message` with the line of `key` in the first of the sections ("" is the top) that has it."""
+        for section in sections:
+            for number, line in enumerate(self._lines, 1):
+                if self._section(number) == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+                    return DeeprlError(f"{self._path}:{number}: {message}")
+        return DeeprlError(f"{self._path}: {message}")
+
+    def _section(self, upto: int) -> str:
+        """Which table a line is in: "defaults", "experiment 0", "experiment 0 grid", ..."""
+        section, count = "", -1
+        for line in self._lines[:upto]:
+            if line.strip().startswith("[[experiment]]"):
+                count += 1
+                section = f"experiment {count}"
+            elif match := re.match(r"\s*\[experiment\.(\w+)\]", line):
+                section = f"experiment {count} {match[1]}"
+            elif match := re.match(r"\s*\[(\w+)\]", line):
+                section = match[1]
+        return section
+
+
+def _populations(
+    source: _Source, number: int, defaults: Mapping[str, Any], experiment: Mapping[str, Any], out: Path
+) -> Iterator[Planned]:
+    here = f"experiment {number}"
+    for key in ("algorithm", "env"):
+        if key not in experiment:
+            raise DeeprlError(f"{source.error('', f'experiment {number + 1} has no {key}')}")
+    settings = {**defaults, **{k: v for k, v in experiment.items() if k not in _OWN}}
+    if "out" in settings:
+        raise source.error("out", "out: belongs at the top of the file", here, "defaults")
+    grid = experiment.get("grid", {})
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise source.error(key, f"{key}: a grid lists the values to try", f"{here} grid", here)
+    for algorithm, env in itertools.product(_listed(experiment["algorithm"]), _listed(experiment["env"])):
+        try:
+            module = algorithm_module(algorithm)
+        except DeeprlError as error:
+            raise source.error("algorithm", str(error), here) from error
+        for shared, cells in _cells(module.Config, grid):
+            try:
+                config = _population(module.Config, {**settings, "env": env, **shared}, cells)
+            except DeeprlError as error:
+                key = str(error).partition(":")[0]
+                raise source.error(key, str(error), f"{here} grid", here, "defaults") from error
+            label = " ".join(filter(None, [config.label, *(f"{k}={_short(v)}" for k, v in shared.items())]))
+            folder = out / algorithm / env.replace(":", "_") / re.sub(r"[^\w.,=+-]+", "_", label)
+            yield Planned(algorithm, dataclasses.replace(config, out=str(folder), label=label))
+
+
+def _cells(config: type[RunConfig], grid: Mapping[str, list]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Combinations of the settings that a population shares, each with those of its agents."""
+    own = per_agent_fields(config)
+    shared = {k: v for k, v in grid.items() if k not in own}
+    single = {k: v for k, v in grid.items() if k in own}
+    cells = [dict(zip(single, values, strict=True)) for values in itertools.product(*single.values())]
+    for values in itertools.product(*shared.values()):
+        yield dict(zip(shared, values, strict=True)), cells
+
+
+def _population(config: type[RunConfig], settings: Mapping[str, Any], cells: list[dict[str, Any]]) -> RunConfig:
+    """One population: every cell of per-agent settings with every seed."""
+    base = build(config, settings)
+    if cells == [{}]:
+        return base
+    for cell in cells:
+        build(config, {**settings, **cell})  # each value must be right by itself
+    values = {k: [cell[k] for cell in cells for _ in base.seeds] for k in cells[0]}
+    return build(config, {**settings, **values, "seeds": base.seeds * len(cells)})
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,76 @@
+"""Films an episode of a trained agent, without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeprl.api import Policy, load, read_about, stored_config
+from deeprl.envs import env_seeds, make_env
+from deeprl.errors import DeeprlError
+from deeprl.progress import Progress
+
+_GIF_FPS = 25  # browsers play faster GIFs slowly
+
+
+def watch(run_dir: str | Path, seed: int | None, member: int | None, out: str | None, max_steps: int) -> Path:
+    """Write one episode without exploration to `out` (.gif or .mp4; default RUN_DIR/episode_seed_N.gif).
+
+    Raises DeeprlError where the environment cannot be drawn or `out` has another ending.
+    """
+    directory = Path(run_dir)
+    config = stored_config(read_about(directory))
+    policy = load(directory, seed, member)
+    path = Path(out) if out else directory / f"episode_seed_{policy.seed}.gif"
+    if path.suffix not in (".gif", ".mp4"):
+        raise DeeprlError(f"{path}: films are .gif or .mp4")
+    env = make_env(config.env, config.env_kwargs, config.wrappers, render=True)
+    frames, episode_return = _film(env, policy, max_steps)
+    fps = float(env.metadata.get("render_fps") or 30)
+    env.close()
+    _write(path, frames, fps)
+    print(f"{path}: {len(frames)} frames, return {episode_return:,.1f}", flush=True)
+    return path
+
+
+def _film(env: Any, policy: Policy, max_steps: int) -> tuple[list[np.ndarray], float]:
+    obs, _ = env.reset(seed=env_seeds(policy.seed, "eval", 1)[0])
+    frames, total, ended = [_frame(env)], 0.0, False
+    progress = Progress("filming", max_steps)
+    while not ended and len(frames) <= max_steps:
+        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        total, ended = total + float(reward), terminated or truncated
+        frames.append(_frame(env))
+        progress.update(len(frames))
+    progress.close()
+    return frames, total
+
+
+def _frame(env: Any) -> np.ndarray:
+    try:
+        frame = env.render()
+    except Exception as error:  # OpenGL back ends fail in ways of their own
+        raise DeeprlError(
+            f"cannot draw {env.unwrapped.spec.id}: {error}; MuJoCo needs EGL or OSMesa (MUJOCO_GL=egl or osmesa)"
+        ) from error
+    if not isinstance(frame, np.ndarray):
+        raise DeeprlError(f"{type(env.unwrapped).__name__} has no rgb_array rendering")
+    return frame
+
+
+def _write(path: Path, frames: list[np.ndarray], fps: float) -> None:
+    if path.suffix == ".mp4":
+        try:
+            import imageio
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError as error:
+            raise DeeprlError("MP4 needs a codec; install it with: pip install 'deeprl[video]'") from error
+        imageio.mimwrite(path, list[Any](frames), fps=fps, macro_block_size=2)
+        return
+    from PIL import Image
+
+    stride = max(1, round(fps / _GIF_FPS))
+    pictures = [Image.fromarray(f).quantize(64) for f in frames[::stride]]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 * stride / fps, loop=0)
