@@ -60,7 +60,7 @@ def load(directory: Path) -> tuple[int, dict[str, Any]] | None:
     for step in reversed(found):
         try:
             return step, _read(directory / f"{step:09d}")
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
             warnings.warn(f"checkpoint {directory / f'{step:09d}'} is broken ({error})", stacklevel=2)
     if found:
         raise DeeprlError(f"all checkpoints in {directory} are broken")
@@ -86,7 +86,7 @@ def _savable(value: Any) -> Any:
         return value.detach().cpu().clone() if value.numel() * value.element_size() < value.untyped_storage().nbytes() \
             else value.detach().cpu()  # fmt: skip
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(np.asarray(value, order="C"))
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):

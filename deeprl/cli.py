@@ -20,7 +20,7 @@ _EPILOG = """examples:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 with one line on stderr for bad input."""
+    """Run one command. Returns the exit status: 0, 2 with one line on stderr for bad input, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
@@ -30,6 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except DeeprlError as error:
         print(f"deeprl: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("deeprl: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `deeprl list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,13 +23,15 @@ from deeprl.errors import DeeprlError, nearest
 C = TypeVar("C", bound="RunConfig")
 
 
-def parse_seeds(words: typing.Iterable[str]) -> tuple[int, ...]:
+def parse_seeds(words: Iterable[str]) -> tuple[int, ...]:
     """Seeds from words such as "0-3", "7" or "0,2,5-9"."""
     seeds: list[int] = []
     for word in ",".join(words).split(","):
         if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", word)):
             raise ValueError(f"seeds are numbers and ranges such as 0-3 or 0,2,5, not {word!r}")
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ValueError(f"a range of seeds goes up, unlike {word!r}")
         seeds += range(first, last + 1)
     return tuple(seeds)
 
@@ -150,6 +152,7 @@ class RunConfig:
         _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
         _require(self.envs_per_agent > 0, f"envs_per_agent: must be positive, not {self.envs_per_agent}")
         _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
+        _require(self.keep_checkpoints > 0, f"keep_checkpoints: must be positive, not {self.keep_checkpoints}")
         for name in ("eval_every", "eval_episodes", "threads", "checkpoint_minutes", "max_hours"):
             _require(getattr(self, name) >= 0, f"{name}: must not be negative")
         for name in per_agent_fields(type(self)):
@@ -220,7 +223,7 @@ def _require(holds: bool, message: str) -> None:
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
     """`value` as the annotated type: lists become tuples, integers floats; anything else must fit as it is."""
-    if key == "seeds" and isinstance(value, int | str) and not isinstance(value, bool):
+    if key == "seeds" and hint is not int and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return parse_seeds([str(value)])
         except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from torch import Tensor
 
 _PLAIN = (bool, int, float, str, type(None), np.bool_, np.integer, np.floating)
 
@@ -32,6 +33,7 @@ def capture(env: gym.Env) -> dict[str, Any] | None:
 def restore(env: gym.Env, state: dict[str, Any]) -> None:
     """Bring `env`, made the same way and reset at least once, into a captured state."""
     base: Any = env.unwrapped
+    state = arrays(state)
     for layer, attributes in zip(_wrappers(env), state["wrappers"], strict=True):
         vars(layer).update(attributes)
     vars(base).update(state["attributes"])
@@ -49,6 +51,15 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
     else:
         for name, value in inner.items():
             setattr(base, name, value)
+
+
+def arrays(value: Any) -> Any:
+    """Tensors, which a checkpoint gives back in place of arrays, as arrays again."""
+    if isinstance(value, dict):
+        return {k: arrays(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [arrays(v) for v in value]
+    return value.numpy().copy() if isinstance(value, Tensor) else value
 
 
 def _inner_state(base: Any) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ agent with seed s is seeded from (s, e) alone.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -63,12 +64,25 @@ def make_env(
     except (gym.error.UnregisteredEnv, gym.error.Error) as error:
         raise DeeprlError(_unknown(env, error)) from error
     except ModuleNotFoundError as error:
-        raise DeeprlError(f"{env}: cannot import {error.name!r}{_install_hint(error.name or '')}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+        reason = f"cannot import {error.name!r}" if error.name else _one_line(error)
+        raise DeeprlError(f"{env}: {reason}{_install_hint(error.name or '')}") from error
+    except (TypeError, ValueError, AttributeError, OSError) as error:
         raise DeeprlError(f"{env} with arguments {kwargs}: {_one_line(error)}") from error
     for wrapper in wrappers:
         made = load_object(wrapper, "wrapper")(made)
     return made
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvFactory:
+    """Makes one environment as `make_env` does; picklable, for environments in processes of their own."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    wrappers: tuple[str, ...]
+
+    def __call__(self) -> gym.Env:
+        return make_env(self.env, self.env_kwargs, self.wrappers)
 
 
 def load_object(path: str, what: str) -> Any:
@@ -106,13 +120,14 @@ def to_env_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
 
 def env_seeds(seed: int, stream: str, n: int, counter: int = 0) -> list[int]:
     """Reset seeds of an agent's environments 0 .. n-1, drawn from the agent's own stream (`env` or `eval`)."""
-    return [int(s) for s in rng.randint(rng.key(seed, stream, counter), (n,), 2**31 - 1)]
+    # The first n of 2 n draws come from a lane of the generator each, so that seed e does not depend on n.
+    return [int(s) for s in rng.randint(rng.key(seed, stream, counter), (2 * n,), 2**31 - 1)[:n]]
 
 
 class PopulationEnvs:
-    """S x N environments stepped together. `obs` [S, N, O] float32 is what the agents see now; `is_first` [S, N] tells where it
-    begins an episode.
+    """S x N environments stepped together.
 
+    `obs` [S, N, O] float32 is what the agents see now; `is_first` [S, N] tells which of them begin an episode.
     Running returns and lengths are kept per environment; `pop_episodes` hands out the episodes finished since its last
     call, in order.
     """
@@ -173,11 +188,18 @@ class PopulationEnvs:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `None` in place of an environment that cannot be captured."""
         states = [env_state.capture(env) for env in getattr(self.vector, "envs", [])]
-        return {"envs": states, "obs": self.obs.copy(), "is_first": self.is_first.copy(),
-                "returns": self._returns.copy(), "lengths": self._lengths.copy(), "episodes": [tuple(e) for e in self._episodes]}  # fmt: skip
+        return {
+            "envs": states,
+            "obs": self.obs.copy(),
+            "is_first": self.is_first.copy(),
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+            "episodes": [tuple(e) for e in self._episodes],
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> int:
         """Restore what `state_dict` gave. Returns how many environments had to start their episode anew."""
+        saved = env_state.arrays(saved)
         self.obs, self.is_first = np.array(saved["obs"], np.float32), np.array(saved["is_first"], bool)
         self._returns, self._lengths = np.array(saved["returns"]), np.array(saved["lengths"])
         self._episodes = [Episode(*e) for e in saved["episodes"]]

@@ -26,16 +26,16 @@ class CsvLog:
         with self.path.open("a", newline="") as file:
             if self._columns is None:
                 self._columns = list(rows[0])
-                csv.writer(file).writerow(self._columns)
-            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="raise")
+                csv.writer(file, lineterminator="\n").writerow(self._columns)
+            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="raise", lineterminator="\n")
             writer.writerows(rows)
 
     def cut_after(self, step: int) -> None:
         """Drop rows of later steps, and a last line that was only half written."""
         if not self.path.exists():
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        kept = lines[:1] + [li for li in lines[1:] if li.endswith("\n") and int(li.partition(",")[0]) <= step]
+        lines = [li for li in self.path.read_text().splitlines(keepends=True) if li.endswith("\n")]
+        kept = lines[:1] + [li for li in lines[1:] if int(li.partition(",")[0]) <= step]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, self.path)

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
@@ -129,6 +130,18 @@ def freezing(update: Callable[..., tuple[Any, Metrics, Any]]) -> Callable[..., t
         return Agents(state, torch.where(healthy & ~finite, old.step, frozen_at)), metrics, aux
 
     return guarded
+
+
+def resolve_execution(config: RunConfig, updates: int) -> Execution:
+    """How a run executes on this machine. updates: those it will do, all agents together."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Execution(
+        backend=config.backend,
+        compile=resolve_compile(config.compile, updates),
+        precision=config.precision,
+        threads=config.threads or cores,
+        device=resolve_device(config.device),
+    )
 
 
 def resolve_compile(choice: Literal["auto", "on", "off"], updates: int) -> bool:

@@ -46,10 +46,10 @@ class Progress:
             from rich.progress import Progress as RichProgress
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._bar.start()
@@ -59,7 +59,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line of its own above the bar."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False)
         else:
             print(line, flush=True)
 

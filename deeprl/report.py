@@ -173,7 +173,7 @@ def _file_name(env: str, taken: Iterable[str]) -> str:
     return next(name for name in names if name.lower() not in lowered)
 
 
-def _short(value: float, _position: float = 0.0) -> str:
+def _short(value: float | int, _position: float | int | None = None) -> str:
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")

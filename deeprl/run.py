@@ -7,10 +7,7 @@ refused.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,15 +17,14 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from deeprl import checkpoint, provenance, rng
-from deeprl.config import RunConfig, config_hash, identity
-from deeprl.envs import Episode, MakeEnv, PopulationEnvs, make_env
-from deeprl.errors import DeeprlError
+from deeprl import checkpoint, rng
+from deeprl.config import RunConfig, config_hash
+from deeprl.directory import stored_execution, write_about, write_json
+from deeprl.envs import EnvFactory, Episode, PopulationEnvs
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.logger import CsvLog, TensorBoardLog
-from deeprl.population import Agents, Execution, resolve_compile, resolve_device
+from deeprl.population import Agents, resolve_execution
 from deeprl.progress import Progress
-from deeprl.spec import EnvSpec
 from deeprl.tree import flatten
 
 Callback = Callable[["Run"], bool | None]
@@ -44,53 +40,24 @@ class Run:
         self.algorithm, self.config, self.callback = algorithm, config, callback
         self.directory = Path(config.out or f"runs/{algorithm}/{config.env}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
-        self.execution = self._stored_or(resolve_execution(config, updates))
+        self.execution = stored_execution(self.directory, algorithm, config) or resolve_execution(config, updates)
         self.execution.apply()
         self.streams = rng.Streams(config.seeds, self.execution.device)
         self.finished = False
         self._episodes: list[Episode] = []
-        self._previous_step = 0
+        self._previous_step = self._resumed_at = 0
+        self._metrics_before: Mapping[str, Tensor] = {}
         self._attached: dict[str, Any] = {}
         self._frozen: list[dict[str, int]] = []
         self._wall_before = self._learning_s = 0.0
         self._started = self._saved_at = time.monotonic()
         self._learning_since: float | None = None
-        self._evaluator = Evaluator(self.make_env, config.seeds, config.eval_episodes)
+        self._compiled = False
+        self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
+        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes)
         self._evaluated = -1
 
     # --- opening and closing ---
-
-    def _stored_or(self, execution: Execution) -> Execution:
-        """Check that the directory is empty or holds this run; how it was executed before is kept."""
-        about = self.directory / "config.json"
-        if not about.exists():
-            if self.directory.exists() and any(self.directory.iterdir()):
-                raise DeeprlError(f"{self.directory} is not empty and holds no run; choose another --out")
-            return execution
-        stored = json.loads(about.read_text())
-        here = {"algorithm": self.algorithm} | identity(self.config)
-        there = {"algorithm": stored["algorithm"]} | {k: stored["config"].get(k) for k in identity(self.config)}
-        differ = [k for k in here if here[k] != there[k]]
-        if differ:
-            was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
-            raise DeeprlError(f"{self.directory} holds another run ({was}); choose another --out")
-        return Execution(**stored["execution"])
-
-    def _about(self, spec: EnvSpec) -> dict[str, Any]:
-        varied = self.config.varied()
-        members = [
-            {"member": i, "seed": s, "settings": {k: getattr(self.config, k)[i] for k in varied}}
-            for i, s in enumerate(self.config.seeds)
-        ]
-        return {
-            "format": 1,
-            "algorithm": self.algorithm,
-            "config": dataclasses.asdict(self.config),
-            "config_hash": config_hash(self.algorithm, self.config),
-            "members": members,
-            "spec": dataclasses.asdict(spec),
-            "execution": dataclasses.asdict(self.execution),
-        } | provenance.describe(self.execution.device, self.execution.threads)
 
     def __enter__(self) -> Run:
         return self
@@ -105,22 +72,15 @@ class Run:
             self._tensorboard.close()
         self._evaluator.close()
 
-    def make_env(self) -> Any:
-        """One environment of this run."""
-        return make_env(self.config.env, self.config.env_kwargs, self.config.wrappers)
-
     def make_envs(self) -> PopulationEnvs:
         """The environments that the agents act in."""
-        make: MakeEnv = _MakeEnv(self.config.env, dict(self.config.env_kwargs), tuple(self.config.wrappers))
-        make().close()  # a clear error before S x N environments are made
-        return PopulationEnvs(make, self.config.seeds, self.config.envs_per_agent, self.config.env_backend)
+        self._make_env().close()  # a clear error before S x N environments are made
+        return PopulationEnvs(self._make_env, self.config.seeds, self.config.envs_per_agent, self.config.env_backend)
 
     def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`."""
         self._attached = {"agents": _TreeState(agents), "envs": envs, **parts}
-        if not (self.directory / "config.json").exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _write_json(self.directory / "config.json", self._about(envs.spec))
+        write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution)
         found = checkpoint.load(self.directory / "checkpoints")
         metrics, evaluations = self.directory / "metrics.csv", self.directory / "evaluations.csv"
         self._metrics, self._evaluations = CsvLog(metrics), CsvLog(evaluations)
@@ -137,6 +97,7 @@ class Run:
 
     def _resume(self, step: int, content: dict[str, Any]) -> None:
         self.step, own = step, content["run"]
+        self._resumed_at, self._metrics_before = step, own.get("metrics", {})
         self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
         self._episodes = [Episode(*e) for e in own["episodes"]]
         self._evaluated, self._frozen = own["evaluated"], own["frozen"]
@@ -150,8 +111,9 @@ class Run:
 
     def running(self) -> bool:
         """Whether the loop goes on: steps are left, and neither the callback nor `max_hours` has stopped it."""
-        stopped = self.step > 0 and self.callback is not None and self.callback(self)
-        out_of_time = self.config.max_hours > 0 and self.wall_s >= self.config.max_hours * 3600
+        stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
+        hours = (time.monotonic() - self._started) / 3600
+        out_of_time = 0 < self.config.max_hours <= hours and self.step > self._resumed_at
         return self.step < self.config.steps and not stopped and not out_of_time
 
     def advance(self, episodes: list[Episode]) -> None:
@@ -164,7 +126,11 @@ class Run:
     def updates_due(self, per_step: float, after: int) -> range:
         """The numbers of the updates to do now: `per_step` for each environment step beyond `after`."""
         due = range(self.updates, max(self.updates, math.floor((self.step - after) * per_step + 1e-9)))
-        if due and self._learning_since is None:
+        if due and not self._compiled:
+            self._compiled = True
+            if self.execution.compile:
+                self._progress.say("compiling the update: up to a minute, less when it has been compiled before")
+        elif due and self._learning_since is None:  # the second update: compilation is no part of the speed
             self._learning_since = time.monotonic()
         self.updates = due.stop
         return due
@@ -179,6 +145,7 @@ class Run:
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
+        self._metrics_before = metrics = metrics or self._metrics_before  # no update yet in this session
         if not metrics or not self.due(self.config.log_every):
             return
         values = {f"train/{name}": value.tolist() for name, value in metrics.items()}
@@ -231,6 +198,7 @@ class Run:
         own = {
             "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
             "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
+            "metrics": self._metrics_before,
         }  # fmt: skip
         keep = self.config.keep_checkpoints if only is None else 1
         checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
@@ -252,7 +220,7 @@ class Run:
 
     @property
     def learning_s(self) -> float:
-        """Seconds since the first update, earlier sessions included."""
+        """Seconds since the first update of each session, which compiles."""
         since = self._learning_since
         return self._learning_s + (time.monotonic() - since if since is not None else 0.0)
 
@@ -277,19 +245,7 @@ class Run:
         rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0
         status = {"state": state, "step": self.step, "wall_s": round(self.wall_s, 2),
                   "updates_per_s": round(rate, 2), "frozen": self._frozen}  # fmt: skip
-        _write_json(self.directory / "status.json", status)
-
-
-def resolve_execution(config: RunConfig, updates: int) -> Execution:
-    """How a run executes on this machine. updates: those it will do, all agents together."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Execution(
-        backend=config.backend,
-        compile=resolve_compile(config.compile, updates),
-        precision=config.precision,
-        threads=config.threads or cores,
-        device=resolve_device(config.device),
-    )
+        write_json(self.directory / "status.json", status)
 
 
 class _TreeState:
@@ -304,21 +260,3 @@ class _TreeState:
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         for name, leaf in flatten(self.tree).items():
             leaf.copy_(saved[name])
-
-
-@dataclasses.dataclass(frozen=True)
-class _MakeEnv:
-    """Makes one environment; picklable, for environments in processes of their own."""
-
-    env: str
-    env_kwargs: dict[str, Any]
-    wrappers: tuple[str, ...]
-
-    def __call__(self) -> Any:
-        return make_env(self.env, self.env_kwargs, self.wrappers)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(temporary, path)

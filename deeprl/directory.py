@@ -1,0 +1,66 @@
+"""The directory of a run: what `config.json` says of it, and whether it holds the run that is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from deeprl import provenance
+from deeprl.config import RunConfig, config_hash, identity
+from deeprl.errors import DeeprlError
+from deeprl.population import Execution
+from deeprl.spec import EnvSpec
+
+FORMAT = 1
+
+
+def stored_execution(directory: Path, algorithm: str, config: RunConfig) -> Execution | None:
+    """How the run in `directory` was executed so far, or None for a directory that is empty or not there.
+
+    Raises DeeprlError, naming the settings that differ, if it holds another run, or something else.
+    """
+    about = directory / "config.json"
+    if not about.exists():
+        if directory.exists() and any(directory.iterdir()):
+            raise DeeprlError(f"{directory} is not empty and holds no run; choose another --out")
+        return None
+    stored = json.loads(about.read_text())
+    here = {"algorithm": algorithm} | identity(config)
+    there = {"algorithm": stored["algorithm"]} | {k: stored["config"].get(k) for k in identity(config)}
+    differ = [k for k in here if here[k] != there[k]]
+    if differ:
+        was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
+        raise DeeprlError(f"{directory} holds another run ({was}); choose another --out")
+    return Execution(**stored["execution"])
+
+
+def write_about(directory: Path, algorithm: str, config: RunConfig, spec: EnvSpec, execution: Execution) -> None:
+    """Make the directory of a new run with its `config.json`; an old one is left as it is."""
+    if (directory / "config.json").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    varied = config.varied()
+    members = [
+        {"member": i, "seed": s, "settings": {k: getattr(config, k)[i] for k in varied}}
+        for i, s in enumerate(config.seeds)
+    ]
+    about = {
+        "format": FORMAT,
+        "algorithm": algorithm,
+        "config": dataclasses.asdict(config),
+        "config_hash": config_hash(algorithm, config),
+        "members": members,
+        "spec": dataclasses.asdict(spec),
+        "execution": dataclasses.asdict(execution),
+    }
+    write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step: a reader sees the old one or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)

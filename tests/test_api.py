@@ -1,0 +1,218 @@
+"""The Python face: training, loading, own environments and own networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import deeprl
+from deeprl import checkpoint
+from deeprl.errors import DeeprlError
+from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.nets import MLP, CriticEnsemble
+
+TINY = {
+    "steps": 300, "learning_starts": 100, "hidden": [16, 16], "batch_size": 16, "eval_every": 0, "eval_episodes": 2,
+    "compile": "off", "threads": 1, "tensorboard": False,
+}  # fmt: skip
+
+OWN_ENV = '''
+import gymnasium as gym
+import numpy as np
+
+
+class Reach(gym.Env):
+    """Be at the target: the action moves the point, the reward is minus the distance."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(np.array([-1.0, 0.0]), np.array([3.0, 0.5]), dtype=np.float64)
+
+    def __init__(self, speed=0.1):
+        self.speed = speed
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.point = self.np_random.uniform(-1, 1, 2)
+        return self.point.copy(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action, np.float64)), action
+        self.point = self.point + self.speed * np.asarray(action)
+        return self.point.copy(), -float(np.abs(self.point).sum()), False, False, {}
+
+
+class Halved(gym.RewardWrapper):
+    def reward(self, reward):
+        return reward / 2
+
+
+gym.register("Reach-v0", entry_point=Reach, max_episode_steps=20)
+'''
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("api") / "run"
+    settings = TINY | {"normalize_obs": True}
+    return deeprl.train(
+        "sac", env="Pendulum-v1", seeds=[3, 5], out=str(out), actor_lr=[1e-3, 1e-4], **settings
+    ).directory
+
+
+def test_policy_equals_the_evaluated_agent(run_dir: Path) -> None:
+    """Playing with `load`ed agents gives the very returns that the run recorded for its final policies."""
+    final = [r for r in deeprl.results(run_dir) if r["step"] == 300]
+    for row in final:
+        policy = deeprl.load(run_dir, seed=row["seed"])
+        returns = []
+        for start in deeprl.envs.env_seeds(row["seed"], "eval", 2, 300):
+            env = gym.make("Pendulum-v1")
+            obs, _ = env.reset(seed=start)
+            total, over = 0.0, False
+            while not over:
+                obs, reward, terminated, truncated, _ = env.step(policy(obs))
+                total, over = total + float(reward), terminated or truncated
+            returns.append(total)
+        assert np.mean(returns) == pytest.approx(row["return"], rel=1e-4)
+
+
+def test_policy_takes_one_observation_or_a_batch(run_dir: Path) -> None:
+    policy = deeprl.load(run_dir, seed=5)
+    batch = np.random.default_rng(0).normal(size=(7, 3))
+    actions = policy(batch)
+    assert actions.shape == (7, 1)
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() <= 2.0
+    np.testing.assert_allclose(policy(batch[2]), actions[2], rtol=1e-5)
+    assert policy.settings == {"actor_lr": 1e-4}
+    with pytest.raises(ValueError, match=r"expected \(3,\)"):
+        policy(np.zeros(4))
+
+
+def test_policy_uses_the_normaliser(run_dir: Path) -> None:
+    policy = deeprl.load(run_dir, seed=3)
+    stats = policy._state.obs_stats
+    assert stats["count"] == 300
+    before = policy([1.0, 0.0, 8.0])
+    stats["mean"] += 1.0
+    assert policy([1.0, 0.0, 8.0]) != before
+
+
+def test_load_names_the_agents_it_has(run_dir: Path) -> None:
+    with pytest.raises(DeeprlError, match=r"2 agents fit.*member=0 \(seed 3, actor_lr=0.001\)"):
+        deeprl.load(run_dir)
+    with pytest.raises(DeeprlError, match="0 agents fit seed=4"):
+        deeprl.load(run_dir, seed=4)
+    assert deeprl.load(run_dir, member=1).seed == 5
+
+
+def test_results_make_a_table(run_dir: Path) -> None:
+    rows = deeprl.results(run_dir)
+    assert {r["seed"] for r in rows} == {3, 5}
+    assert all(r["algorithm"] == "sac" and r["env"] == "Pendulum-v1" and r["step"] == 300 for r in rows)
+    assert deeprl.results is deeprl.results  # importing deeprl.records must not hide it
+
+
+def test_wrong_settings_name_the_key(tmp_path: Path) -> None:
+    with pytest.raises(DeeprlError, match="actor_rl: unknown setting; did you mean actor_lr"):
+        deeprl.train("sac", actor_rl=1e-3)
+    with pytest.raises(DeeprlError, match="steps: expected int, not 1.5"):
+        deeprl.train("sac", steps=1.5)
+
+
+def test_own_environment_and_wrapper_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reach_module.py").write_text(OWN_ENV)
+    monkeypatch.chdir(tmp_path)
+    settings = {"env": "reach_module:Reach-v0", "env_kwargs": {"speed": 0.5}, "wrappers": ["reach_module:Halved"]}
+    run = deeprl.train("sac", seeds=[0], out="run", **settings, **TINY)
+    action = deeprl.load("run")([0.3, 0.4])
+    assert np.all(action >= [-1.0, 0.0])
+    assert np.all(action <= [3.0, 0.5])
+    returns = [r["return"] for r in deeprl.results("run")]
+    assert len(returns) == 1
+    assert run.step == 300
+
+
+class Tall(nn.Module):
+    """An actor that is no MLP of ours: a layer norm in front, own start of the last layer."""
+
+    def __init__(self, obs_dim: int, action_dim: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(obs_dim), nn.Linear(obs_dim, 12), nn.SiLU())
+        self.head = nn.Linear(12, 2 * action_dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, log_std = self.head(self.body(obs)).chunk(2, -1)
+        return mean, log_std.clamp(-5, 2)
+
+
+def own_net(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+    return Tall(spec.obs_dim, spec.action_dim), CriticEnsemble(spec.obs_dim, spec.action_dim, (8,), 3)
+
+
+def test_own_network_trains_and_loads(tmp_path: Path) -> None:
+    run = deeprl.train("sac", env="Pendulum-v1", seeds="0-1", net=own_net, out=str(tmp_path / "run"), **TINY)
+    policy = deeprl.load(run.directory, seed=0, net=own_net)
+    assert policy([0.1, 0.2, 0.3]).shape == (1,)
+    saved = checkpoint.load(run.directory / "checkpoints")
+    assert saved is not None
+    assert saved[1]["agents"]["state.critic.layers.0.weight"].shape == (2, 3, 4, 8)
+    assert saved[1]["agents"]["state.actor.head.weight"].abs().max() > 0  # started at zero, has learned
+    with pytest.raises(DeeprlError, match="pass the run's own net="):
+        deeprl.load(run.directory, seed=0)
+
+
+def test_own_network_by_name_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "from deeprl.nets import CriticEnsemble, TanhGaussianActor\n"
+        "def small(spec, config):\n"
+        "    sizes = (spec.obs_dim, spec.action_dim, (5,))\n"
+        "    return TanhGaussianActor(*sizes), CriticEnsemble(*sizes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    deeprl.train("sac", env="Pendulum-v1", net=None, **TINY, out="run", seeds=[0])
+    run = deeprl.train("sac", env="Pendulum-v1", **(TINY | {"out": "named", "seeds": [0]}), **{"label": "small"})
+    assert run.finished
+    from deeprl.online import sac
+
+    config = sac.Config(env="Pendulum-v1", net="my_nets:small", out="own", steps=200, learning_starts=100,
+                        batch_size=16, eval_episodes=1, compile="off", threads=1)  # fmt: skip
+    sac.train(config)
+    assert deeprl.load("own")._state.actor["trunk.0.weight"].shape == (5, 3)
+
+
+def test_networks_are_ordinary_modules() -> None:
+    net = MLP(3, (8,), 2)
+    torch.optim.SGD(net.parameters(), 0.1)
+    net(torch.zeros(5, 3)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_callback_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def stop(run: deeprl.run.Run) -> bool:
+        seen.append(run.step)
+        return run.step >= 40
+
+    run = deeprl.train("sac", env="Pendulum-v1", seeds=[0], out=str(tmp_path / "run"), callback=stop, **TINY)
+    assert seen == list(range(1, 41))
+    assert not run.finished
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [40]
+
+
+def test_population_policy_and_single_policy_agree(run_dir: Path) -> None:
+    from deeprl.api import load_population
+
+    population = load_population(run_dir)
+    found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(greedy_policy(population.act(), population.state), 7)
+    assert [e.member for e in found] == [0, 1]
+    assert found[0].ret != found[1].ret

@@ -1,0 +1,146 @@
+"""The floors of the library: who may import whom, and how long a file may get (DESIGN 8, STYLE 2 and 4)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "deeprl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Every module of the library stands on one floor and imports only from floors below, or from its own.
+FLOORS: list[set[str]] = [
+    {"errors", "spec", "tree", "rng", "stats", "nets"},  # pure: values in, values out
+    {"config", "optim", "population", "replay"},  # settings, and state on the device
+    {
+        "env_state",
+        "envs",
+        "evaluate",
+        "logger",
+        "checkpoint",
+        "progress",
+        "provenance",
+        "directory",
+        "run",
+    },  # the world
+    {"online", "offline", "world_models"},  # algorithms
+    {"api", "assess", "records", "report", "sweep", "watch", "cli"},  # whole runs, the command line
+]
+# Algorithms do not import algorithms, with these exceptions: (child, parent).
+FAMILIES: set[tuple[str, str]] = set()
+HEAVY = {"torch", "gymnasium", "mujoco", "matplotlib", "tyro", "numpy", "rich"}
+
+
+def floor_of(module: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if module.split(".")[1] in floor)
+
+
+def imported(file: Path, *, top_level_only: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports, those under `if __name__ == "__main__"` left out."""
+    tree = ast.parse(file.read_text())
+    body = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.unparse(n.test))]
+    nodes = body if top_level_only else [n for part in body for n in ast.walk(part)]
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module != "__future__":
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_module_stands_on_one_floor() -> None:
+    rooms = {module_name(f).split(".")[1] for f in FILES if "." in module_name(f)}
+    floors = [room for floor in FLOORS for room in floor]
+    assert sorted(floors) == sorted(rooms)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_go_downwards(file: Path) -> None:
+    name = module_name(file)
+    if name == "deeprl":
+        return  # the catalogue; its own test is below
+    for other in imported(file):
+        if other.startswith("deeprl.") and other.split(".")[1] in set().union(*FLOORS):
+            assert floor_of(other) <= floor_of(name), f"{name} imports {other} from a higher floor"
+
+
+def test_algorithms_do_not_import_algorithms() -> None:
+    rooms = FLOORS[3]
+    for file in FILES:
+        name = module_name(file)
+        if file.parent.name not in rooms or file.name == "__init__.py":
+            continue
+        for other in imported(file):
+            parts = other.split(".")
+            if parts[0] == "deeprl" and len(parts) > 2 and parts[1] in rooms and not other.startswith(name):
+                assert (name, ".".join(parts[:3])) in FAMILIES, f"{name} imports {other}"
+
+
+def test_nets_know_nothing_of_runs() -> None:
+    for file in (PACKAGE / "nets").glob("*.py"):
+        ours = {n for n in imported(file) if n.startswith("deeprl.")}
+        assert all(n.startswith(("deeprl.nets", "deeprl.spec")) for n in ours), file
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_files_stay_short(file: Path) -> None:
+    limit = {"online": 400, "offline": 400, "world_models": 450}.get(file.parent.name, 300)
+    assert len(file.read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_functions_stay_short(file: Path) -> None:
+    """At most 40 lines of code in a function, 60 in `train`: docstrings, comments, blank lines not counted."""
+    text = file.read_text().splitlines()
+    for node in ast.walk(ast.parse("\n".join(text))):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            lines = text[first.lineno - 1 : node.end_lineno]
+            code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+            assert len(code) <= (60 if node.name == "train" else 40), f"{file.name}: {node.name} has {len(code)} lines"
+
+
+@pytest.mark.parametrize(
+    "file", sorted(f for room in FLOORS[3] for f in (PACKAGE / room).glob("[!_]*.py")), ids=module_name
+)
+def test_algorithm_files_keep_the_order(file: Path) -> None:
+    order = ["Config", "State", "init", "act", "update", "train"]
+    found = [n.name for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+    assert [n for n in found if n in order] == order
+
+
+def test_every_algorithm_of_the_catalogue_is_there() -> None:
+    import importlib
+
+    import deeprl
+
+    for name, algorithm in deeprl.ALGORITHMS.items():
+        module = importlib.import_module(algorithm.module)
+        assert algorithm.module.endswith(name)
+        assert all(hasattr(module, part) for part in ("Config", "State", "init", "act", "update", "train", "build_net"))
+
+
+@pytest.mark.parametrize("name", ["__init__", "cli", "errors"])
+def test_front_door_imports_nothing_heavy(name: str) -> None:
+    for other in imported(PACKAGE / f"{name}.py", top_level_only=True):
+        assert other.split(".")[0] not in HEAVY
+        assert not other.startswith("deeprl.") or other.split(".")[1] in {"errors"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"]])
+def test_help_and_list_do_not_import_torch(words: list[str]) -> None:
+    code = f"import sys; from deeprl.cli import main\ntry: main({words})\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sac" in done.stdout

@@ -1,0 +1,131 @@
+import csv
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deeprl.logger import CsvLog, TensorBoardLog
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_steps(log, *steps):
+    log.write([{"step": s, "x": s / 2} for s in steps])
+
+
+def steps(path):
+    return [int(row["step"]) for row in read(path)]
+
+
+def test_columns_are_those_of_the_first_row(tmp_path):
+    log = CsvLog(tmp_path / "a.csv")
+    log.write([{"step": 1, "member": 0, "train/q": 0.5}, {"step": 1, "member": 1, "train/q": 1e-20}])
+    log.write([{"step": 2, "member": 0}])
+    assert (tmp_path / "a.csv").read_text() == "step,member,train/q\n1,0,0.5\n1,1,1e-20\n2,0,\n"
+
+
+def test_unknown_column_raises(tmp_path):
+    log = CsvLog(tmp_path / "a.csv")
+    write_steps(log, 1)
+    with pytest.raises(ValueError, match="y"):
+        log.write([{"step": 2, "y": 1}])
+
+
+def test_no_rows_make_no_file(tmp_path):
+    log = CsvLog(tmp_path / "a.csv")
+    log.write([])
+    log.cut_after(5)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_floats_come_back_exactly(tmp_path):
+    values = [0.1, 1 / 3, 1e300, -2.5e-310]
+    CsvLog(tmp_path / "a.csv").write([{"step": i, "x": v} for i, v in enumerate(values)])
+    assert [float(row["x"]) for row in read(tmp_path / "a.csv")] == values
+
+
+def test_reopened_log_appends(tmp_path):
+    write_steps(CsvLog(tmp_path / "a.csv"), 1, 2)
+    log = CsvLog(tmp_path / "a.csv")
+    log.write([{"x": 1.5, "step": 3}])  # in the order of the file's columns
+    assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n2,1.0\n3,1.5\n"
+
+
+def test_cut_after_drops_later_rows(tmp_path):
+    write_steps(CsvLog(tmp_path / "a.csv"), 1, 2, 2, 3, 10)
+    log = CsvLog(tmp_path / "a.csv")
+    log.cut_after(2)
+    assert steps(tmp_path / "a.csv") == [1, 2, 2]
+    write_steps(log, 3)
+    assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n2,1.0\n2,1.0\n3,1.5\n"
+
+
+def test_cut_to_nothing_keeps_the_header(tmp_path):
+    write_steps(CsvLog(tmp_path / "a.csv"), 1, 2)
+    log = CsvLog(tmp_path / "a.csv")
+    log.cut_after(-1)
+    write_steps(log, 1)
+    assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n"
+
+
+@pytest.mark.parametrize("half", ["3", "3,", "3,1.", "", '3,"1'])
+def test_half_written_last_line_is_dropped(half, tmp_path):
+    path = tmp_path / "a.csv"
+    write_steps(CsvLog(path), 1, 2)
+    with path.open("a") as file:
+        file.write(half)
+    log = CsvLog(path)
+    log.cut_after(5)
+    write_steps(log, 3)
+    assert path.read_text() == "step,x\n1,0.5\n2,1.0\n3,1.5\n"
+
+
+@pytest.mark.parametrize("half", ["", "st", "step,x"])
+def test_half_written_header_is_dropped(half, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(half)
+    log = CsvLog(path)
+    log.cut_after(5)
+    write_steps(log, 1)
+    assert path.read_text() == "step,x\n1,0.5\n"
+
+
+def test_quoted_text_survives_a_cut(tmp_path):
+    log = CsvLog(tmp_path / "a.csv")
+    log.write([{"step": 1, "x": 'a, "b"'}, {"step": 2, "x": "c"}])
+    log.cut_after(1)
+    assert read(tmp_path / "a.csv") == [{"step": "1", "x": 'a, "b"'}]
+
+
+def scalars(directory, tag):
+    return [(e.step, e.value) for e in EventAccumulator(str(directory)).Reload().Scalars(tag)]
+
+
+def test_tensorboard_has_a_readable_run_per_member(tmp_path):
+    log = TensorBoardLog(tmp_path, ["member_0_seed_4", "member_1_seed_9"])
+    log.write(10, 0, {"train/q": 0.5, "train/alpha": 2.0})
+    log.write(20, 0, {"train/q": 0.25})
+    log.write(10, 1, {"train/q": -1.5})
+    log.close()
+    assert scalars(tmp_path / "member_0_seed_4", "train/q") == [(10, 0.5), (20, 0.25)]
+    assert scalars(tmp_path / "member_0_seed_4", "train/alpha") == [(10, 2.0)]
+    assert scalars(tmp_path / "member_1_seed_9", "train/q") == [(10, -1.5)]
+
+
+def test_tensorboard_reopened_forgets_later_steps(tmp_path):
+    log = TensorBoardLog(tmp_path, ["a"])
+    for step in (10, 20, 30):
+        log.write(step, 0, {"x": float(step)})
+    log.close()
+    log = TensorBoardLog(tmp_path, ["a"], purge_step=21)
+    log.write(30, 0, {"x": -30.0})
+    log.close()
+    assert scalars(tmp_path / "a", "x") == [(10, 10.0), (20, 20.0), (30, -30.0)]
+
+
+def test_tensorboard_without_values_writes_nothing(tmp_path):
+    log = TensorBoardLog(tmp_path / "tb", ["a"])
+    log.close()
+    assert not (tmp_path / "tb").exists()

@@ -1,0 +1,493 @@
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeprl import checkpoint, envs
+from deeprl.errors import DeeprlError
+from deeprl.online import sac
+from deeprl.population import Execution
+from deeprl.run import Run
+
+ROOT = Path(__file__).parent.parent
+# 90 steps with episodes of 25: ends at 25, 50, 75. Updates from step 31 on.
+TINY = {
+    "env": "Pendulum-v1",
+    "env_kwargs": {"max_episode_steps": 25},
+    "steps": 90,
+    "learning_starts": 30,
+    "hidden": (16, 16),
+    "batch_size": 16,
+    "buffer_size": 70,  # the ring wraps around
+    "compile": "off",
+    "tensorboard": False,
+    "threads": 1,
+    "eval_every": 40,
+    "eval_episodes": 2,
+    "log_every": 7,
+}
+
+
+def config(out, **settings):
+    return sac.Config(out=str(out), **(TINY | settings))
+
+
+def rows(path):
+    """A CSV file without its column wall_s."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "wall_s"} for row in csv.DictReader(file)]
+
+
+def final(directory):
+    """The tensors of the newest checkpoint by name."""
+    step, content = checkpoint.load(directory / "checkpoints")
+    return step, content["agents"]
+
+
+def status(directory):
+    return json.loads((directory / "status.json").read_text())
+
+
+def assert_same_run(one, other):
+    (step, expected), (other_step, found) = final(one), final(other)
+    assert step == other_step
+    assert expected.keys() == found.keys()
+    assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert rows(one / name) == rows(other / name)
+        assert len(rows(one / name)) > 0
+    assert status(one)["state"] == status(other)["state"] == "finished"
+
+
+def train_with_stops(settings, stops):
+    """The same call again and again, each stopped by its callback at the next of `stops`; the last one finishes."""
+    for stop in [*stops, None]:
+        run = sac.train(settings, callback=lambda run, stop=stop: run.step == stop)
+        assert run.finished == (stop is None)
+        if stop is not None:
+            assert run.step == stop
+            assert status(run.directory)["state"] == "stopped"
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+# --- exact resume ---
+
+# Stops: before learning in mid-episode, at an episode end, twice in a row during learning, at an evaluation (40 or 80),
+# and right before a log row whose step does no update (utd 0.5: step 35, updates at 34 and 36).
+CASES = {
+    "vmap": ({"seeds": (0, 1)}, (13, 25, 44, 45, 80)),
+    "loop": ({"seeds": (0, 1), "backend": "loop"}, (13, 44, 45)),
+    "vmap_three_envs": ({"seeds": (0, 1), "envs_per_agent": 3}, (15, 30, 45, 48)),
+    "loop_three_envs": ({"seeds": (0, 1), "envs_per_agent": 3, "backend": "loop"}, (15, 48)),
+    "half_utd": ({"seeds": (0, 1), "utd": 0.5}, (31, 34, 62, 83)),
+    "double_utd": ({"seeds": (0,), "utd": 2.0, "steps": 60}, (29, 41)),
+    "normalize_obs": ({"seeds": (0, 1), "normalize_obs": True}, (13, 47)),
+    "per_agent_settings": ({"seeds": (0, 0), "actor_lr": (1e-3, 1e-4), "target_entropy": (-1.0, 0.0)}, (50,)),
+    "cheetah": ({"seeds": (0, 1), "env": "HalfCheetah-v5", "steps": 60, "eval_every": 30}, (13, 44)),
+    "cheetah_three_envs": ({"seeds": (0,), "env": "HalfCheetah-v5", "steps": 60, "envs_per_agent": 3}, (27, 45)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_continued_run_is_identical(case, tmp_path):
+    settings, stops = CASES[case]
+    sac.train(config(tmp_path / "whole", **settings))
+    train_with_stops(config(tmp_path / "parts", **settings), stops)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_random_stops_give_an_identical_run(tmp_path):
+    seed = random.randrange(2**16)
+    print("stops drawn from seed", seed)  # shown if the test fails
+    stops = sorted(random.Random(seed).sample(range(1, 90), 6))
+    sac.train(config(tmp_path / "whole", utd=0.4))
+    train_with_stops(config(tmp_path / "parts", utd=0.4), stops)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_from_an_older_checkpoint_cuts_the_records(tmp_path):
+    settings = config(tmp_path / "parts")
+    sac.train(config(tmp_path / "whole"))
+    for stop in (33, 60):
+        sac.train(settings, callback=lambda run, stop=stop: run.step == stop)
+    newest = tmp_path / "parts" / "checkpoints" / "000000060" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="000000060 is broken"):
+        sac.train(settings)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_hard_killed_run_continues_identically(tmp_path):
+    settings = TINY | {"seeds": [0, 1], "steps": 200, "checkpoint_minutes": 0.0005, "buffer_size": 1000}
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from deeprl.config import build\nfrom deeprl.online import sac\n"
+        "sac.train(build(sac.Config, json.loads(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(settings | {"out": str(out)})]
+    child = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not checkpoint.steps(out / "checkpoints") and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0.0, 0.8))
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert status(out)["state"] == "running"
+    assert 0 < status(out)["step"] < 200
+    for directory in (out, whole):
+        sac.train(config(directory, **(settings | {"seeds": (0, 1), "checkpoint_minutes": 0.0})))
+    assert_same_run(whole, out)
+
+
+def test_callback_that_is_true_at_the_checkpoint_does_not_stop_the_next_call(tmp_path):
+    def stop_at_50(run):
+        return run.step == 50
+
+    assert not sac.train(config(tmp_path / "run"), callback=stop_at_50).finished
+    assert sac.train(config(tmp_path / "run"), callback=stop_at_50).finished
+
+
+def test_agent_alone_equals_agent_in_a_loop_population(tmp_path):
+    sac.train(config(tmp_path / "three", seeds=(4, 5, 6), backend="loop"))
+    sac.train(config(tmp_path / "alone", seeds=(5,), backend="loop"))
+    _, three = final(tmp_path / "three")
+    _, alone = final(tmp_path / "alone")
+    assert [k for k in alone if not torch.equal(three[k][1], alone[k][0])] == []
+    of_5 = [row for row in rows(tmp_path / "three" / "evaluations.csv") if row["seed"] == "5"]
+    assert [r | {"member": ""} for r in of_5] == [
+        r | {"member": ""} for r in rows(tmp_path / "alone" / "evaluations.csv")
+    ]
+
+
+# --- a finished run ---
+
+
+def test_finished_run_called_again_does_nothing(tmp_path):
+    settings = config(tmp_path / "run", seeds=(0, 1))
+    sac.train(settings)
+    before = {n: (tmp_path / "run" / n).read_bytes() for n in ("metrics.csv", "evaluations.csv", "config.json")}
+    step, agents = final(tmp_path / "run")
+    calls = []
+    run = sac.train(settings, callback=calls.append)
+    assert run.finished
+    assert (run.step, run.updates, calls) == (90, 60, [])
+    assert {n: (tmp_path / "run" / n).read_bytes() for n in before} == before
+    again, same = final(tmp_path / "run")
+    assert step == again == 90
+    assert all(torch.equal(agents[k], same[k]) for k in agents)
+    assert status(tmp_path / "run")["state"] == "finished"
+
+
+def test_finished_run_keeps_only_its_agents(tmp_path):
+    sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9, steps=20))
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [20]
+    _, content = checkpoint.load(tmp_path / "run" / "checkpoints")
+    assert content.keys() == {"run", "agents"}
+
+
+def test_run_directory_holds_what_the_contract_says(tmp_path):
+    sac.train(config(tmp_path / "run", seeds=(3, 7), actor_lr=(1e-3, 3e-4), label="x"))
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["format"] == 1
+    assert about["algorithm"] == "sac"
+    assert about["config"]["seeds"] == [3, 7]
+    assert about["config"]["label"] == "x"
+    assert about["members"] == [
+        {"member": 0, "seed": 3, "settings": {"actor_lr": 1e-3}},
+        {"member": 1, "seed": 7, "settings": {"actor_lr": 3e-4}},
+    ]
+    assert {"deeprl", "python", "torch", "numpy", "gymnasium", "mujoco"} <= about["versions"].keys()
+    assert {"commit", "device", "host", "command", "execution", "spec"} <= about.keys()
+    assert len(about["config_hash"]) == 12
+    state = status(tmp_path / "run")
+    assert {"state", "step", "wall_s", "updates_per_s", "frozen"} <= state.keys()
+    assert (state["state"], state["step"], state["frozen"]) == ("finished", 90, [])
+    assert state["wall_s"] > 0
+    assert state["updates_per_s"] > 0
+    evaluations = rows(tmp_path / "run" / "evaluations.csv")
+    assert list(evaluations[0]) == ["step", "member", "seed", "episode", "return", "length"]
+    # evaluations at 40, 80 and at the end, 90; of 2 members; of 2 episodes; each of 25 steps
+    assert [r["step"] for r in evaluations] == ["40"] * 4 + ["80"] * 4 + ["90"] * 4
+    assert [(r["member"], r["seed"], r["episode"]) for r in evaluations[:4]] == [
+        ("0", "3", "0"), ("0", "3", "1"), ("1", "7", "0"), ("1", "7", "1"),
+    ]  # fmt: skip
+    assert {r["length"] for r in evaluations} == {"25"}
+    metrics = rows(tmp_path / "run" / "metrics.csv")
+    # multiples of 7 with an update done before: 35, 42, .. 84; the first update is at 31
+    assert [r["step"] for r in metrics] == [str(s) for s in range(35, 91, 7) for _ in range(2)]
+    assert {"train/return", "train/length", "train/critic_loss", "train/alpha"} <= metrics[0].keys()
+    assert metrics[0]["train/length"] == "25.0"  # the episode that ended at step 25
+    assert metrics[2]["train/length"] == "nan"  # none ended between 36 and 42
+
+
+# --- refusals ---
+
+
+def test_another_config_in_the_same_directory_is_refused(tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+    with pytest.raises(DeeprlError, match=r"holds another run \(discount 0\.99 there, 0\.9 here\)"):
+        sac.train(config(tmp_path / "run", discount=0.9))
+    with pytest.raises(DeeprlError, match=r"seeds \[0\] there, \[0, 1\] here"):
+        sac.train(config(tmp_path / "run", seeds=(0, 1)))
+
+
+def test_settings_outside_the_identity_may_change_on_resume(tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+    assert sac.train(config(tmp_path / "run", label="other", keep_checkpoints=5, tensorboard=True)).finished
+
+
+def test_foreign_directory_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(DeeprlError, match="not empty and holds no run"):
+        sac.train(config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_empty_directory_is_accepted(tmp_path):
+    assert sac.train(config(tmp_path, steps=10)).finished
+
+
+def test_unknown_env_leaves_no_directory(tmp_path):
+    with pytest.raises(DeeprlError, match="did you mean Pendulum-v1"):
+        sac.train(config(tmp_path / "run", env="Pendulm-v1"))
+    assert not (tmp_path / "run").exists()
+
+
+# --- stopping by time ---
+
+
+def test_max_hours_stops_each_call_and_the_run_continues(tmp_path, monkeypatch):
+    # A clock that advances by one second at each look at it; a call stops after 60 of them.
+    ticks = iter(range(10**9))
+    monkeypatch.setattr("deeprl.run.time.monotonic", lambda: float(next(ticks)))
+    settings = config(tmp_path / "run", max_hours=60 / 3600, checkpoint_minutes=0.0)
+    reached = []
+    for _ in range(30):
+        run = sac.train(settings)
+        reached.append(run.step)
+        if run.finished:
+            break
+        assert status(run.directory)["state"] == "stopped"
+    assert len(reached) > 2
+    assert reached == sorted(set(reached))  # each call goes on from the one before
+    assert reached[-1] == 90
+    monkeypatch.undo()
+    sac.train(config(tmp_path / "whole"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# --- frozen agents ---
+
+POISON = """
+import gymnasium
+from deeprl.envs import env_seeds
+
+class Poison(gymnasium.Wrapper):
+    '''NaN rewards from step 40 on in the training environment of the agent with seed 1.'''
+    steps = 0
+    poisoned = False
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.poisoned = seed == env_seeds(1, "env", 1)[0]
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if self.poisoned and self.steps >= 40:
+            reward = float("nan")
+        return obs, reward, terminated, truncated, info
+"""
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_diverged_agent_is_frozen_and_the_others_go_on(backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = f"poison_{backend}"
+    (tmp_path / f"{module}.py").write_text(POISON)
+    settings = {"seeds": (0, 1, 2), "backend": backend}
+    run = sac.train(config(tmp_path / "run", wrappers=(f"{module}:Poison",), **settings))
+    shown = capsys.readouterr().out
+    (frozen,) = run.frozen
+    assert (frozen["member"], frozen["seed"]) == (1, 1)
+    # Reward 40 is NaN; update i is done at step 31 + i, so the first that may sample it is update 9.
+    assert 9 <= frozen["update"] < 60
+    assert frozen["step"] % 7 == 0  # noticed when a row is logged
+    assert frozen["step"] >= 31 + frozen["update"]
+    assert status(tmp_path / "run")["frozen"] == [frozen]
+    assert f"seed 1 (member 1) diverged: a loss was not finite at update {frozen['update']}" in shown
+    assert shown.count("diverged") == 1
+    assert run.finished
+
+    # The others end as they do without the poison; the frozen one has finite parameters.
+    sac.train(config(tmp_path / "clean", **settings))
+    (_, found), (_, clean) = final(tmp_path / "run"), final(tmp_path / "clean")
+    assert found["frozen_at"].tolist() == [-1, frozen["update"], -1]
+    assert found["state.step"].tolist() == [60, frozen["update"], 60]
+    for name, value in found.items():
+        assert torch.equal(value[0], clean[name][0]), name
+        assert torch.equal(value[2], clean[name][2]), name
+        assert value.isfinite().all(), name
+    evaluations = rows(tmp_path / "run" / "evaluations.csv")
+    assert {r["member"] for r in evaluations} == {"0", "1", "2"}
+
+
+def test_frozen_agent_stays_reported_after_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "poison_resume.py").write_text(POISON)
+    settings = {"seeds": (0, 1), "wrappers": ("poison_resume:Poison",)}
+    run = sac.train(config(tmp_path / "run", **settings), callback=lambda run: run.step == 85)
+    assert len(run.frozen) == 1
+    again = sac.train(config(tmp_path / "run", **settings))
+    assert again.frozen == run.frozen
+    assert status(tmp_path / "run")["frozen"] == run.frozen
+    assert capsys.readouterr().out.count("diverged") == 1
+    sac.train(config(tmp_path / "whole", **settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# --- the schedule ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates"),
+    [
+        ({"steps": 60, "learning_starts": 30, "utd": 1.0}, 30),
+        ({"steps": 60, "learning_starts": 30, "utd": 0.5}, 15),
+        ({"steps": 40, "learning_starts": 30, "utd": 3.0}, 30),
+        ({"steps": 61, "learning_starts": 30, "utd": 0.1}, 3),  # floor(31 * 0.1)
+        ({"steps": 60, "learning_starts": 30, "utd": 0.1}, 3),  # 30 * 0.1 is a hair below 3 in some orders
+        ({"steps": 60, "learning_starts": 30, "envs_per_agent": 4}, 30),
+        ({"steps": 61, "learning_starts": 30, "envs_per_agent": 4, "utd": 0.5}, 17),  # ends at 64: floor(34 * 0.5)
+        ({"steps": 20, "learning_starts": 30}, 0),
+    ],
+)
+def test_number_of_updates_equals_the_schedule(settings, updates, tmp_path):
+    run = sac.train(config(tmp_path / "run", eval_episodes=0, **settings))
+    assert run.updates == updates
+    _, agents = final(tmp_path / "run")
+    assert agents["state.step"].tolist() == [updates]
+
+
+def test_parameters_move_once_learning_has_started(tmp_path):
+    start = {"eval_episodes": 0, "seeds": (0, 1)}
+    run = sac.train(config(tmp_path / "run", **start), callback=lambda run: run.step == 30)
+    assert run.updates == 0
+    _, before = final(tmp_path / "run")
+    run = sac.train(config(tmp_path / "run", **start))
+    assert run.updates == 60
+    _, after = final(tmp_path / "run")
+    for name in after:
+        if name.startswith(("state.actor.", "state.critic.", "state.target_critic.", "state.log_alpha")):
+            for agent in (0, 1):
+                assert not torch.equal(before[name][agent], after[name][agent]), name
+    assert not torch.equal(after["state.log_alpha"][0], after["state.log_alpha"][1])  # the seeds differ
+
+
+def test_callback_is_called_after_every_step(tmp_path):
+    seen = []
+    sac.train(config(tmp_path / "run", steps=12, envs_per_agent=3), callback=lambda run: seen.append(run.step))
+    assert seen == [3, 6, 9, 12]
+
+
+def bare_run(tmp_path, **settings):
+    run = Run("sac", config(tmp_path / "bare", **settings), 0)
+    run._progress = types.SimpleNamespace(update=lambda done: None)
+    return run
+
+
+def test_due_by_hand(tmp_path):
+    run = bare_run(tmp_path)
+    due = {}
+    for _ in range(12):
+        run.advance([])
+        due[run.step] = (run.due(5), run.due(1), run.due(0), run.due(100))
+    assert [s for s, d in due.items() if d[0]] == [5, 10]
+    assert all(d[1] for d in due.values())
+    assert not any(d[2] or d[3] for d in due.values())
+
+
+def test_due_by_hand_for_several_envs(tmp_path):
+    run = bare_run(tmp_path, envs_per_agent=4)
+    due = []
+    for _ in range(6):
+        run.advance([])
+        if run.due(10):
+            due.append(run.step)
+    assert due == [12, 20]  # steps 4 8 12 16 20 24: the first at or beyond 10, and 20
+
+
+def test_updates_due_by_hand(tmp_path):
+    run = bare_run(tmp_path)
+    numbers = []
+    for _ in range(8):
+        run.advance([])
+        numbers.append(list(run.updates_due(1.5, 3)))
+    # floor((step - 3) * 1.5) for steps 1..8: -3 -2 0 1 3 4 6 7
+    assert numbers == [[], [], [], [0], [1, 2], [3], [4, 5], [6]]
+    assert run.updates == 7
+
+
+def test_updates_due_by_hand_for_a_rate_below_one(tmp_path):
+    run = bare_run(tmp_path)
+    numbers = []
+    for _ in range(9):
+        run.advance([])
+        numbers.append(len(run.updates_due(0.1 * 3, 0)))
+    # floor(0.3 * step), 0.3 * 10 exact by the epsilon: 0 0 0 1 1 1 2 2 2
+    assert [sum(numbers[: i + 1]) for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    run.advance([])
+    assert list(run.updates_due(0.1 * 3, 0)) == [2]
+
+
+def test_execution_of_an_existing_run_is_kept(tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+    about = tmp_path / "run" / "config.json"
+    stored = json.loads(about.read_text())
+    stored["execution"]["precision"] = "strict"
+    about.write_text(json.dumps(stored))
+    run = sac.train(config(tmp_path / "run"))
+    assert run.execution == Execution("vmap", False, "strict", 1, "cpu")
+
+
+def test_env_that_cannot_be_restored_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(envs.env_state, "capture", lambda env: None)
+    sac.train(config(tmp_path / "run", seeds=(0, 1)), callback=lambda run: run.step == 50)
+    capsys.readouterr()
+    assert sac.train(config(tmp_path / "run", seeds=(0, 1))).finished
+    assert "Pendulum-v1 cannot be restored exactly: 2 episodes start anew" in capsys.readouterr().out
+
+
+def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = config(tmp_path / "run", tensorboard=True, checkpoint_minutes=0.0)
+    for stop in (37, 60):
+        sac.train(settings, callback=lambda run, stop=stop: run.step == stop)
+    # As after a loss of power: the records are ahead of the newest good checkpoint.
+    (tmp_path / "run" / "checkpoints" / "000000060" / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is broken"):
+        sac.train(settings)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "member_0_seed_0")).Reload()
+    assert [e.step for e in events.Scalars("eval/return")] == [40, 80, 90]
+    assert [e.step for e in events.Scalars("train/q")] == list(range(35, 91, 7))

@@ -1,0 +1,124 @@
+"""Sweep files: what is planned, what is trained together, what is wrong and where."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from deeprl.errors import DeeprlError
+from deeprl.sweep import read_sweep, run_sweep
+
+TINY = """
+[defaults]
+steps = 250
+learning_starts = 100
+hidden = [16, 16]
+batch_size = 16
+eval_every = 125
+eval_episodes = 1
+compile = "off"
+threads = 1
+tensorboard = false
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "sweep.toml"
+    file.write_text(text)
+    return file
+
+
+def test_members_that_can_share_a_population_do(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        TINY
+        + """
+[[experiment]]
+algorithm = "sac"
+env = ["Pendulum-v1", "MountainCarContinuous-v0"]
+seeds = "0-2"
+[experiment.grid]
+actor_lr = [1e-4, 3e-4]
+batch_size = [8, 32]
+""",
+    )
+    out, plan = read_sweep(file)
+    assert out == Path("runs/sweep")
+    # 2 environments x 2 batch sizes; each population has 2 learning rates x 3 seeds
+    assert [(p.config.env, p.config.batch_size) for p in plan] == [
+        ("Pendulum-v1", 8), ("Pendulum-v1", 32), ("MountainCarContinuous-v0", 8), ("MountainCarContinuous-v0", 32)
+    ]  # fmt: skip
+    for planned in plan:
+        assert planned.config.seeds == (0, 1, 2, 0, 1, 2)
+        assert planned.config.actor_lr == (1e-4, 1e-4, 1e-4, 3e-4, 3e-4, 3e-4)
+        assert planned.config.label == f"batch_size={planned.config.batch_size}"
+    assert plan[0].directory == Path("runs/sweep/sac/Pendulum-v1/batch_size=8")
+
+
+def test_sweep_trains_reports_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    head = f'out = "{out}"\n'
+    one = '\n[[experiment]]\nalgorithm = "sac"\nenv = "Pendulum-v1"\nseeds = "0-1"\n'
+    grid = "[experiment.grid]\ndiscount = [0.9, 0.99]\n"
+    page = run_sweep(write(tmp_path, head + TINY + one + grid))
+    assert page == out / "report" / "index.html"
+    assert (out / "report" / "curve_Pendulum-v1.png").stat().st_size > 5_000
+    with (out / "report" / "summary.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == 2
+    evaluations = (out / "sac" / "Pendulum-v1" / "evaluations.csv").read_bytes()
+    capsys.readouterr()
+    # the same file with one more experiment: the first population is left as it is
+    more = '\n[[experiment]]\nalgorithm = "sac"\nenv = "MountainCarContinuous-v0"\nseeds = [7]\n'
+    run_sweep(write(tmp_path, head + TINY + one + grid + more))
+    text = capsys.readouterr().out
+    assert "[1/2] sac Pendulum-v1: finished before" in text
+    assert "[2/2] sac MountainCarContinuous-v0: 1 agents x 250 steps" in text
+    assert (out / "sac" / "Pendulum-v1" / "evaluations.csv").read_bytes() == evaluations
+
+
+EXPERIMENT = '[[experiment]]\nalgorithm = "sac"\nenv = "Pendulum-v1"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[experiment]\n", "sweep.toml: "),  # the parser names line and column itself
+        ("title = 1\n" + EXPERIMENT, "sweep.toml:1: title: unknown key"),
+        ("[defaults]\nstepz = 3\n" + EXPERIMENT, "sweep.toml:2: stepz: unknown setting; did you mean steps"),
+        (EXPERIMENT + "steps = 1.5\n", "sweep.toml:4: steps: expected int, not 1.5"),
+        (EXPERIMENT + 'steps = "many"\n', "sweep.toml:4: steps: expected int, not 'many'"),
+        (EXPERIMENT + 'seeds = "a-b"\n', "sweep.toml:4: seeds: seeds are numbers"),
+        (EXPERIMENT + "compile = true\n", "sweep.toml:4: compile: expected auto, on, off, not True"),
+        (EXPERIMENT + "[experiment.grid]\nactor_rl = [1.0]\n", "sweep.toml:5: actor_rl: unknown setting; did you mean"),
+        (EXPERIMENT + "[experiment.grid]\ntau = 0.1\n", "sweep.toml:5: tau: a grid lists the values to try"),
+        (EXPERIMENT + EXPERIMENT + "batch_size = 0\n", "sweep.toml:7: batch_size: must be positive"),
+        ('[[experiment]]\nalgorithm = "sax"\nenv = "a"\n', "sweep.toml:2: unknown algorithm 'sax'; did you mean sac"),
+        ('[[experiment]]\nalgorithm = "sac"\n', "experiment 1 has no env"),
+        ("", "no [[experiment]] in it"),
+        (EXPERIMENT + EXPERIMENT, "give one of them a label"),
+        (EXPERIMENT + 'out = "x"\n', "sweep.toml:4: out: belongs at the top"),
+    ],
+)
+def test_mistakes_are_named_with_file_line_and_key(text: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(DeeprlError) as error:
+        read_sweep(write(tmp_path, text))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_environment_stops_before_anything_is_trained(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = write(tmp_path, f'out = "{out}"\n{TINY}{EXPERIMENT}[[experiment]]\nalgorithm = "sac"\nenv = "Hoper-v5"\n')
+    with pytest.raises(DeeprlError, match="Hopper-v5"):
+        run_sweep(file)
+    assert not out.exists()
+
+
+def test_the_files_that_are_shipped_are_right() -> None:
+    shipped = sorted((Path(__file__).parent.parent / "benchmarks" / "sweeps").glob("*.toml"))
+    assert shipped
+    for file in shipped:
+        assert read_sweep(file)[1]
