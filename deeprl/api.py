@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ import torch
 import deeprl
 from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, build
+from deeprl.directory import read_about
 from deeprl.envs import to_env_action
 from deeprl.errors import DeeprlError, nearest
 from deeprl.population import member as take_member
@@ -135,16 +135,6 @@ class Policy:
         key = torch.zeros(4, dtype=torch.int64, device=self._device)
         action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, key)[0].cpu().numpy())
         return action[0] if values.shape == shape else action
-
-
-def read_about(run_dir: Path) -> dict[str, Any]:
-    """`config.json` of a run directory. Raises DeeprlError where there is none or it cannot be read."""
-    try:
-        return json.loads((run_dir / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise DeeprlError(f"{run_dir} is no run directory: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise DeeprlError(f"{run_dir / 'config.json'}: {error}") from error
 
 
 def stored_config(about: Mapping[str, Any]) -> RunConfig:

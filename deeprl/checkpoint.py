@@ -36,10 +36,12 @@ def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> 
     with (temporary / "manifest.json").open("w") as manifest:
         json.dump({"format": FORMAT, "step": step, "bytes": size, "sha256": digest}, manifest)
         _flush(manifest)
+    replaced = directory / f".{step:09d}.old"
     if final.exists():  # the same step again, such as the final state after a checkpoint at the last step
-        shutil.rmtree(final)
+        os.replace(final, replaced)
     os.replace(temporary, final)
     _flush_directory(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
     for old in steps(directory)[:-keep]:
         shutil.rmtree(directory / f"{old:09d}", ignore_errors=True)
     return final

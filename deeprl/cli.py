@@ -102,7 +102,8 @@ def _no_algorithm(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from deeprl.api import algorithm_module, read_about, stored_config
+    from deeprl.api import algorithm_module, stored_config
+    from deeprl.directory import read_about
 
     about = read_about(Path(options.run_dir))
     config = dataclasses.replace(stored_config(about), out=options.run_dir)

@@ -24,10 +24,10 @@ def stored_execution(directory: Path, algorithm: str, config: RunConfig) -> Exec
     """
     about = directory / "config.json"
     if not about.exists():
-        if directory.exists() and any(directory.iterdir()):
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise DeeprlError(f"{directory} is not empty and holds no run; choose another --out")
         return None
-    stored = json.loads(about.read_text())
+    stored = read_about(directory)
     here = {"algorithm": algorithm} | identity(config)
     there = {"algorithm": stored["algorithm"]} | {k: stored["config"].get(k) for k in identity(config)}
     differ = [k for k in here if here[k] != there[k]]
@@ -35,6 +35,16 @@ def stored_execution(directory: Path, algorithm: str, config: RunConfig) -> Exec
         was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
         raise DeeprlError(f"{directory} holds another run ({was}); choose another --out")
     return Execution(**stored["execution"])
+
+
+def read_about(run_dir: Path) -> dict[str, Any]:
+    """`config.json` of a run directory. Raises DeeprlError where there is none or it cannot be read."""
+    try:
+        return json.loads((run_dir / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise DeeprlError(f"{run_dir} is no run directory: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise DeeprlError(f"{run_dir / 'config.json'}: {error}") from error
 
 
 def write_about(directory: Path, algorithm: str, config: RunConfig, spec: EnvSpec, execution: Execution) -> None:

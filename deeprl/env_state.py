@@ -1,19 +1,34 @@
 """Capture and restore the complete state of one environment, so that a resumed run steps on bit for bit.
 
-Known: Gymnasium's MuJoCo and classic-control environments, under wrappers whose own attributes are plain numbers. Any
-other environment takes part by defining `state_dict()` (a dict of numbers, strings, lists and arrays) and
-`load_state_dict(state)`; its random generator `np_random` is saved for it.
+Known: Gymnasium's MuJoCo and classic-control environments, under wrappers that remember numbers, arrays, lists, queues,
+running statistics and generators. Any other environment takes part by defining `state_dict()` (a dict of numbers,
+strings, lists and arrays) and `load_state_dict(state)`; its random generator `np_random` is saved for it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers.utils import RunningMeanStd
 from torch import Tensor
 
 _PLAIN = (bool, int, float, str, type(None), np.bool_, np.integer, np.floating)
+_STATELESS = {
+    "env",
+    "_action_space",
+    "_observation_space",
+    "_metadata",
+    "_cached_spec",
+    "_saved_kwargs",
+    "_previous_data",
+}
+
+
+class _OpaqueError(Exception):
+    """A wrapper holds something that cannot be captured."""
 
 
 def capture(env: gym.Env) -> dict[str, Any] | None:
@@ -22,8 +37,12 @@ def capture(env: gym.Env) -> dict[str, Any] | None:
     inner = _inner_state(base)
     if inner is None:
         return None
+    try:
+        wrappers = [_remembered(layer) for layer in _wrappers(env)]
+    except _OpaqueError:
+        return None
     return {
-        "wrappers": [_plain_attributes(layer) for layer in _wrappers(env)],
+        "wrappers": wrappers,
         "attributes": _plain_attributes(base),
         "generator": base.np_random.bit_generator.state,
         "inner": inner,
@@ -35,7 +54,7 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
     base: Any = env.unwrapped
     state = arrays(state)
     for layer, attributes in zip(_wrappers(env), state["wrappers"], strict=True):
-        vars(layer).update(attributes)
+        vars(layer).update({k: _unpack(vars(layer).get(k), v) for k, v in attributes.items()})
     vars(base).update(state["attributes"])
     base.np_random.bit_generator.state = state["generator"]
     inner = state["inner"]
@@ -54,12 +73,12 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
 
 
 def arrays(value: Any) -> Any:
-    """Tensors, which a checkpoint gives back in place of arrays, as arrays again."""
+    """A copy with arrays in place of tensors, which a checkpoint gives back for them."""
     if isinstance(value, dict):
         return {k: arrays(v) for k, v in value.items()}
     if isinstance(value, list):
         return [arrays(v) for v in value]
-    return value.numpy().copy() if isinstance(value, Tensor) else value
+    return np.array(value.numpy() if isinstance(value, Tensor) else value) if hasattr(value, "dtype") else value
 
 
 def _inner_state(base: Any) -> dict[str, Any] | None:
@@ -93,6 +112,38 @@ def _mujoco_state(data: Any) -> dict[str, Any]:
 
 def _plain_attributes(layer: Any) -> dict[str, Any]:
     return {k: v for k, v in vars(layer).items() if isinstance(v, _PLAIN)}
+
+
+def _remembered(wrapper: gym.Env) -> dict[str, Any]:
+    own = {k: v for k, v in vars(wrapper).items() if k not in _STATELESS}
+    return {k: _pack(v) for k, v in own.items() if not callable(v) and not isinstance(v, gym.Space)}
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "bfiu":
+        return value.copy()
+    if isinstance(value, list | tuple | deque):
+        return [_pack(v) for v in value]
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, dict | RunningMeanStd):
+        return {k: _pack(v) for k, v in (value if isinstance(value, dict) else vars(value)).items()}
+    raise _OpaqueError
+
+
+def _unpack(old: Any, packed: Any) -> Any:
+    """The packed value in the form that the attribute has in a new environment."""
+    if isinstance(old, np.random.Generator):
+        old.bit_generator.state = packed
+        return old
+    if isinstance(old, RunningMeanStd) and isinstance(packed, dict):
+        vars(old).update(packed)
+        return old
+    if isinstance(old, deque) and isinstance(packed, list):
+        return deque(packed, old.maxlen)
+    return tuple(packed) if isinstance(old, tuple) and isinstance(packed, list) else packed
 
 
 def _wrappers(env: gym.Env) -> list[gym.Env]:

@@ -21,6 +21,7 @@ from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import stored_execution, write_about, write_json
 from deeprl.envs import EnvFactory, Episode, PopulationEnvs
+from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.logger import CsvLog, TensorBoardLog
 from deeprl.population import Agents, resolve_execution
@@ -70,6 +71,7 @@ class Run:
                 self._finish()
             self._progress.close()
             self._tensorboard.close()
+            self._attached["envs"].close()
         self._evaluator.close()
 
     def make_envs(self) -> PopulationEnvs:
@@ -208,7 +210,8 @@ class Run:
     def _finish(self) -> None:
         self._report_frozen()
         self.finished = self.step >= self.config.steps
-        self.save(only=("agents",) if self.finished else None)
+        if self.step > self._resumed_at or self.step == 0:
+            self.save(only=("agents",) if self.finished else None)
         self._write_status("finished" if self.finished else "stopped")
 
     # --- status ---
@@ -258,5 +261,9 @@ class _TreeState:
         return flatten(self.tree)
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        for name, leaf in flatten(self.tree).items():
+        own = flatten(self.tree)
+        unlike = [k for k in own if k not in saved or saved[k].shape != own[k].shape]
+        if unlike:
+            raise DeeprlError(f"the checkpoint is of other networks: {unlike[0]} differs; pass the run's own net=")
+        for name, leaf in own.items():
             leaf.copy_(saved[name])

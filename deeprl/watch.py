@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deeprl.api import Policy, load, read_about, stored_config
+from deeprl.api import Policy, load, stored_config
+from deeprl.directory import read_about
 from deeprl.envs import env_seeds, make_env
 from deeprl.errors import DeeprlError
 from deeprl.progress import Progress

@@ -31,10 +31,6 @@ hypothesis.settings.register_profile("deeprl", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("deeprl")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "compiled: compiles graphs; run with DEEPRL_SHAPE_CHECKS=0 (tests/conftest.py)")
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if SHAPE_CHECKS and item.get_closest_marker("compiled"):
         pytest.fail("run compiled tests with: DEEPRL_SHAPE_CHECKS=0 python -m pytest -m compiled", pytrace=False)

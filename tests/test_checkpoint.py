@@ -23,7 +23,7 @@ def assert_loads(directory, step, value):
     assert loaded["run"]["updates"] == value
 
 
-@pytest.fixture()
+@pytest.fixture
 def two(tmp_path):
     """Checkpoints 10 and 20, and the path of the newest."""
     checkpoint.save(tmp_path, 10, content(1.0))
@@ -33,7 +33,12 @@ def two(tmp_path):
 def test_nested_data_come_back_equal(tmp_path):
     generator = np.random.default_rng(3).bit_generator.state
     saved = {
-        "tensors": {"f": torch.randn(3, 4), "b": torch.tensor([True, False]), "i": torch.tensor(7), "e": torch.empty(0)},
+        "tensors": {
+            "f": torch.randn(3, 4),
+            "b": torch.tensor([True, False]),
+            "i": torch.tensor(7),
+            "e": torch.empty(0),
+        },
         "half": torch.randn(5).bfloat16(),
         "list": [1, 2.5, "text", None, True, [torch.ones(2)]],
         "tuple": (1, 2),
@@ -175,7 +180,7 @@ def test_broken_checkpoint_is_named_and_the_one_before_used(damage, two):
 def test_all_broken_raises(damage, two):
     for step in (10, 20):
         damage(two.parent / f"{step:09d}")
-    with pytest.warns(UserWarning, match="is broken"), pytest.raises(DeeprlError, match="all checkpoints in .* are"):
+    with pytest.warns(UserWarning, match="is broken"), pytest.raises(DeeprlError, match=r"all checkpoints in .* are"):
         checkpoint.load(two.parent)
 
 
@@ -210,7 +215,7 @@ def test_hostile_pickle_is_not_executed(how, two, tmp_path):
 
     def write(file):
         if how == "plain pickle":
-            file.write_bytes(pickle.dumps({"agents": Hostile(sentinel)}))
+            file.write_bytes(pickle.dumps({"agents": Hostile(sentinel)}, protocol=2))
         else:
             torch.save({"agents": Hostile(sentinel)}, file, _use_new_zipfile_serialization=how == "torch zip")
 

@@ -36,7 +36,8 @@ def test_parse_seeds_refuses(word):
 
 def test_build_converts_plain_values():
     config = build(
-        Config, {"env": "Pendulum-v1", "seeds": [3, 4], "hidden": [8, 8], "utd": 2, "actor_lr": [1, 0.5], "wrappers": []}
+        Config,
+        {"env": "Pendulum-v1", "seeds": [3, 4], "hidden": [8, 8], "utd": 2, "actor_lr": [1, 0.5], "wrappers": []},
     )
     assert config == Config(env="Pendulum-v1", seeds=(3, 4), hidden=(8, 8), utd=2.0, actor_lr=(1.0, 0.5))
     assert isinstance(config.utd, float)
@@ -144,7 +145,7 @@ def test_varied_lists_fields_with_different_values_only():
 def test_scalars_refuse_a_value_per_agent():
     config = Config(seeds=(5, 6), actor_lr=(1e-3, 1e-4))
     assert config.member(1).scalars("actor_lr", "tau") == {"actor_lr": 1e-4, "tau": 0.005}
-    with pytest.raises(DeeprlError, match="^actor_lr: still has a value per agent"):
+    with pytest.raises(DeeprlError, match=r"^actor_lr: still has a value per agent"):
         config.scalars("actor_lr")
 
 

@@ -1,23 +1,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import wrappers
 
 from deeprl import checkpoint, env_state
 
-# id -> steps before the capture; the 100 steps after it cross a time limit or a terminated end (max_episode_steps below).
-ENVS = {
-    "Pendulum-v1": 37,
-    "MountainCarContinuous-v0": 37,
-    "CartPole-v1": 37,
-    "Acrobot-v1": 37,
-    "HalfCheetah-v5": 37,
-    "Hopper-v5": 37,
-    "Walker2d-v5": 37,
-    "Ant-v5": 37,
-    "Humanoid-v5": 37,
-    "Swimmer-v5": 37,
-    "InvertedPendulum-v5": 37,
-}
+ENVS = [
+    "Pendulum-v1", "MountainCarContinuous-v0", "CartPole-v1", "Acrobot-v1", "HalfCheetah-v5", "Hopper-v5",
+    "Walker2d-v5", "Ant-v5", "Humanoid-v5", "Swimmer-v5", "InvertedPendulum-v5",
+]  # fmt: skip
 
 
 def step_or_reset(env, action):
@@ -51,7 +42,7 @@ def test_restored_env_goes_on_bit_for_bit(name, tmp_path):
     env, other = (gym.make(name, max_episode_steps=60) for _ in range(2))
     env.action_space.seed(0)
     env.reset(seed=3)
-    roll(env, [env.action_space.sample() for _ in range(ENVS[name])])
+    roll(env, [env.action_space.sample() for _ in range(37)])
     state = through_disk(env_state.capture(env), tmp_path)
     actions = [env.action_space.sample() for _ in range(130)]
     expected, ends = roll(env, actions)
@@ -192,3 +183,61 @@ def test_plain_attributes_of_wrappers_are_restored(tmp_path):
     other.reset(seed=6)
     env_state.restore(other, state)
     assert_same(expected, roll(other, actions)[0])
+
+
+class Jitter(gym.Wrapper):
+    """Noise from a generator of its own."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.noise = np.random.default_rng(4)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward + self.noise.normal(), terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        wrappers.NormalizeObservation,
+        wrappers.NormalizeReward,
+        lambda env: wrappers.FrameStackObservation(env, 3),
+        lambda env: wrappers.DelayObservation(env, 2),
+        lambda env: wrappers.StickyAction(env, 0.5),
+        wrappers.TimeAwareObservation,
+        wrappers.FlattenObservation,
+        lambda env: wrappers.RescaleAction(env, -1, 1),
+        lambda env: wrappers.TransformReward(env, lambda r: 2 * r),
+        Jitter,
+        lambda env: wrappers.NormalizeReward(wrappers.FrameStackObservation(Jitter(env), 2)),
+    ],
+)
+@pytest.mark.parametrize("disk", [True, False])
+def test_wrappers_go_on_bit_for_bit(wrap, disk, tmp_path):
+    env, other = (wrap(gym.make("Pendulum-v1", max_episode_steps=30)) for _ in range(2))
+    env.action_space.seed(0)
+    drawn = [env.action_space.sample() for _ in range(80)]
+    env.reset(seed=5)
+    roll(env, drawn[:17])
+    state = env_state.capture(env)
+    state = through_disk(state, tmp_path) if disk else state
+    other.reset(seed=6)
+    roll(other, drawn[:5])
+    env_state.restore(other, state)
+    expected, _ = roll(env, drawn)
+    assert_same(expected, roll(other, drawn)[0])
+
+
+class Secret(gym.Wrapper):
+    """Remembers something that nobody can capture."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.memory = iter(range(100))
+
+
+def test_wrapper_with_unknown_memory_gives_none():
+    env = Secret(gym.make("Pendulum-v1"))
+    env.reset(seed=0)
+    assert env_state.capture(env) is None

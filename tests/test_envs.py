@@ -16,11 +16,14 @@ HOPPER = EnvFactory("Hopper-v5", {"max_episode_steps": 25}, ())  # random action
 
 
 def actions(steps, agents, width, dim, seed=0):
-    """Random actions in [-1, 1]: [T, S, N, A]; those of agent m in environment e depend on (m, e) alone."""
+    """Random actions in [-1, 1]: [T, S, N, A]; those of agent m in environment e depend on (m, e) alone.
+
+    Multiples of 1/1024, so that rescaling them in float32 does not round.
+    """
     drawn = [
         [np.random.default_rng([seed, m, e]).uniform(-1, 1, (steps, dim)) for e in range(width)] for m in range(agents)
     ]
-    return np.array(drawn, np.float32).transpose(2, 0, 1, 3)
+    return (np.round(np.array(drawn) * 1024) / 1024).astype(np.float32).transpose(2, 0, 1, 3)
 
 
 def play(envs, moves):
@@ -290,7 +293,8 @@ def test_unknown_env_starts_anew_after_a_restore():
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("Pendulm-v1", "Pendulum-v1"), ("halfcheetah-v5", "HalfCheetah-v5"), ("Pendulum-v9", "Pendulum-v1")]
+    ("name", "near"),
+    [("Pendulm-v1", "Pendulum-v1"), ("halfcheetah-v5", "HalfCheetah-v5"), ("Pendulum-v9", "Pendulum-v1")],
 )
 def test_unknown_id_gives_the_nearest_names(name, near):
     with pytest.raises(DeeprlError, match=rf"unknown environment '{name}'; did you mean .*{near}"):
@@ -372,7 +376,7 @@ gym.register("{name}-v0", entry_point="gymnasium.envs.classic_control:PendulumEn
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def module(tmp_path, monkeypatch, request):
     """Name of a module in the current directory that registers an environment `<Name>-v0` and holds wrappers."""
     name = f"mine_{abs(hash(request.node.name))}"
@@ -410,7 +414,7 @@ def test_wrong_wrapper_is_named(path):
 
 
 def test_wrong_module_is_named():
-    with pytest.raises(DeeprlError, match="^absent_module:Id-v0: .*absent_module"):
+    with pytest.raises(DeeprlError, match=r"^absent_module:Id-v0: .*absent_module"):
         make_env("absent_module:Id-v0")
 
 

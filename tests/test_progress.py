@@ -12,7 +12,7 @@ class Clock:
         return self.now
 
 
-@pytest.fixture()
+@pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("deeprl.progress.time.monotonic", clock)

@@ -257,11 +257,15 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
         alpha_moments=alpha_moments,
         step=state.step + 1,
     )
-    values = (critic_value, q, actor_value, -log_prob, alpha, alpha_value)
-    return new, dict(zip(METRICS, values, strict=True)), ()
-
-
-METRICS = ("critic_loss", "q", "actor_loss", "entropy", "alpha", "alpha_loss")
+    metrics = {
+        "critic_loss": critic_value,
+        "q": q,
+        "actor_loss": actor_value,
+        "entropy": -log_prob,
+        "alpha": alpha,
+        "alpha_loss": alpha_value,
+    }
+    return new, metrics, ()
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
@@ -300,7 +304,6 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             run.log(metrics)
             run.evaluate(greedy)
             run.checkpoint()
-        envs.close()
     return run
 
 
