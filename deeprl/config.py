@@ -173,6 +173,12 @@ class RunConfig:
         own = {name: v[index] if isinstance(v, tuple) else v for name, v in values.items()}
         return dataclasses.replace(self, seeds=(self.seeds[index],), **own)
 
+    def require_within(self, name: str, low: float, high: float) -> None:
+        """Raise DeeprlError unless a numeric setting, of every agent, is in [low, high]."""
+        value = getattr(self, name)
+        outside = [v for v in (value if isinstance(value, tuple) else (value,)) if not low <= v <= high]
+        _require(not outside, f"{name}: must be in {low:g} .. {high:g}, not {outside[0] if outside else ''}")
+
     def scalars(self, *names: str) -> dict[str, float]:
         """Per-agent settings of a single member by name."""
         values = {name: getattr(self, name) for name in names}

@@ -116,15 +116,16 @@ def over_agents(
 
 
 def freezing(update: Callable[..., tuple[Any, Metrics, Any]]) -> Callable[..., tuple[Agents, Metrics, Any]]:
-    """An update of one agent that stops changing it for good once one of its metrics is not finite.
+    """An update of one agent that stops changing it for good once a metric or its new state is not finite.
 
-    The agent keeps the last state whose metrics were finite; `frozen_at` gets the number of the update that failed.
+    The agent keeps its last finite state; `frozen_at` gets the number of the update that failed (`state.step`).
     """
 
     def guarded(agents: Agents, *args: Any) -> tuple[Agents, Metrics, Any]:
         old, frozen_at = agents
         new, metrics, aux = update(old, *args)
-        finite = torch.stack([m.isfinite().all() for m in metrics.values()]).all()
+        values = [x for x in tree_leaves((new, metrics)) if x.is_floating_point()]
+        finite = torch.stack([x.isfinite().all() for x in values]).all()
         healthy = frozen_at < 0
         state = tree_map(lambda n, o: torch.where(healthy & finite, n, o), new, old)
         return Agents(state, torch.where(healthy & ~finite, old.step, frozen_at)), metrics, aux

@@ -12,6 +12,8 @@ Two faults of today's compilers shape the code. Products of 32-bit words overflo
 the C++ compiler may assume away: the multipliers are taken minus 2^32 instead and the operand is added to the high
 half afterwards. And `arange(n) * constant` is computed in 32 bits: the lane number sits in counter word 1, which Philox
 xors before it multiplies.
+
+A draw depends on its key and on how many numbers it has: a short draw is not the beginning of a longer one.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ def bits(key: Key, shape: Sequence[int]) -> Int[Tensor, "..."]:
 def uniform(
     key: Key, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "..."]:
-    """Uniform numbers in [low, high), 24 random bits each."""
+    """Uniform numbers in [low, high), 24 random bits each.
+
+    Rounding may give `high` itself where high - low is small against the bounds.
+    """
     unit = (bits(key, shape) >> 8).to(dtype) * 2.0**-24
     return unit * (high - low) + low
 

@@ -121,7 +121,7 @@ def test_results_make_a_table(run_dir: Path) -> None:
 def test_wrong_settings_name_the_key(tmp_path: Path) -> None:
     with pytest.raises(DeeprlError, match="actor_rl: unknown setting; did you mean actor_lr"):
         deeprl.train("sac", actor_rl=1e-3)
-    with pytest.raises(DeeprlError, match="steps: expected int, not 1.5"):
+    with pytest.raises(DeeprlError, match=r"steps: expected int, not 1\.5"):
         deeprl.train("sac", steps=1.5)
 
 

@@ -105,7 +105,7 @@ def test_build_inverts_the_stored_form():
         ({"max_hours": -1.0}, "max_hours: must not be negative"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: must be positive"),
         ({"utd": 0.0}, "utd: must be positive"),
-        ({"log_std_range": (1.0,)}, "log_std_range: two numbers"),
+        ({"log_std_range": (1.0,)}, "log_std_range: a lower and an upper"),
     ],
 )
 def test_impossible_values_raise_with_the_key_first(values, message):

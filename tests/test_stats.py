@@ -177,9 +177,9 @@ def test_bootstrap_interval_of_permuted_runs_is_same(table, random):
 
 def test_bootstrap_interval_depends_on_its_seed_only():
     scores = np.random.default_rng(3).normal(size=10)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     first = bootstrap_interval(scores, replications=200, seed=1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     assert bootstrap_interval(scores, replications=200, seed=1) == first
     assert bootstrap_interval(scores, replications=200, seed=2) != first
 

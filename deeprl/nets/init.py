@@ -21,7 +21,7 @@ def init_params(module: nn.Module, seed: int) -> Params:
     """
     fresh = copy.deepcopy(module).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed every GPU as well
         for name, child in reversed(list(fresh.named_modules())):
             reset = getattr(child, "reset_parameters", None)
             if callable(reset):

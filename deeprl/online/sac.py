@@ -88,8 +88,14 @@ class Config(RunConfig):
         for name in ("learning_starts", "utd", "batch_size", "buffer_size", "critics"):
             if getattr(self, name) <= 0:
                 raise DeeprlError(f"{name}: must be positive, not {getattr(self, name)}")
-        if len(self.log_std_range) not in (0, 2):
-            raise DeeprlError(f"log_std_range: two numbers are needed, not {self.log_std_range}")
+        limits = {"init_alpha": (1e-30, math.inf), "discount": (0.0, 1.0), "tau": (0.0, 1.0)}
+        limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (0.0, math.inf))
+        for name, (low, high) in limits.items():
+            self.require_within(name, low, high)
+        if min(self.hidden, default=1) < 1:
+            raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
+        if self.log_std_range and (len(self.log_std_range) != 2 or self.log_std_range[0] >= self.log_std_range[1]):
+            raise DeeprlError(f"log_std_range: a lower and an upper bound are needed, not {self.log_std_range}")
 
 
 class Net(NamedTuple):
@@ -191,9 +197,9 @@ def act(
     return torch.tanh(functional_call(net.actor, state.actor, (obs,))[0]), carry
 
 
-def observe(net: Net, config: Config, state: State, obs: Float[Tensor, "N O"]) -> tuple[State]:
-    """Take new observations into the normaliser; called once per step of the environments."""
-    return (state._replace(obs_stats=net.obs_norm.updated(state.obs_stats, obs)),)
+def observe(net: Net, config: Config, state: State, obs: Float[Tensor, "N O"]) -> tuple[State, Metrics, tuple[()]]:
+    """Take new observations into the normaliser; called once per step of the environments, if it is on."""
+    return state._replace(obs_stats=net.obs_norm.updated(state.obs_stats, obs)), {}, ()
 
 
 def critic_loss(
@@ -282,7 +288,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
-        track = over_agents(functools.partial(observe, modules, config), run.execution, donate=True)
+        track = over_agents(freezing(functools.partial(observe, modules, config)), run.execution, donate=True)
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(2,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state)
         metrics: Metrics = {}
@@ -297,7 +303,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             transition = envs.step(action.cpu().numpy())
             replay.add(transition)
             if config.normalize_obs:
-                track(agents.state, torch.from_numpy(transition.obs).to(device))
+                track(agents, torch.from_numpy(transition.obs).to(device))
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts):
                 metrics, _ = learn(agents, replay.data, replay.size, run.keys("sample", i), run.keys("update", i))
