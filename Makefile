@@ -8,6 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 demo: .venv/core
 	$(BIN)/deeprl sweep benchmarks/sweeps/demo.toml
 
+test: export OMP_NUM_THREADS = 1
 test: lint types .venv/dev
 	$(BIN)/python -m pytest -m "not compiled"
 	DEEPRL_SHAPE_CHECKS=0 $(BIN)/python -m pytest -m compiled
@@ -32,6 +33,15 @@ types: .venv/dev
 
 .venv/dev: .venv/core
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+peers: .peers/sb3/.done .peers/sbx/.done  ## what benchmarks/speed.py compares with
+.peers/sb3/.done: PEER = stable-baselines3==2.9.2
+.peers/sbx/.done: PEER = sbx-rl==0.28.0
+.peers/%/.done:
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/pip install --quiet torch==2.13.0
+	.peers/$*/bin/pip install --quiet "gymnasium[mujoco]==1.4.0" mujoco==4.0.0 $(PEER)
 	touch $@
 
 clean:

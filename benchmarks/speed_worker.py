@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import importlib
-import importlib.util
 import json
 import sys
 import tempfile
@@ -27,17 +25,9 @@ from typing import Any
 
 from peers import INCLUDES, LEARNING_STARTS, Stopwatch, arguments, limit, say, versions
 
+from deeprl.api import algorithm_module
+
 PACKAGES = ("deeprl", "torch", "gymnasium", "mujoco", "numpy")
-FAMILIES = ("online", "offline", "world_models")
-
-
-def load(algorithm: str) -> Any:
-    """The module of an algorithm, whichever folder it lives in."""
-    for family in FAMILIES:
-        name = f"deeprl.{family}.{algorithm}"
-        if importlib.util.find_spec(name) is not None:
-            return importlib.import_module(name)
-    raise SystemExit(f"no algorithm {algorithm!r} under deeprl/{{{','.join(FAMILIES)}}}")
 
 
 def value(text: str) -> Any:
@@ -62,7 +52,7 @@ def measure(
     """Trains a population until its window has closed. `settings` are further fields of the algorithm's Config."""
     import torch  # here and not above: `limit` must run before it is imported
 
-    module = load(algorithm)
+    module = algorithm_module(algorithm)
     on_card = str((settings or {}).get("device", "cpu")).startswith("cuda")
     watch = Stopwatch(
         LEARNING_STARTS + warmup_steps, seconds, wait, torch.cuda.synchronize if on_card else lambda: None
