@@ -67,6 +67,8 @@ def load_population(run_dir: str | Path, net: Callable[..., Any] | None = None, 
     """All agents of a run at its newest checkpoint. Raises DeeprlError where `run_dir` holds no trained agents."""
     directory = Path(run_dir)
     about = read_about(directory)
+    if about.get("custom_net") and net is None:
+        raise DeeprlError(f"{directory} has networks of its own ({about['custom_net']}): use Python and pass net=")
     module = algorithm_module(about["algorithm"])
     config = stored_config(about)
     spec = EnvSpec.from_json(about["spec"])

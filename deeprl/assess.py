@@ -22,6 +22,8 @@ def assess(run_dir: str | Path, episodes: int, table: str | None = None) -> np.n
     table: a CSV file to write every episode to (member, seed, episode, return, length).
     """
     population = load_population(run_dir)
+    if table:
+        Path(table).parent.mkdir(parents=True, exist_ok=True)
     config = population.config
     seeds = [m["seed"] for m in population.members]
     evaluator = Evaluator(lambda: make_env(config.env, config.env_kwargs, config.wrappers), seeds, episodes)

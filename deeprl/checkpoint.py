@@ -24,10 +24,14 @@ FORMAT = 1
 
 
 def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
-    """Write checkpoint `step` and delete all but the newest `keep`. content: nested dicts, lists, numbers, arrays."""
+    """Write checkpoint `step`; keep it and the `keep - 1` before it, delete all others.
+
+    content: nested dicts and lists of numbers, strings, tensors and arrays.
+    """
     final = directory / f"{step:09d}"
     temporary = directory / f".{step:09d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in (*directory.glob(".*.tmp"), *directory.glob(".*.old")):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     with (temporary / "state.pt").open("wb") as file:
         torch.save(_savable(content), file)
@@ -42,7 +46,8 @@ def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> 
     os.replace(temporary, final)
     _flush_directory(directory)
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in steps(directory)[:-keep]:
+    known = [s for s in steps(directory) if s <= step]  # later ones were broken: the run went on from before them
+    for old in sorted({*steps(directory)} - {*known[-keep:]}):
         shutil.rmtree(directory / f"{old:09d}", ignore_errors=True)
     return final
 

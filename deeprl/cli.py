@@ -31,11 +31,14 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"deeprl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("deeprl: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        print("deeprl: interrupted; the same command goes on from the newest checkpoint, if any", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `deeprl list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file or directory that cannot be read or written
+        print(f"deeprl: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

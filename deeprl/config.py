@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -49,6 +50,13 @@ def _words(value: Any) -> list[str]:
     return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
 
 
+def _json_object(words: list[str]) -> dict[str, Any]:
+    value = json.loads(words[0])
+    if not isinstance(value, dict):
+        raise TypeError(f'expected a JSON object such as {{"speed": 2}}, not {words[0]}')
+    return value
+
+
 Seeds = Annotated[
     tuple[int, ...],
     PrimitiveConstructorSpec(
@@ -84,7 +92,7 @@ Json = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="JSON",
-        instance_from_str=lambda words: json.loads(words[0]),
+        instance_from_str=_json_object,
         is_instance=lambda x: isinstance(x, dict),
         str_from_instance=lambda x: [json.dumps(x)],
     ),
@@ -238,8 +246,10 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is Literal and value in arguments:
             return value
-        if origin is tuple and isinstance(value, list | tuple):
+        if origin is tuple and isinstance(value, list | tuple | range):
             return tuple(_convert(key, v, arguments[0]) for v in value)
+        if option is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         plain = dict if origin is dict else option

@@ -93,7 +93,8 @@ def _inner_state(base: Any) -> dict[str, Any] | None:
 
 
 def _is_mujoco(base: gym.Env) -> bool:
-    return any(c.__module__ == "gymnasium.envs.mujoco.mujoco_env" for c in type(base).__mro__)
+    # Not their subclasses elsewhere, which may hold goals or changed models of their own.
+    return type(base).__module__.startswith("gymnasium.envs.mujoco.")
 
 
 def _mujoco_state(data: Any) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from deeprl.spec import EnvSpec, Transition
 EnvBackend = Literal["sync", "async"]
 MakeEnv = Callable[[], gym.Env]
 
-# Name spaces and entry points whose packages are extras: (where the package is named) -> extra of setup.cfg.
-_EXTRAS = {"ALE": "atari", "ale_py": "atari", "MinAtar": "minatar", "minatar": "minatar", "dmc": "dmc",
-           "dm_control": "dmc", "Box2D": "box2d", "box2d": "box2d"}  # fmt: skip
+# Packages whose environments come with an extra of setup.cfg, and what makes Gymnasium know them.
+_NAMESPACES = {"ALE": ("atari", "ale_py"), "MinAtar": ("minatar", "minatar.gym")}
+_EXTRAS = {"ale_py": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d"}
+_EXTRAS["gymnasium_robotics"] = "robotics"
 
 
 class Episode(NamedTuple):
@@ -54,9 +55,10 @@ def make_env(
         if not os.environ.get("DISPLAY"):  # headless: MuJoCo renders through EGL, SDL without a screen
             os.environ.setdefault("MUJOCO_GL", "egl")
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # `module:Id-v0` next to where the user stands
+    _see_working_directory()
     _warn_once_per_text()
+    if (namespace := env.partition("/")[0]) in _NAMESPACES:
+        _register(namespace)
     try:
         made = gym.make(env, **kwargs)
     except gym.error.DependencyNotInstalled as error:
@@ -65,11 +67,14 @@ def make_env(
         raise DeeprlError(_unknown(env, error)) from error
     except ModuleNotFoundError as error:
         reason = f"cannot import {error.name!r}" if error.name else _one_line(error)
-        raise DeeprlError(f"{env}: {reason}{_install_hint(error.name or '')}") from error
+        raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
     except (TypeError, ValueError, AttributeError, OSError) as error:
         raise DeeprlError(f"{env} with arguments {kwargs}: {_one_line(error)}") from error
     for wrapper in wrappers:
-        made = load_object(wrapper, "wrapper")(made)
+        try:
+            made = load_object(wrapper, "wrapper")(made)
+        except (TypeError, ValueError, AssertionError, AttributeError) as error:
+            raise DeeprlError(f"wrapper {wrapper}: {_one_line(error)}") from error
     return made
 
 
@@ -87,8 +92,7 @@ class EnvFactory:
 
 def load_object(path: str, what: str) -> Any:
     """The object that `module:name` names. Raises DeeprlError that says what is wrong with it."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    _see_working_directory()
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -108,7 +112,7 @@ def box_spec(env: gym.Env) -> EnvSpec:
     if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
         raise DeeprlError(f"{name} acts in {action}; this algorithm needs a flat Box of continuous actions")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise DeeprlError(f"{name} has unbounded actions {action}; wrap it in RescaleAction or ClipAction")
+        raise DeeprlError(f"{name} has unbounded actions {action}; wrap it so that they have finite bounds")
     return EnvSpec(obs.shape, action.shape[0], tuple(action.low.tolist()), tuple(action.high.tolist()))
 
 
@@ -205,7 +209,8 @@ class PopulationEnvs:
         self._episodes = [Episode(*e) for e in saved["episodes"]]
         states = saved["envs"] or [None] * (self.agents * self.width)
         # Another seed than at the start: an environment that cannot be restored must not repeat its first episodes.
-        fresh = self._shaped(self.vector.reset(seed=[s ^ (int(self._lengths.sum()) + 1) for s in self._seeds])[0])
+        again = [s ^ (int(n) + 1) for s, n in zip(self._seeds, self._lengths.flat, strict=True)]
+        fresh = self._shaped(self.vector.reset(seed=again)[0])
         for i, state in enumerate(states):
             m, e = divmod(i, self.width)
             if state is not None:
@@ -217,6 +222,12 @@ class PopulationEnvs:
 
     def close(self) -> None:
         self.vector.close()
+
+
+def _see_working_directory() -> None:
+    """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 @functools.cache
@@ -248,8 +259,16 @@ def _install_hint(text: str) -> str:
     return f"; install it with: pip install 'deeprl[{extra}]'" if extra else ""
 
 
+def _register(namespace: str) -> None:
+    """Import the package behind a name space such as ALE/. Raises DeeprlError with the command that installs it."""
+    extra, package = _NAMESPACES[namespace]
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        hint = f"install it with: pip install 'deeprl[{extra}]'"
+        raise DeeprlError(f"the environments of {namespace}/ are not installed; {hint}") from error
+    getattr(module, "register_envs", lambda: None)()
+
+
 def _unknown(env: str, error: Exception) -> str:
-    namespace = env.rpartition(":")[2].partition("/")[0] if "/" in env else ""
-    if hint := _install_hint(namespace):
-        return f"{env}: the environments of {namespace}/ are not installed{hint}"
     return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({_one_line(error)})'}"

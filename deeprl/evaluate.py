@@ -42,11 +42,12 @@ class Evaluator:
     """Runs `episodes` episodes of every agent of a population and returns all of them.
 
     The start of episode e of the agent with seed s in evaluation number `counter` depends on (s, e, counter) alone.
-    Environments are made at the first call and kept.
+    Environments are made at the first call and kept; keep=False makes new ones for every call, so that wrappers with
+    a memory cannot carry it from one evaluation to the next.
     """
 
-    def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int):
-        self._make, self._seeds, self._episodes = make, list(seeds), episodes
+    def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int, keep: bool = True):
+        self._make, self._seeds, self._episodes, self._keep = make, list(seeds), episodes, keep
         self._envs: list[list[gym.Env]] = []
 
     def __call__(
@@ -64,6 +65,8 @@ class Evaluator:
                 episodes += ended
                 if progress is not None:
                     progress(len(episodes))
+        if not self._keep:
+            self.close()
         return sorted(episodes)
 
     def _round(self, policy: PopulationPolicy, starts: list[list[int]], first: int) -> Iterator[list[Episode]]:

@@ -83,7 +83,7 @@ def laprop(
 
 def global_norm(grads: Params) -> Float[Tensor, ""]:
     """Euclidean norm of all entries of one agent's gradients."""
-    return torch.sqrt(sum((g.square().sum() for g in grads.values()), start=torch.zeros(())))
+    return torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
 
 
 def clip_by_global_norm(grads: Params, max_norm: Scalar) -> Params:

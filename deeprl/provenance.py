@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,6 @@ def device_name(device: str, threads: int) -> str:
 
 
 def command() -> str:
-    """The command line as typed, without the folder of the program."""
+    """The command line, quoted for a shell, without the folder of the program."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return " ".join([program, *sys.argv[1:]])
+    return shlex.join([program, *sys.argv[1:]])

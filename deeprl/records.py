@@ -127,12 +127,19 @@ def read_runs(directory: str | Path) -> list[Run]:
 
 def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
     """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
-    cells: dict[Cell, Pairs] = {}
+    alike: dict[Cell, Pairs] = {}
     for run in runs:
         for agent in filter(lambda a: a.evaluations, run.agents):
             label = str(run.info["config"].get("label") or "")
             cell = Cell(str(run.info["algorithm"]), run.env, label, agent.settings)
-            cells.setdefault(cell, []).append((run, agent))
+            alike.setdefault(cell, []).append((run, agent))
+    cells: dict[Cell, Pairs] = {}
+    for cell, pairs in alike.items():  # runs of other settings are other cells, never one mean
+        fields = differing(pairs)
+        for run, agent in pairs:
+            config = run.info["config"]
+            settings = json.loads(cell.settings) | {name: config.get(name) for name in fields}
+            cells.setdefault(cell._replace(settings=json.dumps(settings)), []).append((run, agent))
     ordered = sorted(cells, key=lambda cell: (cell.env, cell.name))
     return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
 

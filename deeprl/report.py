@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprl.records import Cell, Pairs, Run, differing, group, read_runs
+from deeprl.records import Cell, Pairs, Run, group, read_runs
 from deeprl.stats import bootstrap_interval, iqm, mean_band, mean_interval
 
 Rows = list[dict[str, Any]]
@@ -162,8 +162,6 @@ def _cell_notes(pairs: Pairs) -> Iterable[str]:
     counts = Counter(agent.seed for _, agent in pairs)
     if twice := [str(seed) for seed, count in counts.items() if count > 1]:
         yield f"seed {', '.join(twice)} occurs more than once, and equal seeds are not independent samples"
-    if fields := differing(pairs):
-        yield f"its runs differ in {', '.join(fields)}"
 
 
 def _file_name(env: str, taken: Iterable[str]) -> str:

@@ -34,14 +34,24 @@ Callback = Callable[["Run"], bool | None]
 class Run:
     """A run in progress. step: environment steps of each agent so far; updates: updates of each agent so far.
 
+    net: the function of own networks, to note in `config.json` that they are needed again.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
     """
 
-    def __init__(self, algorithm: str, config: RunConfig, updates: int, callback: Callback | None = None):
+    def __init__(
+        self,
+        algorithm: str,
+        config: RunConfig,
+        updates: int,
+        net: Callable[..., Any] | None = None,
+        callback: Callback | None = None,
+    ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
+        self._custom_net = f"{net.__module__}:{net.__qualname__}" if net else ""
         self.directory = Path(config.out or f"runs/{algorithm}/{config.env}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
-        self.execution = stored_execution(self.directory, algorithm, config) or resolve_execution(config, updates)
+        stored = stored_execution(self.directory, algorithm, config, self._custom_net)
+        self.execution = stored or resolve_execution(config, updates)
         self.execution.apply()
         self.streams = rng.Streams(config.seeds, self.execution.device)
         self.finished = False
@@ -55,7 +65,7 @@ class Run:
         self._learning_since: float | None = None
         self._compiled = False
         self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
-        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes)
+        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=not config.wrappers)
         self._evaluated = -1
 
     # --- opening and closing ---
@@ -82,7 +92,7 @@ class Run:
     def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`."""
         self._attached = {"agents": _TreeState(agents), "envs": envs, **parts}
-        write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution)
+        write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
         found = checkpoint.load(self.directory / "checkpoints")
         metrics, evaluations = self.directory / "metrics.csv", self.directory / "evaluations.csv"
         self._metrics, self._evaluations = CsvLog(metrics), CsvLog(evaluations)
@@ -148,7 +158,10 @@ class Run:
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
         self._metrics_before = metrics = metrics or self._metrics_before  # no update yet in this session
-        if not metrics or not self.due(self.config.log_every):
+        if not self.due(self.config.log_every):
+            return
+        if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
+            self._episodes = []
             return
         values = {f"train/{name}": value.tolist() for name, value in metrics.items()}
         rows: list[dict[str, Any]] = []

@@ -34,8 +34,10 @@ from typing import Any
 
 from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
-from deeprl.envs import make_env
+from deeprl.directory import stored_execution
+from deeprl.envs import box_spec, make_env
 from deeprl.errors import DeeprlError, nearest
+from deeprl.population import resolve_device
 from deeprl.report import write_report
 
 _TOP = ("out", "defaults", "experiment")
@@ -52,6 +54,14 @@ class Planned:
     @property
     def directory(self) -> Path:
         return Path(self.config.out)
+
+    def check(self) -> None:
+        """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory."""
+        env = make_env(self.config.env, self.config.env_kwargs, self.config.wrappers)
+        algorithm_module(self.algorithm).build_net(box_spec(env), self.config)
+        env.close()
+        resolve_device(self.config.device)
+        stored_execution(self.directory, self.algorithm, self.config)
 
     def finished(self) -> bool:
         """Whether its directory holds this run, complete."""
@@ -71,7 +81,10 @@ def run_sweep(file: str | Path) -> Path:
     """
     out, plan = read_sweep(file)
     for planned in plan:
-        make_env(planned.config.env, planned.config.env_kwargs, planned.config.wrappers).close()
+        try:
+            planned.check()
+        except DeeprlError as error:
+            raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
     print(f"{file}: {agents} agents in {len(plan)} populations, records in {out}", flush=True)
     for number, planned in enumerate(plan, 1):
@@ -92,12 +105,17 @@ def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
         content = tomllib.loads(text)
     except OSError as error:
         raise DeeprlError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DeeprlError(f"{path}: not a text file in UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise DeeprlError(f"{path}: {error}") from error
     source = _Source(path, text)
     for key in content:
         if key not in _TOP:
             raise source.error(key, f"{key}: unknown key{nearest(key, _TOP)}", "")
+    for key, kind in (("out", str), ("defaults", dict)):
+        if not isinstance(content.get(key, kind()), kind):
+            raise source.error(key, f"{key}: expected {'text' if kind is str else 'a table'}, not {content[key]!r}", "")
     out = Path(content.get("out", f"runs/{path.stem}"))
     experiments = content.get("experiment", [])
     if not isinstance(experiments, list) or not experiments:
@@ -153,6 +171,8 @@ def _populations(
     if "out" in settings:
         raise source.error("out", "out: belongs at the top of the file", here, "defaults")
     grid = experiment.get("grid", {})
+    if not isinstance(grid, dict):
+        raise source.error("grid", "grid: expected one table [experiment.grid]", here)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise source.error(key, f"{key}: a grid lists the values to try", f"{here} grid", here)
@@ -168,8 +188,10 @@ def _populations(
                 key = str(error).partition(":")[0]
                 raise source.error(key, str(error), f"{here} grid", here, "defaults") from error
             label = " ".join(filter(None, [config.label, *(f"{k}={_short(v)}" for k, v in shared.items())]))
-            folder = out / algorithm / env.replace(":", "_") / re.sub(r"[^\w.,=+-]+", "_", label)
-            yield Planned(algorithm, dataclasses.replace(config, out=str(folder), label=label))
+            # One folder beside the other, never inside: a run below another run would be taken for a part of it.
+            name = re.sub(r"[^\w.,=+-]+", "_", " ".join(filter(None, [env, label])))
+            planned = Planned(algorithm, dataclasses.replace(config, out=str(out / algorithm / name), label=label))
+            yield planned
 
 
 def _cells(config: type[RunConfig], grid: Mapping[str, list]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:

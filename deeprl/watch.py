@@ -27,6 +27,7 @@ def watch(run_dir: str | Path, seed: int | None, member: int | None, out: str | 
     path = Path(out) if out else directory / f"episode_seed_{policy.seed}.gif"
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
     env = make_env(config.env, config.env_kwargs, config.wrappers, render=True)
     frames, episode_return = _film(env, policy, max_steps)
     fps = float(env.metadata.get("render_fps") or 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -166,8 +167,37 @@ def test_own_network_trains_and_loads(tmp_path: Path) -> None:
     assert saved is not None
     assert saved[1]["agents"]["state.critic.layers.0.weight"].shape == (2, 3, 4, 8)
     assert saved[1]["agents"]["state.actor.head.weight"].abs().max() > 0  # started at zero, has learned
-    with pytest.raises(DeeprlError, match="pass the run's own net="):
+    with pytest.raises(DeeprlError, match=r"has networks of its own \(.*:own_net\)"):
         deeprl.load(run.directory, seed=0)
+    with pytest.raises(DeeprlError, match="pass the run's own net="):
+        deeprl.load(run.directory, seed=0, net=deeprl.online.sac.make_net)
+    with pytest.raises(DeeprlError, match=r"holds another run \(custom_net"):
+        deeprl.train("sac", env="Pendulum-v1", seeds="0-1", out=str(run.directory), **TINY)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda obs, action: obs[:, 0], r"\(3,\)"),
+        (lambda obs, action: obs[None, :, :1], r"\(1, 3, 1\)"),
+        (lambda obs, action: obs[:, :1], r"\(3, 1\)"),
+    ],
+)
+def test_own_critic_of_the_wrong_shape_is_refused(values: Any, message: str) -> None:
+    class Critic(nn.Module):
+        def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+            return values(obs, action)
+
+    with pytest.raises(DeeprlError, match=f"critic must return values .critics, batch.*{message}"):
+        deeprl.train("sac", env="Pendulum-v1", net=lambda spec, config: (Tall(3, 1), Critic()), **TINY)
+
+
+def test_own_network_with_dropout_is_refused() -> None:
+    def make(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+        return nn.Sequential(nn.Dropout(), Tall(3, 1)), CriticEnsemble(3, 1, (8,))
+
+    with pytest.raises(DeeprlError, match="Dropout keeps state or draws numbers"):
+        deeprl.train("sac", env="Pendulum-v1", net=make, **TINY)
 
 
 def test_own_network_by_name_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
         "run",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
-    {"api", "assess", "records", "report", "sweep", "watch", "cli"},  # whole runs, the command line
+    {"api", "assess", "records", "report", "sweep", "watch", "cli", "__main__"},  # whole runs, the command line
 ]
 # Algorithms do not import algorithms, with these exceptions: (child, parent).
 FAMILIES: set[tuple[str, str]] = set()

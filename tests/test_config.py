@@ -125,7 +125,7 @@ def test_largest_seed_is_allowed():
 
 
 def test_member_has_single_values():
-    config = Config(seeds=(5, 6), actor_lr=(1e-3, 1e-4), critic_lr=1e-2, steps=77)
+    config = Config(seeds=(5, 6), actor_lr=(1e-3, 1e-4), critic_lr=1e-2, steps=77, learning_starts=7)
     member = config.member(1)
     assert (member.seeds, member.actor_lr, member.critic_lr, member.steps) == ((6,), 1e-4, 1e-2, 77)
     assert config.member(0).actor_lr == 1e-3
@@ -171,7 +171,8 @@ OTHER = {
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Config)])
 def test_hash_changes_exactly_with_what_a_run_computes(name):
-    config, other = Config(), Config(**{name: OTHER[name]})
+    start = {"steps": 100, "learning_starts": 5}
+    config, other = Config(**start), Config(**(start | {name: OTHER[name]}))
     assert (config_hash("sac", config) != config_hash("sac", other)) == (name not in NOT_IDENTITY)
     assert (name in identity(config)) == (name not in NOT_IDENTITY)
 

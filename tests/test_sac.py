@@ -17,7 +17,7 @@ from deeprl.population import member, stack
 from deeprl.spec import Batch, EnvSpec
 from deeprl.tree import flatten, tree_leaves, tree_map
 
-METRICS = ("critic_loss", "q", "actor_loss", "entropy", "alpha", "alpha_loss")
+METRICS = ("critic_loss", "critic_grad_norm", "q", "actor_loss", "actor_grad_norm", "entropy", "alpha", "alpha_loss")
 ONE = EnvSpec((1,), 1, (-1.0,), (1.0,))
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 
@@ -122,6 +122,9 @@ def test_td_target_by_hand() -> None:
     # Loss: 0.5 * ((0.0982962 + 0) / 2 + (0.6618186 + 0.25) / 2) = 0.2525287
     _, metrics, aux = sac.update(LINEAR_NET, LINEAR, linear_state(), BATCH, rng.key(0, "update"))
     assert float(metrics["critic_loss"]) == pytest.approx(0.2525287, abs=1e-6)
+    # dLoss/dQ = error / 2: Q_1 -0.1567612, 0; Q_2 -0.4067612, -0.25. Gradients of (w_obs, w_action, bias):
+    # Q_1 (-0.1567612, -0.0783806, -0.1567612), Q_2 (-0.9067612, -0.0783806, -0.6567612); squares sum to 1.3149836
+    assert float(metrics["critic_grad_norm"]) == pytest.approx(1.3149836**0.5, abs=1e-5)
     assert float(metrics["q"]) == pytest.approx(1.5)
     assert float(metrics["entropy"]) == pytest.approx(0.9189385)
     assert float(metrics["alpha"]) == pytest.approx(0.5)

@@ -203,7 +203,7 @@ def test_bad_scores_raise_value_error(function, scores):
 
 
 @pytest.mark.parametrize("function", [bootstrap_interval, mean_interval])
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
 def test_bad_confidence_raises_value_error(function, confidence):
     with pytest.raises(ValueError, match="confidence"):
         function([1.0, 2.0], confidence=confidence)

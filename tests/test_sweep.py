@@ -54,7 +54,7 @@ batch_size = [8, 32]
         assert planned.config.seeds == (0, 1, 2, 0, 1, 2)
         assert planned.config.actor_lr == (1e-4, 1e-4, 1e-4, 3e-4, 3e-4, 3e-4)
         assert planned.config.label == f"batch_size={planned.config.batch_size}"
-    assert plan[0].directory == Path("runs/sweep/sac/Pendulum-v1/batch_size=8")
+    assert plan[0].directory == Path("runs/sweep/sac/Pendulum-v1_batch_size=8")
 
 
 def test_sweep_trains_reports_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +98,9 @@ EXPERIMENT = '[[experiment]]\nalgorithm = "sac"\nenv = "Pendulum-v1"\n'
         ('[[experiment]]\nalgorithm = "sax"\nenv = "a"\n', "sweep.toml:2: unknown algorithm 'sax'; did you mean sac"),
         ('[[experiment]]\nalgorithm = "sac"\n', "experiment 1 has no env"),
         ("", "no [[experiment]] in it"),
+        ("out = 3\n" + EXPERIMENT, "sweep.toml:1: out: expected text"),
+        ("defaults = 3\n" + EXPERIMENT, "sweep.toml:1: defaults: expected a table"),
+        (EXPERIMENT + "grid = 3\n", "sweep.toml:4: grid: expected one table"),
         (EXPERIMENT + EXPERIMENT, "give one of them a label"),
         (EXPERIMENT + 'out = "x"\n', "sweep.toml:4: out: belongs at the top"),
     ],
@@ -113,6 +116,22 @@ def test_unknown_environment_stops_before_anything_is_trained(tmp_path: Path) ->
     out = tmp_path / "out"
     file = write(tmp_path, f'out = "{out}"\n{TINY}{EXPERIMENT}[[experiment]]\nalgorithm = "sac"\nenv = "Hoper-v5"\n')
     with pytest.raises(DeeprlError, match="Hopper-v5"):
+        run_sweep(file)
+    assert not out.exists()
+
+
+def test_labelled_and_unlabelled_experiments_lie_side_by_side(tmp_path: Path) -> None:
+    labelled = EXPERIMENT + 'label = "other"\n'
+    for text in (EXPERIMENT + labelled, labelled + EXPERIMENT):
+        directories = {p.directory for p in read_sweep(write(tmp_path, text))[1]}
+        assert directories == {Path("runs/sweep/sac/Pendulum-v1"), Path("runs/sweep/sac/Pendulum-v1_other")}
+
+
+def test_unsupported_actions_stop_before_anything_is_trained(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    envs = 'env = ["Pendulum-v1", "CartPole-v1"]\n'
+    file = write(tmp_path, f'out = "{out}"\n{TINY}[[experiment]]\nalgorithm = "sac"\n{envs}')
+    with pytest.raises(DeeprlError, match="CartPole-v1 acts in Discrete"):
         run_sweep(file)
     assert not out.exists()
 

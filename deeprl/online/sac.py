@@ -20,8 +20,8 @@ Differences from the authors' code (rail-berkeley/softlearning, TensorFlow):
 - Time limits bootstrap from the true last observation.
 Optional, off by default: normalised observations, more than two critics, other ratios of updates to steps.
 
-Metrics: critic_loss (summed over critics), q (mean of the first critic), actor_loss, entropy (mean -log pi in the
-normalised space), alpha, alpha_loss.
+Metrics: critic_loss (summed over critics), q (mean of the first critic), actor_loss, critic_grad_norm and
+actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha, alpha_loss.
 
     python -m deeprl.online.sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
 """
@@ -44,7 +44,7 @@ from deeprl.config import PerAgent, PerAgentOrAuto, RunConfig, per_agent
 from deeprl.envs import load_object
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
-from deeprl.optim import Moments, adam, init_moments, polyak
+from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored, sample
 from deeprl.run import Callback, Run
@@ -88,10 +88,16 @@ class Config(RunConfig):
         for name in ("learning_starts", "utd", "batch_size", "buffer_size", "critics"):
             if getattr(self, name) <= 0:
                 raise DeeprlError(f"{name}: must be positive, not {getattr(self, name)}")
-        limits = {"init_alpha": (1e-30, math.inf), "discount": (0.0, 1.0), "tau": (0.0, 1.0)}
-        limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (0.0, math.inf))
+        limits = {"init_alpha": (1e-30, 1e30), "discount": (0.0, 1.0), "tau": (0.0, 1.0)}
+        limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (0.0, 1.0))
+        if self.target_entropy != "auto":
+            limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
+        if self.learning_starts >= self.steps:
+            raise DeeprlError(
+                f"learning_starts: {self.learning_starts} random steps leave none of {self.steps} to learn"
+            )
         if min(self.hidden, default=1) < 1:
             raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
         if self.log_std_range and (len(self.log_std_range) != 2 or self.log_std_range[0] >= self.log_std_range[1]):
@@ -124,7 +130,25 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     make = custom or (load_object(config.net, "net") if config.net else make_net)
     actor, critic = make(spec, config)
+    check_net(actor, critic, spec)
     return Net(actor.to(device), critic.to(device), nets.RunningNorm(spec.obs_shape).to(device), spec)
+
+
+def check_net(actor: nn.Module, critic: nn.Module, spec: EnvSpec) -> None:
+    """Raise DeeprlError unless the modules are of a kind and of the shapes that `Net` names."""
+    for module in (*actor.modules(), *critic.modules()):
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+            raise DeeprlError(
+                f"net: {type(module).__name__} keeps state or draws numbers of its own; it is not supported"
+            )
+    obs, action = torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim)
+    with torch.no_grad():
+        shapes = [tuple(x.shape) for x in actor(obs)]
+        qs = tuple(critic(obs, action).shape)
+    if shapes != [(3, spec.action_dim)] * 2:
+        raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
+    if len(qs) != 2 or qs[1] != 3:
+        raise DeeprlError(f"net: the critic must return values [critics, batch], such as (2, 3), not {qs}")
 
 
 class State(NamedTuple):
@@ -168,7 +192,7 @@ def policy(
     net: Net, params: Params, obs: Float[Tensor, "B O"], key: rng.Key
 ) -> tuple[Float[Tensor, "B A"], Float[Tensor, " B"]]:
     """A sampled action in [-1, 1] and its log probability."""
-    mean, log_std = functional_call(net.actor, params, (obs,))
+    mean, log_std = (x.to(obs.dtype) for x in functional_call(net.actor, params, (obs,)))  # bf16 under autocast
     noise = rng.normal(key, mean.shape, mean.dtype)
     pre_tanh = mean + torch.exp(log_std) * noise
     return torch.tanh(pre_tanh), nets.tanh_normal_log_prob(noise, log_std, pre_tanh)
@@ -194,19 +218,20 @@ def act(
     obs = normalized(net, config, state, obs)
     if explore:
         return policy(net, state.actor, obs, key)[0], carry
-    return torch.tanh(functional_call(net.actor, state.actor, (obs,))[0]), carry
+    return torch.tanh(functional_call(net.actor, state.actor, (obs,))[0].to(obs.dtype)), carry
 
 
 def observe(net: Net, config: Config, state: State, obs: Float[Tensor, "N O"]) -> tuple[State, Metrics, tuple[()]]:
     """Take new observations into the normaliser; called once per step of the environments, if it is on."""
-    return state._replace(obs_stats=net.obs_norm.updated(state.obs_stats, obs)), {}, ()
+    stats = net.obs_norm.updated(state.obs_stats, obs)
+    return state._replace(obs_stats=stats), stats, ()
 
 
 def critic_loss(
     critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Half the squared error to the target, summed over the critics (Eq. 5); and the mean of the first critic."""
-    qs = functional_call(net.critic, critic, (batch.obs, batch.action))
+    qs = functional_call(net.critic, critic, (batch.obs, batch.action)).to(td_target.dtype)
     return 0.5 * (qs - td_target).square().mean(-1).sum(), qs[0].mean()
 
 
@@ -215,7 +240,7 @@ def actor_loss(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Entropy-regularised value of the policy's own actions, negated (Eq. 9); and the mean log probability."""
     action, log_prob = policy(net, actor, obs, key)
-    q = functional_call(net.critic, critic, (obs, action)).amin(0)
+    q = functional_call(net.critic, critic, (obs, action)).to(obs.dtype).amin(0)
     return (alpha * log_prob - q).mean(), log_prob.mean()
 
 
@@ -237,15 +262,16 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
 
     # --- critic ---
     next_action, next_log_prob = policy(net, state.actor, batch.next_obs, next_key)
-    next_q = functional_call(net.critic, state.target_critic, (batch.next_obs, next_action)).amin(0)
+    next_q = functional_call(net.critic, state.target_critic, (batch.next_obs, next_action))
+    next_q = next_q.to(batch.reward.dtype).amin(0)
     td_target = batch.reward + batch.discount * (next_q - alpha * next_log_prob)
-    grads, (critic_value, q) = grad_and_value(critic_loss, has_aux=True)(state.critic, net, batch, td_target)
-    critic, critic_moments = adam(state.critic, grads, state.critic_moments, h["critic_lr"])
+    critic_grads, (critic_value, q) = grad_and_value(critic_loss, has_aux=True)(state.critic, net, batch, td_target)
+    critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, h["critic_lr"])
 
     # --- actor ---
     actor_grad = grad_and_value(actor_loss, has_aux=True)
-    grads, (actor_value, log_prob) = actor_grad(state.actor, net, critic, alpha, batch.obs, actor_key)
-    actor, actor_moments = adam(state.actor, grads, state.actor_moments, h["actor_lr"])
+    actor_grads, (actor_value, log_prob) = actor_grad(state.actor, net, critic, alpha, batch.obs, actor_key)
+    actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, h["actor_lr"])
 
     # --- temperature ---
     slope, alpha_value = grad_and_value(alpha_loss)(state.log_alpha, log_prob, h["target_entropy"])
@@ -265,8 +291,10 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     )
     metrics = {
         "critic_loss": critic_value,
+        "critic_grad_norm": global_norm(critic_grads),
         "q": q,
         "actor_loss": actor_value,
+        "actor_grad_norm": global_norm(actor_grads),
         "entropy": -log_prob,
         "alpha": alpha,
         "alpha_loss": alpha_value,
@@ -277,7 +305,7 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
     """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
     updates = math.ceil(config.steps * config.utd) * len(config.seeds)
-    with Run("sac", config, updates, callback) as run:
+    with Run("sac", config, updates, net, callback) as run:
         envs = run.make_envs()
         device, width = run.execution.device, config.envs_per_agent
         modules = build_net(envs.spec, config, net, device)
