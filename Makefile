@@ -5,7 +5,7 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint types fast peers clean
 
-demo: .venv/core
+demo: .venv/core  ## the main job: a sweep on real environments, with its report
 	$(BIN)/deeprl sweep benchmarks/sweeps/demo.toml
 
 test: export OMP_NUM_THREADS = 1
