@@ -246,3 +246,16 @@ def test_population_policy_and_single_policy_agree(run_dir: Path) -> None:
     found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(greedy_policy(population.act(), population.state), 7)
     assert [e.member for e in found] == [0, 1]
     assert found[0].ret != found[1].ret
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_bf16_products_leave_actions_and_parameters_in_f32(backend: str, tmp_path: Path) -> None:
+    settings = TINY | {"backend": backend, "precision": "bf16", "out": str(tmp_path / "run")}
+    run = deeprl.train("sac", env="Pendulum-v1", seeds=[0, 1], **settings)
+    assert run.finished
+    assert run.frozen == []
+    saved = checkpoint.load(run.directory / "checkpoints")
+    assert saved is not None
+    agents = saved[1]["agents"]
+    assert {v.dtype for k, v in agents.items() if v.is_floating_point()} == {torch.float32}
+    assert agents["state.step"].tolist() == [200, 200]
