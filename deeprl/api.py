@@ -22,7 +22,7 @@ from deeprl.population import member as take_member
 from deeprl.population import stack
 from deeprl.run import Callback, Run
 from deeprl.spec import EnvSpec
-from deeprl.tree import flatten, tree_map
+from deeprl.tree import load_flat, tree_map
 
 
 def algorithm_module(name: str) -> ModuleType:
@@ -76,16 +76,12 @@ def load_population(run_dir: str | Path, net: Callable[..., Any] | None = None, 
     found = checkpoint.load(directory / "checkpoints")
     if found is None:
         raise DeeprlError(f"{directory} has no checkpoint yet")
-    saved: Mapping[str, torch.Tensor] = found[1]["agents"]
     fresh = [module.init(modules, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
     state = tree_map(lambda leaf: leaf.to(device), stack(fresh))
-    for name, leaf in flatten(state).items():
-        values = saved.get(f"state.{name}")
-        if values is None or values.shape != leaf.shape:
-            raise DeeprlError(
-                f"{directory}: these networks do not fit the checkpoint at {name}; pass the run's own net="
-            )
-        leaf.copy_(values)
+    try:
+        load_flat(state, found[1]["agents"], "state.")
+    except DeeprlError as error:
+        raise DeeprlError(f"{directory}: {error}") from error
     return Population(module, config, modules, state, spec, about["members"])
 
 

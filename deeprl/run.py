@@ -21,12 +21,11 @@ from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import stored_execution, write_about, write_json
 from deeprl.envs import EnvFactory, Episode, PopulationEnvs
-from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.logger import CsvLog, TensorBoardLog
 from deeprl.population import Agents, resolve_execution
 from deeprl.progress import Progress
-from deeprl.tree import flatten
+from deeprl.tree import flatten, load_flat
 
 Callback = Callable[["Run"], bool | None]
 
@@ -274,9 +273,4 @@ class _TreeState:
         return flatten(self.tree)
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        own = flatten(self.tree)
-        unlike = [k for k in own if k not in saved or saved[k].shape != own[k].shape]
-        if unlike:
-            raise DeeprlError(f"the checkpoint is of other networks: {unlike[0]} differs; pass the run's own net=")
-        for name, leaf in own.items():
-            leaf.copy_(saved[name])
+        load_flat(self.tree, saved)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+
+from deeprl.errors import DeeprlError
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -37,6 +39,19 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Tensor]:
     for name, value in items:
         flat |= flatten(value, f"{prefix}.{name}" if prefix else name)
     return flat
+
+
+def load_flat(tree: Any, saved: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Copy saved leaves (`flatten`, names beginning with `prefix`) into the memory of `tree`.
+
+    Raises DeeprlError, and copies nothing, if a leaf is missing or has another shape.
+    """
+    own = flatten(tree)
+    for name, leaf in own.items():
+        if prefix + name not in saved or saved[prefix + name].shape != leaf.shape:
+            raise DeeprlError(f"these networks do not fit the checkpoint at {name}; pass the run's own net=")
+    for name, leaf in own.items():
+        leaf.copy_(saved[prefix + name])
 
 
 def write_into(tree: Any, new: Any) -> None:

@@ -164,14 +164,6 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-
-
 def test_sac_evaluates_its_greedy_policy(tmp_path):
     evaluator = Evaluator(PENDULUM, [0, 1], 2)
     results = []

@@ -78,14 +78,6 @@ def train_with_stops(settings, stops):
             assert status(run.directory)["state"] == "stopped"
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
-
-
 # --- exact resume ---
 
 # Stops: before learning in mid-episode, at an episode end, twice in a row during learning, at an evaluation (40 or 80),
