@@ -28,6 +28,12 @@ ALGORITHMS = {
         "Haarnoja et al. 2018, arXiv 1812.05905",
         "continuous actions (Box), vector observations",
     ),
+    "td3": Algorithm(
+        "deeprl.online.td3",
+        "Twin Delayed Deep Deterministic policy gradient",
+        "Fujimoto et al. 2018, arXiv 1802.09477",
+        "continuous actions (Box), vector observations",
+    ),
 }
 
 if TYPE_CHECKING:

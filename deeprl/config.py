@@ -187,6 +187,18 @@ class RunConfig:
         outside = [v for v in (value if isinstance(value, tuple) else (value,)) if not low <= v <= high]
         _require(not outside, f"{name}: must be in {low:g} .. {high:g}, not {outside[0] if outside else ''}")
 
+    def require_positive(self, *names: str) -> None:
+        """Raise DeeprlError unless each of these settings is greater than 0."""
+        for name in names:
+            _require(getattr(self, name) > 0, f"{name}: must be positive, not {getattr(self, name)}")
+
+    def require_learning(self, learning_starts: int) -> None:
+        """Raise DeeprlError unless steps are left after the warm-up."""
+        _require(
+            learning_starts < self.steps,
+            f"learning_starts: {learning_starts} random steps leave none of {self.steps} to learn",
+        )
+
     def scalars(self, *names: str) -> dict[str, float]:
         """Per-agent settings of a single member by name."""
         values = {name: getattr(self, name) for name in names}

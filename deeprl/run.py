@@ -156,7 +156,8 @@ class Run:
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
-        self._metrics_before = metrics = metrics or self._metrics_before  # no update yet in this session
+        # A session that has only just resumed has not seen every kind of update yet.
+        self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not self.due(self.config.log_every):
             return
         if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about

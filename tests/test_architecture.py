@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
         "provenance",
         "directory",
         "run",
+        "custom",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
     {"api", "assess", "records", "report", "sweep", "watch", "cli", "__main__"},  # whole runs, the command line

@@ -53,3 +53,14 @@ class TanhGaussianActor(nn.Module):
         """Mean and log standard deviation before the tanh. The deterministic action is tanh(mean)."""
         mean, raw = self.trunk(obs).chunk(2, dim=-1)
         return mean, bound_log_std(raw, self.log_std, *self.log_std_range)
+
+
+class TanhActor(nn.Module):
+    """The deterministic policy tanh(MLP(obs)), with actions in [-1, 1]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)):
+        super().__init__()
+        self.trunk = MLP(obs_dim, hidden, action_dim)
+
+    def forward(self, obs: Float[Tensor, "*B O"]) -> Float[Tensor, "*B A"]:
+        return torch.tanh(self.trunk(obs))

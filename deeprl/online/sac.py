@@ -41,7 +41,7 @@ from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, PerAgentOrAuto, RunConfig, per_agent
-from deeprl.envs import load_object
+from deeprl.custom import check_critic, make_modules
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
@@ -85,19 +85,14 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_starts", "utd", "batch_size", "buffer_size", "critics"):
-            if getattr(self, name) <= 0:
-                raise DeeprlError(f"{name}: must be positive, not {getattr(self, name)}")
+        self.require_positive("learning_starts", "utd", "batch_size", "buffer_size", "critics")
         limits = {"init_alpha": (1e-30, 1e30), "discount": (0.0, 1.0), "tau": (0.0, 1.0)}
         limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (0.0, 1.0))
         if self.target_entropy != "auto":
             limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
-        if self.learning_starts >= self.steps:
-            raise DeeprlError(
-                f"learning_starts: {self.learning_starts} random steps leave none of {self.steps} to learn"
-            )
+        self.require_learning(self.learning_starts)
         if min(self.hidden, default=1) < 1:
             raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
         if self.log_std_range and (len(self.log_std_range) != 2 or self.log_std_range[0] >= self.log_std_range[1]):
@@ -128,27 +123,13 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
-    make = custom or (load_object(config.net, "net") if config.net else make_net)
-    actor, critic = make(spec, config)
-    check_net(actor, critic, spec)
-    return Net(actor.to(device), critic.to(device), nets.RunningNorm(spec.obs_shape).to(device), spec)
-
-
-def check_net(actor: nn.Module, critic: nn.Module, spec: EnvSpec) -> None:
-    """Raise DeeprlError unless the modules are of a kind and of the shapes that `Net` names."""
-    for module in (*actor.modules(), *critic.modules()):
-        if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
-            raise DeeprlError(
-                f"net: {type(module).__name__} keeps state or draws numbers of its own; it is not supported"
-            )
-    obs, action = torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim)
+    actor, critic = make_modules(make_net, spec, config, custom)
     with torch.no_grad():
-        shapes = [tuple(x.shape) for x in actor(obs)]
-        qs = tuple(critic(obs, action).shape)
+        shapes = [tuple(x.shape) for x in actor(torch.zeros(3, *spec.obs_shape))]
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
-    if len(qs) != 2 or qs[1] != 3:
-        raise DeeprlError(f"net: the critic must return values [critics, batch], such as (2, 3), not {qs}")
+    check_critic(critic, spec)
+    return Net(actor.to(device), critic.to(device), nets.RunningNorm(spec.obs_shape).to(device), spec)
 
 
 class State(NamedTuple):
