@@ -16,11 +16,11 @@ import deeprl
 from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, build
 from deeprl.directory import read_about
-from deeprl.envs import to_env_action
 from deeprl.errors import DeeprlError, nearest
 from deeprl.population import member as take_member
 from deeprl.population import stack
 from deeprl.run import Callback, Run
+from deeprl.spaces import to_env_action
 from deeprl.spec import EnvSpec
 from deeprl.tree import load_flat, tree_map
 
@@ -111,8 +111,9 @@ def load(
 class Policy:
     """A trained agent without exploration: `policy(obs)` with NumPy arrays in and out.
 
-    obs: [O] or a batch [B, O] in the environment's own units. Returns actions [A] or [B, A] in the environment's
-    units (float32), clipped to its bounds. seed, settings: which agent this is.
+    obs: [*O] or a batch [B, *O] in the environment's own units. Returns actions [A] or [B, A] in the environment's
+    units (float32), clipped to its bounds; of a discrete environment an int64 number or [B] of them. seed, settings:
+    which agent this is.
     """
 
     def __init__(self, population: Population, member: int):
@@ -121,17 +122,18 @@ class Policy:
         self._act = population.act()
         self._state = take_member(population.state, member)
         self._device = self._state.step.device
+        self._key = rng.key(self.seed, "eval", device=self._device)
 
     @torch.no_grad()
     def __call__(self, obs: Any) -> np.ndarray:
-        values = np.asarray(obs, np.float32)
+        values = np.asarray(obs, self.spec.obs_dtype)
         shape = self.spec.obs_shape
         if values.shape != shape and values.shape[1:] != shape:
             raise ValueError(f"obs has shape {values.shape}; expected {shape} or a batch of them")
         rows = torch.as_tensor(values.reshape(-1, *shape), device=self._device)
         is_first = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        key = torch.zeros(4, dtype=torch.int64, device=self._device)
-        action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, key)[0].cpu().numpy())
+        self._key[3] += 1  # another draw in every call, for policies that keep some randomness
+        action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, self._key)[0].cpu().numpy())
         return action[0] if values.shape == shape else action
 
 

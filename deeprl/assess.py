@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from deeprl.api import load_population
-from deeprl.envs import make_env
 from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.make_env import make_env
 from deeprl.progress import Progress
 
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps

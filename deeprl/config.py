@@ -121,8 +121,8 @@ class RunConfig:
     """Environment steps of each agent."""
     envs_per_agent: int = 1
     """Environments that each agent acts in at once."""
-    env_backend: Literal["sync", "async"] = "sync"
-    """`async` steps each environment in a process of its own: for slow simulators."""
+    env_backend: Literal["sync", "async", "envpool"] = "sync"
+    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++."""
     net: str = ""
     """Own networks: `module:function`, called as function(spec, config)."""
     # --- records ---

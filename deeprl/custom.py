@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deeprl.envs import load_object
 from deeprl.errors import DeeprlError
+from deeprl.make_env import load_object
 from deeprl.spec import EnvSpec
 
 

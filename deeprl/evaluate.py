@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeprl.envs import Episode, MakeEnv, box_spec, env_seeds, to_env_action
+from deeprl import rng
+from deeprl.envs import Episode, env_seeds
+from deeprl.make_env import MakeEnv
+from deeprl.spaces import env_spec, to_env_action
 from deeprl.tree import tree_leaves
 
-# (obs [S, E, O] float32, is_first [S, E] bool) -> action [S, E, A] in [-1, 1]; rows of finished episodes are ignored.
-PopulationPolicy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (obs [S, E, *O], is_first [S, E] bool, keys [S, 4]) -> action [S, E, A] in [-1, 1], or [S, E] of discrete actions;
+# rows of finished episodes are ignored.
+PopulationPolicy = Callable[[np.ndarray, np.ndarray, Tensor], np.ndarray]
 
 _PARALLEL_EPISODES = 10  # environments kept per agent; more episodes run in rounds of as many
 
@@ -28,11 +32,10 @@ def greedy_policy(act: Callable[..., tuple[Tensor, Any]], state: Any, carry: Any
     device = tree_leaves(state)[0].device
     lifted = torch.no_grad()(torch.vmap(act))
 
-    def policy(obs: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+    def policy(obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
         nonlocal carry
-        key = torch.zeros((len(obs), 4), dtype=torch.int64, device=device)
         inputs = (torch.from_numpy(x).to(device) for x in (obs, is_first))
-        action, carry = lifted(state, carry, *inputs, key)
+        action, carry = lifted(state, carry, *inputs, keys.to(device))
         return action.cpu().numpy()
 
     return policy
@@ -61,7 +64,7 @@ class Evaluator:
         episodes: list[Episode] = []
         for first in range(0, self._episodes, _PARALLEL_EPISODES):
             width = min(_PARALLEL_EPISODES, self._episodes - first)
-            for ended in self._round(policy, [s[first : first + width] for s in starts], first):
+            for ended in self._round(policy, [s[first : first + width] for s in starts], first, counter):
                 episodes += ended
                 if progress is not None:
                     progress(len(episodes))
@@ -69,27 +72,36 @@ class Evaluator:
             self.close()
         return sorted(episodes)
 
-    def _round(self, policy: PopulationPolicy, starts: list[list[int]], first: int) -> Iterator[list[Episode]]:
+    def _round(
+        self, policy: PopulationPolicy, starts: list[list[int]], first: int, counter: int
+    ) -> Iterator[list[Episode]]:
         """Play one episode in each of S x E environments; yields the episodes that ended, step by step."""
         envs = self._made(len(starts[0]))
-        spec = box_spec(envs[0][0])
+        spec = env_spec(envs[0][0])
         shape = (len(starts), len(starts[0]))
-        obs = np.zeros((*shape, *spec.obs_shape), np.float32)
+        obs = np.zeros((*shape, *spec.obs_shape), spec.obs_dtype)
         is_first = np.ones(shape, bool)
         returns, lengths = np.zeros(shape), np.zeros(shape, np.int64)
         running = list(np.ndindex(shape))
+        keys = rng.Streams(self._seeds)("eval", counter)
         for m, e in running:
             obs[m, e] = envs[m][e].reset(seed=starts[m][e])[0]
         while running:
-            action = to_env_action(spec, policy(obs, is_first))
+            keys[:, 3] = first * 2**20 + lengths.max() + 1  # 0 is what the starts were drawn from
+            action = to_env_action(spec, policy(obs, is_first, keys))
             is_first[:] = False
             ended = []
             for m, e in running:
-                obs[m, e], reward, terminated, truncated, _ = envs[m][e].step(action[m, e])
+                obs[m, e], reward, terminated, truncated, info = envs[m][e].step(action[m, e])
                 returns[m, e] += float(reward)
                 lengths[m, e] += 1
-                if terminated or truncated:
-                    ended.append(Episode(m, first + e, float(returns[m, e]), int(lengths[m, e])))
+                if not (terminated or truncated):
+                    continue
+                if info.get("game_over", True) or truncated:
+                    result = info.get("game_return", returns[m, e]), info.get("game_length", lengths[m, e])
+                    ended.append(Episode(m, first + e, float(result[0]), int(result[1])))
+                else:  # a life was lost
+                    obs[m, e], is_first[m, e] = envs[m][e].reset()[0], True
             over = {(e.member, e.env - first) for e in ended}
             running = [place for place in running if place not in over]
             yield ended

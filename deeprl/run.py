@@ -20,9 +20,10 @@ from torch import Tensor
 from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import stored_execution, write_about, write_json
-from deeprl.envs import EnvFactory, Episode, PopulationEnvs
+from deeprl.envs import Episode, PopulationEnvs
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.logger import CsvLog, TensorBoardLog
+from deeprl.make_env import EnvFactory
 from deeprl.population import Agents, resolve_execution
 from deeprl.progress import Progress
 from deeprl.tree import flatten, load_flat

@@ -6,11 +6,11 @@ B batch, T time, O observation, A action, K bins, Z latent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Metrics = dict[str, Tensor]  # name -> 0-d tensor of one agent (or [S] for a population)
@@ -19,28 +19,45 @@ Params = dict[str, Tensor]  # parameter name -> tensor, as `dict(module.named_pa
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Shapes and bounds of one environment with a `Box` observation and a `Box` action space.
+    """Shapes, types and bounds of one environment with `Box` observations and `Box` or `Discrete` actions.
 
-    obs_shape: shape of one observation. action_dim: A. action_low, action_high: bounds of each action in the
-    environment's own units (tuples of A floats); agents act in [-1, 1].
+    obs_shape: shape of one observation. action_dim: A of continuous actions, 0 for discrete ones. action_low,
+    action_high: bounds of each continuous action in the environment's own units (tuples of A floats); agents act in
+    [-1, 1]. obs_dtype: float32, or uint8 or bool for images that have it. actions: number of discrete actions, 0 for
+    continuous ones; agents count them from 0, the environment from action_start. frame_stack: frames stacked along
+    the first axis of an observation, 0 for a single frame or a vector.
     """
 
     obs_shape: tuple[int, ...]
     action_dim: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    obs_dtype: str = "float32"
+    actions: int = 0
+    action_start: int = 0
+    frame_stack: int = 0
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EnvSpec:
         """From what `dataclasses.asdict` gave, after a way through JSON (tuples have become lists)."""
-        return cls(
-            tuple(values["obs_shape"]), values["action_dim"], tuple(values["action_low"]), tuple(values["action_high"])
-        )
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return cls(**arguments)
 
     @property
     def obs_dim(self) -> int:
         """O of a flat observation."""
         return int(torch.Size(self.obs_shape).numel())
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are numbers 0 .. actions - 1."""
+        return self.actions > 0
+
+    @property
+    def image(self) -> bool:
+        """Whether observations have more than one axis."""
+        return len(self.obs_shape) > 1
 
 
 class Transition(NamedTuple):
@@ -50,19 +67,22 @@ class Transition(NamedTuple):
     are bool; only `terminated` stops bootstrapping.
     """
 
-    obs: Any  # [S, N, O]
-    action: Any  # [S, N, A] in [-1, 1]
+    obs: Any  # [S, N, *O]
+    action: Any  # [S, N, A] in [-1, 1], or [S, N] of discrete actions
     reward: Any  # [S, N]
     terminated: Any  # [S, N]
     truncated: Any  # [S, N]
-    next_obs: Any  # [S, N, O]
+    next_obs: Any  # [S, N, *O]
 
 
 class Batch(NamedTuple):
-    """What an update learns from: B transitions of one agent. `discount` = gamma * (1 - terminated)."""
+    """What an update learns from: B transitions of one agent. `discount` = gamma^m * (1 - terminated), m steps on.
 
-    obs: Float[Tensor, "B O"]
-    action: Float[Tensor, "B A"]
+    action: float [B, A], or int64 [B] of discrete actions. reward: the discounted sum of the m rewards.
+    """
+
+    obs: Shaped[Tensor, "B *O"]
+    action: Shaped[Tensor, "B *A"]
     reward: Float[Tensor, " B"]
     discount: Float[Tensor, " B"]
-    next_obs: Float[Tensor, "B O"]
+    next_obs: Shaped[Tensor, "B *O"]

@@ -35,10 +35,11 @@ from typing import Any
 from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
 from deeprl.directory import stored_execution
-from deeprl.envs import box_spec, make_env
 from deeprl.errors import DeeprlError, nearest
+from deeprl.make_env import make_env
 from deeprl.population import resolve_device
 from deeprl.report import write_report
+from deeprl.spaces import env_spec
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "grid")  # keys of an experiment that are no settings
@@ -58,7 +59,7 @@ class Planned:
     def check(self) -> None:
         """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory."""
         env = make_env(self.config.env, self.config.env_kwargs, self.config.wrappers)
-        algorithm_module(self.algorithm).build_net(box_spec(env), self.config)
+        algorithm_module(self.algorithm).build_net(env_spec(env), self.config)
         env.close()
         resolve_device(self.config.device)
         stored_execution(self.directory, self.algorithm, self.config)

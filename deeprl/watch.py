@@ -9,8 +9,9 @@ import numpy as np
 
 from deeprl.api import Policy, load, stored_config
 from deeprl.directory import read_about
-from deeprl.envs import env_seeds, make_env
+from deeprl.envs import env_seeds
 from deeprl.errors import DeeprlError
+from deeprl.make_env import make_env
 from deeprl.progress import Progress
 
 _GIF_FPS = 25  # browsers play faster GIFs slowly

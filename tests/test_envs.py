@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from deeprl import checkpoint
-from deeprl.envs import EnvFactory, Episode, PopulationEnvs, box_spec, env_seeds, load_object, make_env, to_env_action
+from deeprl.envs import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
+from deeprl.make_env import EnvFactory, load_object, make_env
+from deeprl.spaces import env_spec, require, to_env_action
 from deeprl.spec import EnvSpec
 
 PENDULUM = EnvFactory("Pendulum-v1", {"max_episode_steps": 12}, ())
@@ -184,7 +186,7 @@ def test_actions_are_rescaled_to_asymmetric_bounds(action, expected):
 
 
 def test_pendulum_actions_are_doubled():
-    spec = box_spec(make_env("Pendulum-v1"))
+    spec = env_spec(make_env("Pendulum-v1"))
     assert spec == EnvSpec((3,), 1, (-2.0,), (2.0,))
     assert to_env_action(spec, np.array([[-1.0], [0.25], [1.0], [9.0]], np.float32)).ravel().tolist() == [-2, 0.5, 2, 2]
 
@@ -339,9 +341,14 @@ def test_arguments_reach_the_env():
     assert make_env("Pendulum-v1", {"g": 2.0}).unwrapped.g == 2.0
 
 
-def test_discrete_actions_are_refused():
-    with pytest.raises(DeeprlError, match=r"CartPole-v1 acts in Discrete\(2\); this algorithm needs a flat Box"):
-        box_spec(make_env("CartPole-v1"))
+def test_continuous_algorithms_refuse_discrete_actions():
+    with pytest.raises(DeeprlError, match=r"^sac needs continuous actions \(a flat Box\), not 2 discrete"):
+        require("sac", env_spec(make_env("CartPole-v1")), "continuous")
+
+
+def test_discrete_algorithms_refuse_continuous_actions():
+    with pytest.raises(DeeprlError, match=r"^dqn needs discrete actions, not 1 continuous ones \(a Box\); try sac"):
+        require("dqn", env_spec(make_env("Pendulum-v1")), "discrete")
 
 
 class Shaped(Count):
@@ -350,14 +357,52 @@ class Shaped(Count):
         self.action_space = gym.spaces.Box(low, 1.0, (2,), np.float32)
 
 
-def test_images_are_refused():
-    with pytest.raises(DeeprlError, match=r"Shaped observes Box.*FlattenObservation"):
-        box_spec(Shaped(obs=(8, 8)))
+def test_algorithms_for_vectors_refuse_images():
+    with pytest.raises(
+        DeeprlError, match=r"^sac needs vectors, not observations of shape \(8, 8\) .*FlattenObservation"
+    ):
+        require("sac", env_spec(Shaped(obs=(8, 8))), "continuous")
+
+
+@pytest.mark.parametrize(
+    ("obs", "action", "message"),
+    [
+        (gym.spaces.Dict(a=gym.spaces.Discrete(2)), gym.spaces.Discrete(2), r"observes Dict.*supported are"),
+        (gym.spaces.Discrete(5), gym.spaces.Discrete(2), r"observes Discrete\(5\); supported are.*Flatten"),
+        (gym.spaces.MultiBinary(3), gym.spaces.Discrete(2), r"observes MultiBinary.*supported are Box vectors"),
+        (gym.spaces.Box(0, 1, (2,)), gym.spaces.MultiDiscrete([2, 3]), r"acts in MultiDiscrete.*supported are"),
+        (gym.spaces.Box(0, 1, (2,)), gym.spaces.Dict(a=gym.spaces.Discrete(2)), r"acts in Dict.*supported are"),
+        (gym.spaces.Box(0, 1, (2,)), gym.spaces.Box(0, 1, (2, 2)), r"acts in Box.*flat Box"),
+    ],
+)  # fmt: skip
+def test_other_spaces_are_refused_with_what_is_supported(obs, action, message):
+    env = Count()
+    env.observation_space, env.action_space = obs, action
+    with pytest.raises(DeeprlError, match=rf"^Count {message}"):
+        env_spec(env)
+
+
+def test_spec_of_discrete_actions_counts_from_the_envs_first():
+    env = Count()
+    env.action_space = gym.spaces.Discrete(3, start=5)
+    spec = env_spec(env)
+    assert (spec.discrete, spec.actions, spec.action_dim) == (True, 3, 0)
+    assert to_env_action(spec, np.array([[0, 2]])).tolist() == [[5, 7]]
+
+
+def test_spec_of_images_keeps_their_type_and_finds_the_frame_stack():
+    env = Shaped(obs=(8, 8))
+    env.observation_space = gym.spaces.Box(0, 255, (8, 8), np.uint8)
+    assert env_spec(env).obs_dtype == "uint8"
+    assert env_spec(env).frame_stack == 0
+    stacked = env_spec(gym.wrappers.FrameStackObservation(env, 4))
+    assert (stacked.obs_shape, stacked.frame_stack, stacked.image) == ((4, 8, 8), 4, True)
+    assert env_spec(gym.wrappers.FlattenObservation(env)).obs_dtype == "float32"
 
 
 def test_unbounded_actions_are_refused():
     with pytest.raises(DeeprlError, match=r"Shaped has unbounded actions"):
-        box_spec(Shaped(low=-np.inf))
+        env_spec(Shaped(low=-np.inf))
 
 
 MODULE = """
@@ -390,7 +435,7 @@ def module(tmp_path, monkeypatch, request):
 def test_module_of_the_current_directory_registers_its_env(module):
     env = make_env(f"{module}:{module}-v0")
     assert env.spec.max_episode_steps == 5
-    assert box_spec(env).action_high == (2.0,)
+    assert env_spec(env).action_high == (2.0,)
 
 
 def test_wrappers_go_innermost_first(module):

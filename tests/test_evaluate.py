@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from deeprl import checkpoint
-from deeprl.envs import EnvFactory, Episode, box_spec, env_seeds, make_env
+from deeprl.envs import Episode, env_seeds
 from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.make_env import EnvFactory, make_env
 from deeprl.online import sac
+from deeprl.spaces import env_spec
 
 
 class Countdown(gym.Env):
@@ -26,7 +28,10 @@ class Countdown(gym.Env):
         return np.array([self.place], np.float32), reward, self.place == 0, False, {}
 
 
-def half(obs, is_first):
+KEYS = torch.zeros(2, 4, dtype=torch.int64)
+
+
+def half(obs, is_first, keys):
     return np.full((*obs.shape[:2], 1), 0.5, np.float32)
 
 
@@ -54,9 +59,9 @@ def test_more_than_ten_episodes_run_in_rounds():
 def test_policy_sees_is_first_at_starts_only():
     seen = []
 
-    def policy(obs, is_first):
+    def policy(obs, is_first, keys):
         seen.append((obs.copy(), is_first.copy()))
-        return half(obs, is_first)
+        return half(obs, is_first, keys)
 
     Evaluator(Countdown, [4, 7], 3)(policy)
     assert seen[0][1].all()
@@ -68,9 +73,9 @@ def test_policy_sees_is_first_at_starts_only():
 def test_policy_sees_is_first_again_in_the_next_round():
     firsts = []
 
-    def policy(obs, is_first):
+    def policy(obs, is_first, keys):
         firsts.append(is_first.copy())
-        return half(obs, is_first)
+        return half(obs, is_first, keys)
 
     Evaluator(Countdown, [4], 12)(policy)
     starts = [i for i, first in enumerate(firsts) if first.any()]
@@ -88,7 +93,7 @@ def test_progress_counts_finished_episodes():
 PENDULUM = EnvFactory("Pendulum-v1", {"max_episode_steps": 20}, ())
 
 
-def linear(obs, is_first):
+def linear(obs, is_first, keys):
     return np.tanh(obs.sum(-1, keepdims=True))
 
 
@@ -139,12 +144,12 @@ def test_greedy_policy_has_no_exploration_noise_and_follows_the_state():
     state = {"w": torch.tensor([1.0, 2.0])}
     policy = greedy_policy(act, state)
     obs, first = np.ones((2, 3, 1), np.float32), np.ones((2, 3), bool)
-    action = policy(obs, first)
-    assert np.array_equal(action, policy(obs, first))
+    action = policy(obs, first, KEYS)
+    assert np.array_equal(action, policy(obs, first, KEYS))
     assert action.shape == (2, 3, 1)
     assert action[:, 0, 0] == pytest.approx([np.tanh(1.0), np.tanh(2.0)])
     state["w"].fill_(3.0)  # states are updated in place
-    assert policy(obs, first)[:, 0, 0] == pytest.approx([np.tanh(3.0)] * 2)
+    assert policy(obs, first, KEYS)[:, 0, 0] == pytest.approx([np.tanh(3.0)] * 2)
 
 
 def test_greedy_policy_hands_the_carry_on():
@@ -155,7 +160,7 @@ def test_greedy_policy_hands_the_carry_on():
 
     policy = greedy_policy(act, {"w": torch.zeros(2)}, (torch.zeros(2),))
     obs, first = np.zeros((2, 3, 1), np.float32), np.ones((2, 3), bool)
-    assert [float(policy(obs, first)[1, 2, 0]) for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert [float(policy(obs, first, KEYS)[1, 2, 0]) for _ in range(3)] == [1.0, 2.0, 3.0]
 
 
 TINY = {
@@ -178,7 +183,7 @@ def test_sac_evaluates_its_greedy_policy(tmp_path):
 
             results.extend([evaluator(greedy_policy(act, state), 60) for _ in range(2)])
 
-    spec = box_spec(PENDULUM())
+    spec = env_spec(PENDULUM())
     sac.train(sac.Config(out=str(tmp_path / "run"), eval_every=0, eval_episodes=2, **TINY), callback=look)
     assert results[0] == results[1]
     text = (tmp_path / "run" / "evaluations.csv").read_text().splitlines()[1:]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deeprl import rng
-from deeprl.envs import PopulationEnvs, make_env
+from deeprl.envs import PopulationEnvs
 from deeprl.errors import DeeprlError
+from deeprl.make_env import make_env
 from deeprl.replay import Replay, sample
 from deeprl.spec import Batch, EnvSpec, Transition
 

@@ -48,6 +48,7 @@ from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored, sample
 from deeprl.run import Callback, Run
+from deeprl.spaces import require
 from deeprl.spec import Batch, EnvSpec, Metrics, Params
 
 
@@ -123,6 +124,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
+    require("sac", spec, "continuous")
     actor, critic = make_modules(make_net, spec, config, custom)
     with torch.no_grad():
         shapes = [tuple(x.shape) for x in actor(torch.zeros(3, *spec.obs_shape))]

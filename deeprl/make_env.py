@@ -1,0 +1,131 @@
+"""Environments by name: Gymnasium ids, own modules, wrappers; and what is missing where one cannot be made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from deeprl.errors import DeeprlError, nearest
+
+MakeEnv = Callable[[], gym.Env]
+
+# Packages whose environments come with an extra of setup.cfg, and what makes Gymnasium know them.
+_NAMESPACES = {"ALE": ("atari", "ale_py"), "MinAtar": ("minatar", "minatar.gym")}
+_EXTRAS = {"ale_py": "atari", "opencv": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d"}
+_EXTRAS["gymnasium_robotics"] = "robotics"
+
+
+def make_env(
+    env: str, env_kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = (), render: bool = False
+) -> gym.Env:
+    """One environment: a Gymnasium id, or `module:Id-v0` to import `module` first; wrappers are `module:Class`.
+
+    Raises DeeprlError for an unknown id (with the nearest names), a missing extra (with the command that installs it)
+    and arguments that the environment refuses.
+    """
+    kwargs: dict[str, Any] = dict(env_kwargs or {})
+    if render:
+        kwargs["render_mode"] = "rgb_array"
+        if not os.environ.get("DISPLAY"):  # headless: MuJoCo renders through EGL, SDL without a screen
+            os.environ.setdefault("MUJOCO_GL", "egl")
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    _see_working_directory()
+    _warn_once_per_text()
+    if (namespace := env.partition("/")[0]) in _NAMESPACES:
+        _register(namespace)
+    try:
+        made = gym.make(env, **kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        raise DeeprlError(f"{env}: {_one_line(error)}{_install_hint(str(error))}") from error
+    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
+        raise DeeprlError(_unknown(env, error)) from error
+    except ModuleNotFoundError as error:
+        reason = f"cannot import {error.name!r}" if error.name else _one_line(error)
+        raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        raise DeeprlError(f"{env} with arguments {kwargs}: {_one_line(error)}") from error
+    for wrapper in wrappers:
+        try:
+            made = load_object(wrapper, "wrapper")(made)
+        except (TypeError, ValueError, AssertionError, AttributeError) as error:
+            raise DeeprlError(f"wrapper {wrapper}: {_one_line(error)}") from error
+    return made
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvFactory:
+    """Makes one environment as `make_env` does; picklable, for environments in processes of their own."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    wrappers: tuple[str, ...]
+
+    def __call__(self) -> gym.Env:
+        return make_env(self.env, self.env_kwargs, self.wrappers)
+
+
+def load_object(path: str, what: str) -> Any:
+    """The object that `module:name` names. Raises DeeprlError that says what is wrong with it."""
+    _see_working_directory()
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DeeprlError(f"{what} {path!r}: expected module:name; {_one_line(error)}") from error
+
+
+def _see_working_directory() -> None:
+    """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+@functools.cache
+def _warn_once_per_text() -> None:
+    """MuJoCo's warnings once each on stderr, instead of a MUJOCO_LOG.TXT wherever the user stands.
+
+    Left out: the deprecation of an attribute in the models that Gymnasium ships, which no user can mend.
+    """
+    try:
+        import mujoco
+    except ImportError:
+        return
+    told = set()
+
+    def warn(text: str) -> None:
+        if text not in told and "settotalmass" not in text:
+            print(f"MuJoCo: {text}", file=sys.stderr)
+        told.add(text)
+
+    mujoco.set_mju_user_warning(warn)
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).replace("\n", " ").replace("`", "").strip()
+
+
+def _install_hint(text: str) -> str:
+    extra = next((extra for name, extra in _EXTRAS.items() if name in text), None)
+    return f"; install it with: pip install 'deeprl[{extra}]'" if extra else ""
+
+
+def _register(namespace: str) -> None:
+    """Import the package behind a name space such as ALE/. Raises DeeprlError with the command that installs it."""
+    extra, package = _NAMESPACES[namespace]
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        hint = f"install it with: pip install 'deeprl[{extra}]'"
+        raise DeeprlError(f"the environments of {namespace}/ are not installed; {hint}") from error
+    getattr(module, "register_envs", lambda: None)()
+
+
+def _unknown(env: str, error: Exception) -> str:
+    return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({_one_line(error)})'}"
