@@ -22,6 +22,12 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
+    "dqn": Algorithm(
+        "deeprl.online.dqn",
+        "Deep Q-learning; double, dueling, n-step, prioritised, C51, HL-Gauss, two-hot",
+        "Mnih et al. 2015, Nature 518",
+        "discrete actions, vectors or images",
+    ),
     "sac": Algorithm(
         "deeprl.online.sac",
         "Soft Actor-Critic, learned temperature",

@@ -43,7 +43,7 @@ def adam(
     moments: Moments,
     lr: Scalar,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
 ) -> tuple[Params, Moments]:
     """One step of Adam (Kingma & Ba 2015, Algorithm 1); with `weight_decay` it is AdamW (Loshchilov & Hutter 2019).

@@ -1,16 +1,22 @@
-"""Replay: one ring buffer of transitions for every agent of a population, on the training device."""
+"""Replay: one ring buffer of transitions for every agent of a population, on the training device.
+
+All agents insert in lock-step: a step of S agents x N environments fills N rows in each agent's buffer, so row r is of
+environment r % N, and an environment's transitions are N rows apart. Vectors are stored as they come (`Stored`); of
+images each frame is stored once, and the frame stacks are put together when they are sampled (`StoredFrames`).
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from deeprl import rng
 from deeprl.errors import DeeprlError
-from deeprl.spec import Batch, EnvSpec, Transition
+from deeprl.spec import EnvSpec, Transition
+
+_SPARE = 16  # one spare frame for so many transitions: room for the last frames of episodes cut by a time limit
 
 
 class Stored(NamedTuple):
@@ -23,37 +29,90 @@ class Stored(NamedTuple):
     action: Tensor
     reward: Tensor
     terminated: Tensor
+    truncated: Tensor
     next_obs: Tensor
 
 
-class Replay:
-    """Ring buffers of `capacity` transitions per agent; all agents of a population insert in lock-step.
+class StoredFrames(NamedTuple):
+    """The arrays of a buffer of images: [S, ...] for a population, as follows for one agent.
 
-    data: `Stored`, float32 but for `terminated` (bool). size: 0-d int64 tensor, transitions stored so far per agent
-    (on the device, so that a compiled sampler need not ask the host).
+    frames [N, F, *frame]: a ring of F frames per environment, in the order in which they were seen. The observation of
+    row r is the frame number newest[r] (counted from the environment's first; it lies at newest[r] % F) under the
+    frames before it, of which depth[r] are of its episode. The successor of a row is the frame that follows, also at a
+    time limit, whose last frame is kept; of a terminated row it is never looked at, and stands for it itself.
+    skip (0-d): rows, from the oldest, whose frames have been overwritten.
     """
+
+    frames: Tensor
+    newest: Tensor
+    depth: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    skip: Tensor
+
+
+class Extent(NamedTuple):
+    """Which rows of a ring are filled, the same for all agents: 0-d int64, on the device for compiled samplers.
+
+    size: transitions stored per agent. oldest: the row of the oldest one.
+    """
+
+    size: Tensor
+    oldest: Tensor
+
+
+class Replay:
+    """Ring buffers of `capacity` transitions per agent.
+
+    data: `Stored`, float32 but for `terminated` and `truncated` (bool) and discrete actions (int64).
+    """
+
+    data: Any
 
     def __init__(self, agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu"):
         self.capacity = capacity // envs * envs  # a step's rows never wrap around
         if self.capacity == 0:
             raise DeeprlError(f"buffer_size {capacity} is smaller than the {envs} environments of one agent")
-
-        def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros((agents, self.capacity, *shape), dtype=dtype, device=device)
-
-        obs_shape = spec.obs_shape
-        self.data = Stored(rows(*obs_shape), rows(spec.action_dim), rows(), rows(dtype=torch.bool), rows(*obs_shape))
-        self.size = torch.zeros((), dtype=torch.int64, device=device)
+        self.agents, self.envs, self.spec, self.device = agents, envs, spec, device
+        self.extent = Extent(*(torch.zeros((), dtype=torch.int64, device=device) for _ in range(2)))
         self._inserted = 0
+        self._allocate()
 
-    def add(self, transition: Transition) -> None:
-        """Store one step of all environments: fields [S, N, ...]."""
-        width = transition.reward.shape[1]
+    @property
+    def size(self) -> Tensor:
+        """Transitions stored so far per agent, 0-d int64."""
+        return self.extent.size
+
+    def _rows(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros((self.agents, self.capacity, *shape), dtype=dtype, device=self.device)
+
+    def _outcomes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        action = self._rows(dtype=torch.int64) if self.spec.discrete else self._rows(self.spec.action_dim)
+        return action, self._rows(), self._rows(dtype=torch.bool), self._rows(dtype=torch.bool)
+
+    def _allocate(self) -> None:
+        shape = self.spec.obs_shape
+        self.data = Stored(self._rows(*shape), *self._outcomes(), self._rows(*shape))
+
+    def add(self, transition: Transition) -> slice:
+        """Store one step of all environments: fields [S, N, ...]. Returns the rows that it took."""
+        return self._insert(transition._asdict())
+
+    def _insert(self, values: dict[str, Any]) -> slice:
         start = self._inserted % self.capacity
-        for name, rows in self.data._asdict().items():
-            rows[:, start : start + width].copy_(torch.as_tensor(getattr(transition, name)))
-        self._inserted += width
-        self.size.fill_(min(self._inserted, self.capacity))
+        rows = slice(start, start + self.envs)
+        for name, stored in self.data._asdict().items():
+            if name in values:
+                stored[:, rows].copy_(torch.as_tensor(values[name]))
+        self._inserted += self.envs
+        self._measure()
+        return rows
+
+    def _measure(self) -> None:
+        self.extent.size.fill_(min(self._inserted, self.capacity))
+        self.extent.oldest.fill_(self._inserted % self.capacity if self._inserted > self.capacity else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The filled rows and the write position."""
@@ -64,16 +123,95 @@ class Replay:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the capacity must be the same."""
         self._inserted = saved["inserted"]
-        filled = min(self._inserted, self.capacity)
-        self.size.fill_(filled)
+        self._measure()
         for name, value in self.data._asdict().items():
-            value[:, :filled].copy_(saved["rows"][name])
+            value[:, : int(self.size)].copy_(saved["rows"][name])
 
 
-def sample(data: Stored, size: Tensor, key: rng.Key, batch_size: int, discount: float | Float[Tensor, ""]) -> Batch:
-    """`batch_size` transitions of one agent, uniformly with replacement. discount: gamma of that agent."""
-    index = rng.randint(key, (batch_size,), size)
-    terminated = data.terminated[index].to(data.reward.dtype)
-    return Batch(
-        data.obs[index], data.action[index], data.reward[index], discount * (1.0 - terminated), data.next_obs[index]
-    )
+class FrameReplay(Replay):
+    """Ring buffers of images that hold each frame once, in the type that the environment gives (uint8 or bool).
+
+    data: `StoredFrames`. Where episodes are cut by time limits more often than every 16th step, the rings of frames run
+    out before the rows do, and the oldest rows are not sampled any more.
+    """
+
+    def _allocate(self) -> None:
+        spec, depth = self.spec, max(self.spec.frame_stack, 1)
+        frame = spec.obs_shape[1:] if spec.frame_stack else spec.obs_shape
+        rows = self.capacity // self.envs
+        self.ring = rows + rows // _SPARE + depth + 2
+        dtype = getattr(torch, spec.obs_dtype)
+        frames = torch.zeros((self.agents, self.envs, self.ring, *frame), dtype=dtype, device=self.device)
+        skip = torch.zeros(self.agents, dtype=torch.int64, device=self.device)
+        places = self._rows(dtype=torch.int64), self._rows(dtype=torch.int64)
+        self.data = StoredFrames(frames, *places, *self._outcomes(), skip)
+        shape = (self.agents, self.envs)
+        self._written = np.zeros(shape, np.int64)  # frames of each environment so far
+        self._depth = np.zeros(shape, np.int64)
+        self._begins = np.ones(shape, bool)
+        self._needs = np.zeros((self.agents, rows, self.envs), np.int64)  # the oldest frame that each row needs
+        self._first = np.zeros(self.agents, np.int64)  # the oldest step whose frames are all there
+
+    def add(self, transition: Transition) -> slice:
+        """Store one step of all environments, whose observations are whole stacks [S, N, K, *frame] or frames."""
+        self._push(transition.obs, self._begins)
+        self._depth[self._begins] = 0
+        newest, depth = self._written - 1, self._depth
+        step = self._inserted // self.envs
+        self._needs[:, step % self._needs.shape[1]] = newest - depth
+        rows = self._insert(transition._asdict() | {"newest": newest, "depth": depth})
+        terminated, truncated = np.asarray(transition.terminated), np.asarray(transition.truncated)
+        self._push(transition.next_obs, ~terminated)
+        self._depth = np.minimum(depth + 1, max(self.spec.frame_stack - 1, 0))
+        self._begins = terminated | truncated
+        self._skip_overwritten(step + 1)
+        return rows
+
+    def _push(self, obs: Any, where: np.ndarray) -> None:
+        """Append the newest frames of the observations to the rings of the environments in `where`."""
+        agent, env = np.nonzero(where)
+        if len(agent) == 0:
+            return
+        frames = np.asarray(obs)[agent, env]
+        newest = torch.as_tensor(frames[:, -1] if self.spec.frame_stack else frames).to(self.device)
+        places = (agent, env, self._written[agent, env] % self.ring)
+        self.data.frames[tuple(torch.from_numpy(i).to(self.device) for i in places)] = newest
+        self._written[agent, env] += 1
+
+    def _skip_overwritten(self, steps: int) -> None:
+        """Move `skip` beyond the rows of which a frame is gone."""
+        held = self._needs.shape[1]
+        oldest = max(0, steps - held)
+        first = np.maximum(self._first, oldest)
+        gone = self._written - self.ring  # frames below this number have been overwritten
+        while (lost := (self._needs[np.arange(self.agents), first % held] < gone).any(1) & (first < steps - 1)).any():
+            first += lost
+        if first.any():
+            self.data.skip.copy_(torch.from_numpy((first - oldest) * self.envs))
+        self._first = first
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled rows and frames, and where each environment's ring stands."""
+        saved = super().state_dict()
+        saved["rows"]["frames"] = self.data.frames[:, :, : int(self._written.max())].cpu()
+        saved["rows"]["skip"] = self.data.skip.cpu()
+        own = ("_written", "_depth", "_begins", "_needs", "_first")
+        return saved | {name: getattr(self, name).copy() for name in own}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; the capacity must be the same."""
+        self._inserted = saved["inserted"]
+        self._measure()
+        for name in ("_written", "_depth", "_begins", "_needs", "_first"):
+            setattr(self, name, np.array(saved[name]))
+        self.data.skip.copy_(saved["rows"]["skip"])
+        frames = saved["rows"]["frames"]
+        self.data.frames[:, :, : frames.shape[2]].copy_(frames)
+        for name in ("newest", "depth", "action", "reward", "terminated", "truncated"):
+            getattr(self.data, name)[:, : int(self.size)].copy_(saved["rows"][name])
+
+
+def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:
+    """The buffer for a kind of observation: images frame by frame, vectors as they are."""
+    kind = FrameReplay if spec.image else Replay
+    return kind(agents, capacity, spec, envs, device)

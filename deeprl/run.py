@@ -135,9 +135,13 @@ class Run:
         self._episodes += episodes
         self._progress.update(min(self.step, self.config.steps))
 
-    def updates_due(self, per_step: float, after: int) -> range:
-        """The numbers of the updates to do now: `per_step` for each environment step beyond `after`."""
-        due = range(self.updates, max(self.updates, math.floor((self.step - after) * per_step + 1e-9)))
+    def updates_due(self, per_step: float, after: int, every: int = 1) -> range:
+        """The numbers of the updates to do now: `per_step` for each environment step beyond `after`.
+
+        every: they are done in bursts, at multiples of so many steps beyond `after`.
+        """
+        learned_from = (self.step - after) // every * every
+        due = range(self.updates, max(self.updates, math.floor(learned_from * per_step + 1e-9)))
         if due and not self._compiled:
             self._compiled = True
             if self.execution.compile:

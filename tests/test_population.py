@@ -62,7 +62,7 @@ def replay(dtype: torch.dtype = torch.float32) -> Stored:
     obs, next_obs = torch.randn(2, ROWS, 3, generator=generator)
     action = torch.rand(ROWS, 2, generator=generator) * 2 - 1
     terminated = torch.arange(ROWS) % 7 == 0
-    return cast(Stored(obs, action, obs.sum(-1), terminated, next_obs), dtype)
+    return cast(Stored(obs, action, obs.sum(-1), terminated, torch.zeros_like(terminated), next_obs), dtype)
 
 
 def data_of(agents: int, dtype: torch.dtype = torch.float32) -> Stored:

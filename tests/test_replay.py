@@ -15,7 +15,8 @@ from deeprl import rng
 from deeprl.envs import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
-from deeprl.replay import Replay, sample
+from deeprl.replay import Replay
+from deeprl.samplers import sample
 from deeprl.spec import Batch, EnvSpec, Transition
 
 SPEC = EnvSpec((2,), 1, (-1.0,), (1.0,))

@@ -44,8 +44,9 @@ from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
-from deeprl.replay import Replay, Stored, sample
+from deeprl.replay import Replay, Stored
 from deeprl.run import Callback, Run
+from deeprl.samplers import sample
 from deeprl.spaces import require
 from deeprl.spec import Batch, EnvSpec, Metrics, Params
 

@@ -1,0 +1,56 @@
+"""Convolutional torsos: an image in, a flat vector of features out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+
+class NatureCNN(nn.Module):
+    """The torso of DQN (Mnih et al. 2015): 32 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, each with a ReLU.
+
+    Takes uint8 images [B, C, H, W] (or [B, H, W, C] with channels_last) and divides them by 255 here, so that replay
+    can hold bytes. 84 x 84 gives 3136 `features`; the image must be at least 36 x 36.
+    """
+
+    def __init__(self, shape: Sequence[int], channels_last: bool = False):
+        super().__init__()
+        self.channels_last = channels_last
+        channels, height, width = (shape[-1], *shape[:-1]) if channels_last else shape
+        self.layers = nn.ModuleList(
+            nn.Conv2d(*sizes) for sizes in ((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
+        )
+        for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+            height, width = ((side - kernel) // stride + 1 for side in (height, width))
+        if min(height, width) < 1:
+            raise ValueError(f"images of shape {tuple(shape)} are too small: at least 36 x 36 is needed")
+        self.features = 64 * height * width
+
+    def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
+        x = x.to(torch.float32) / 255.0
+        if self.channels_last:
+            x = x.movedim(-1, 1)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x.flatten(1)
+
+
+class MinAtarCNN(nn.Module):
+    """The torso of MinAtar's DQN (Young & Tian 2019): 16 filters of 3x3, stride 1, and a ReLU; 1024 `features`.
+
+    Takes boolean images [B, H, W, C]. Written as one matrix product over the patches, which a vmap over agents turns
+    into one batched product: 20 % faster there than a grouped convolution. weight [9 C, 16] (row-major patches).
+    """
+
+    def __init__(self, shape: Sequence[int], filters: int = 16):
+        super().__init__()
+        height, width, channels = shape
+        self.patches = nn.Linear(9 * channels, filters)
+        self.features = (height - 2) * (width - 2) * filters
+
+    def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
+        patches = x.to(torch.float32).unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H - 2, W - 2, C, 3, 3]
+        return torch.relu(self.patches(patches.flatten(3))).flatten(1)

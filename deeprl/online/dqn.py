@@ -1,0 +1,392 @@
+"""Deep Q-learning (DQN) and its extensions, each a setting of its own, for a population of agents.
+
+Mnih et al. 2015, "Human-level control through deep reinforcement learning". A greedy action has the largest Q(s, a).
+
+    td_target = R + gamma^m (1 - terminated) Q'(s_m, a*),  R = sum_{k<m} gamma^k r_k over m <= `n_step` steps
+    a* = argmax_a Q'(s_m, a), or argmax_a Q(s_m, a) with `double` (van Hasselt et al. 2016, arXiv 1509.06461)
+    loss = mean of the Huber loss or of the squared error of Q(s, a) - td_target, weighted in prioritised replay
+    target network Q': a copy of Q, taken every `target_every` steps
+
+`value`, the form that values have (`nets.categorical`), trained by cross entropy instead of `loss`:
+    c51       Q' as a distribution over atoms, moved and projected (Bellemare et al. 2017, arXiv 1707.06887)
+    hl_gauss  a Gaussian around td_target over bins; two_hot: its two neighbours (Farebrother et al. 2024, 2403.03950)
+`dueling`: Q = V + A - mean A (Wang et al. 2016, 1511.06581). `prioritized`: rows drawn in proportion to
+(|td error| + eps)^alpha, weighted by (N P)^-beta with beta annealed to 1 over the run (Schaul et al. 2016, 1511.05952);
+for distributions the Kullback-Leibler divergence takes the place of the error, as in Rainbow (Hessel et al. 2018).
+
+Differences from the authors' code:
+- Adam instead of centred RMSProp, as in later code; `adam_eps` is a setting, since large values stabilise.
+- Gradients are clipped by their global norm (the dueling paper's 10; 0: not at all), not at the TD error alone.
+- Before `learning_starts` actions are uniformly random; epsilon then falls linearly over `epsilon_steps` steps. All
+  schedules count decisions of one agent, not frames.
+- A time limit bootstraps from its true last observation; a lost life terminates only where the environment says so.
+- Weights are divided by the largest of the batch (the paper does not say of what); every action has its own bias in the
+  last layer, where Double DQN's tuned version shares one.
+- HL-Gauss takes m bins between v_min and v_max, C51 and two-hot m atoms from v_min to v_max: each as in its paper.
+
+Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of the mean values), grad_norm (before it is
+clipped), epsilon.
+
+    python -m deeprl.online.dqn --env CartPole-v1 --seeds 0-7 --steps 100_000
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from deeprl import nets, rng
+from deeprl.config import PerAgent, RunConfig, per_agent
+from deeprl.custom import make_modules
+from deeprl.errors import DeeprlError
+from deeprl.evaluate import greedy_policy
+from deeprl.nets import categorical
+from deeprl.optim import Moments, adam, clip_by_global_norm, global_norm, init_moments
+from deeprl.population import freezing, new_agents, over_agents
+from deeprl.replay import Extent, Stored, StoredFrames, make_replay
+from deeprl.run import Callback, Run
+from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.spaces import require
+from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.tree import write_into
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """DQN. Defaults: those of CleanRL's dqn.py for classic control; see benchmarks/sweeps/ for images."""
+
+    env: str = "CartPole-v1"
+    steps: int = 500_000
+    # --- schedule ---
+    learning_starts: int = 10_000
+    """Uniformly random steps before the first update."""
+    utd: float = 0.1
+    """Updates per environment step of one agent."""
+    train_every: int = 10
+    """Steps between bursts of updates."""
+    target_every: int = 500
+    """Steps between copies of the network into the target."""
+    batch_size: int = 128
+    buffer_size: int = 10_000
+    # --- learning ---
+    lr: PerAgent = per_agent(2.5e-4)
+    adam_eps: PerAgent = per_agent(1e-8)
+    discount: PerAgent = per_agent(0.99)
+    loss: Literal["mse", "huber"] = "mse"
+    """Of the TD error, for `value` scalar."""
+    max_grad_norm: float = 0.0
+    """Limit of the gradient's norm; 0 sets none."""
+    reward_clip: float = 0.0
+    """Rewards are cut to [-x, x] for the learner (Atari: 1); 0 leaves them."""
+    # --- exploration ---
+    epsilon_end: PerAgent = per_agent(0.05)
+    """Probability of a random action at the end of its schedule; it begins at 1."""
+    epsilon_steps: PerAgent = per_agent(250_000)
+    """Steps of the linear schedule, after `learning_starts`."""
+    eval_epsilon: float = 0.0
+    """Probability of a random action in evaluation (Atari: 0.001 to 0.05)."""
+    # --- extensions ---
+    double: bool = False
+    """The online network chooses the action whose target value counts."""
+    dueling: bool = False
+    n_step: int = 1
+    value: Literal["scalar", "c51", "hl_gauss", "two_hot"] = "scalar"
+    bins: int = 51
+    v_min: float = -10.0
+    v_max: float = 10.0
+    """Range of values, of the discounted return that the learner sees."""
+    prioritized: bool = False
+    priority_alpha: PerAgent = per_agent(0.5)
+    """0 is uniform."""
+    priority_beta: PerAgent = per_agent(0.4)
+    """At the start; 1 at the end of the run."""
+    # --- network ---
+    hidden: tuple[int, ...] = ()
+    """Layers above the torso; default 120 84 for vectors, 128 for MinAtar, 512 for other images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = ("learning_starts", "utd", "train_every", "target_every", "batch_size", "buffer_size", "n_step")
+        self.require_positive(*positive)
+        limits = dict.fromkeys(("lr", "discount", "epsilon_end", "eval_epsilon", "priority_alpha"), (0.0, 1.0))
+        limits |= {"epsilon_steps": (1.0, 1e12), "adam_eps": (1e-30, 1.0), "priority_beta": (0.0, 1.0)}
+        limits |= dict.fromkeys(("max_grad_norm", "reward_clip"), (0.0, 1e12))
+        for name, (low, high) in limits.items():
+            self.require_within(name, low, high)
+        self.require_learning(self.learning_starts)
+        window = self.n_step * self.envs_per_agent
+        if self.learning_starts < window or self.buffer_size < 4 * window:
+            raise DeeprlError(
+                f"n_step: {self.n_step} steps of {self.envs_per_agent} environments need at least {window}"
+                f" learning_starts and a buffer_size of {4 * window}"
+            )
+        if self.bins < 2 or self.v_min >= self.v_max:
+            raise DeeprlError(f"v_min, v_max, bins: {self.bins} bins cannot fill {self.v_min} .. {self.v_max}")
+        if min(self.hidden, default=1) < 1:
+            raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
+
+
+class Net(NamedTuple):
+    """The module of one agent; its parameters live in `State`.
+
+    q(obs [B, *O]) -> values [B, A], or logits [B, A, K] for a `value` other than scalar.
+    """
+
+    q: nn.Module
+    spec: EnvSpec
+
+
+MakeNet = Callable[[EnvSpec, Config], nn.Module]
+
+
+def make_net(spec: EnvSpec, config: Config) -> nn.Module:
+    """The network of the paper for images, MinAtar's for boolean ones, an MLP for vectors."""
+    bins = 1 if config.value == "scalar" else config.bins
+    hidden: tuple[int, ...]
+    torso: nn.Module
+    if not spec.image:
+        torso, features, hidden = nn.Identity(), spec.obs_dim, (120, 84)
+    elif spec.obs_dtype == "bool":
+        torso, hidden = nets.MinAtarCNN(spec.obs_shape), (128,)
+        features = torso.features
+    else:
+        torso, hidden = nets.NatureCNN(spec.obs_shape, channels_last=not spec.frame_stack), (512,)
+        features = torso.features
+    return nets.QNetwork(torso, features, spec.actions, config.hidden or hidden, bins, config.dueling)
+
+
+def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
+    """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
+    require("dqn", spec, "discrete", images=True)
+    try:
+        (q,) = make_modules(make_net, spec, config, custom)
+    except ValueError as error:
+        raise DeeprlError(f"dqn: {error}; pass net= for your own network") from error
+    with torch.no_grad():
+        shape = tuple(q(torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))).shape)
+    expected = (3, spec.actions) if config.value == "scalar" else (3, spec.actions, config.bins)
+    if shape != expected:
+        raise DeeprlError(f"net: the network must return {expected} for {config.value} values, not {shape}")
+    return Net(q.to(device), spec)
+
+
+class State(NamedTuple):
+    """One agent: everything that affects its next update and its next action."""
+
+    params: Params
+    target: Params
+    moments: Moments
+    epsilon: Float[Tensor, ""]
+    hparams: dict[str, Float[Tensor, ""]]
+    step: Int[Tensor, ""]
+
+
+def init(net: Net, config: Config, key: rng.Key) -> State:
+    """A new agent. config: settings of this agent alone (`config.member(i)`)."""
+    params = nets.init_params(net.q, int(rng.bits(key, (1,))))
+    hparams = config.scalars("lr", "adam_eps", "discount", "epsilon_end", "epsilon_steps")
+    hparams |= config.scalars("priority_alpha", "priority_beta")
+    return State(
+        params=params,
+        target={k: p.clone() for k, p in params.items()},
+        moments=init_moments(params),
+        epsilon=torch.ones(()),
+        hparams={k: torch.tensor(v) for k, v in hparams.items()},
+        step=torch.zeros((), dtype=torch.int64),
+    )
+
+
+def act(
+    net: Net,
+    config: Config,
+    state: State,
+    carry: tuple[()],
+    obs: Shaped[Tensor, "N *O"],
+    is_first: Bool[Tensor, " N"],
+    key: rng.Key,
+    *,
+    explore: bool,
+) -> tuple[Int[Tensor, " N"], tuple[()]]:
+    """Greedy actions, but random ones with probability `state.epsilon`, or `eval_epsilon` without `explore`."""
+    greedy = values(config, outputs(net, state.params, obs)).argmax(-1)
+    if not explore and config.eval_epsilon == 0.0:
+        return greedy, carry
+    coin, choice = rng.uniform(key, (2, len(obs)))
+    random = (choice * net.spec.actions).to(torch.int64)
+    return torch.where(coin < (state.epsilon if explore else config.eval_epsilon), random, greedy), carry
+
+
+def observe(config: Config, state: State, env_step: int) -> State:
+    """Epsilon for the step after `env_step` steps. Elementwise: takes one agent's state or a population's."""
+    h = state.hparams
+    part = ((env_step - config.learning_starts) / h["epsilon_steps"]).clamp(0.0, 1.0)
+    return state._replace(epsilon=1.0 + part * (h["epsilon_end"] - 1.0))
+
+
+def outputs(net: Net, params: Params, obs: Shaped[Tensor, "B *O"]) -> Float[Tensor, "B A *K"]:
+    """What the network says of each action: values, or logits over the bins; in f32 also under autocast."""
+    return functional_call(net.q, params, (obs,)).to(torch.float32)
+
+
+def centres(config: Config, device: torch.device) -> Float[Tensor, " K"]:
+    """The values that the bins stand for."""
+    if config.value == "hl_gauss":
+        return categorical.bin_centres(categorical.bin_edges(config.v_min, config.v_max, config.bins, device))
+    return categorical.atoms(config.v_min, config.v_max, config.bins, device)
+
+
+def values(config: Config, outputs: Float[Tensor, "B A *K"]) -> Float[Tensor, "B A"]:
+    """Q(s, a) of each action."""
+    return outputs if config.value == "scalar" else categorical.mean(outputs, centres(config, outputs.device))
+
+
+def of_action(outputs: Float[Tensor, "B A *K"], action: Int[Tensor, " B"]) -> Float[Tensor, "B *K"]:
+    """The outputs of one action each. A product with a one-hot: its gradient needs no scatter."""
+    chosen = (action[:, None] == torch.arange(outputs.shape[1], device=action.device)).to(outputs.dtype)
+    return torch.einsum("ba,ba...->b...", chosen, outputs)
+
+
+def td_target(net: Net, config: Config, state: State, batch: Batch) -> Float[Tensor, "B *K"]:
+    """What Q(s, a) should be: a value, or its distribution over the bins."""
+    after = outputs(net, state.target, batch.next_obs)
+    chooser = outputs(net, state.params, batch.next_obs) if config.double else after
+    after = of_action(after, values(config, chooser).argmax(-1))
+    if config.value == "scalar":
+        return batch.reward + batch.discount * after
+    support = centres(config, after.device)
+    if config.value == "c51":
+        moved = batch.reward[:, None] + batch.discount[:, None] * support
+        return categorical.project(torch.softmax(after, -1), moved, support)
+    target = batch.reward + batch.discount * categorical.mean(after, support)
+    if config.value == "two_hot":
+        return categorical.two_hot(target, support)
+    return categorical.hl_gauss(target, categorical.bin_edges(config.v_min, config.v_max, config.bins, after.device))
+
+
+class Errors(NamedTuple):
+    """What the loss says of a batch: the chosen actions' values, their distance from the target, and its priority."""
+
+    q: Float[Tensor, " B"]
+    td: Float[Tensor, " B"]
+    surprise: Float[Tensor, " B"]
+
+
+def q_loss(
+    params: Params,
+    net: Net,
+    config: Config,
+    batch: Batch,
+    target: Float[Tensor, "B *K"],
+    weight: Float[Tensor, " B"] | None,
+) -> tuple[Float[Tensor, ""], Errors]:
+    """Mean loss, weighted if weights are given, and the errors of each transition."""
+    chosen = of_action(outputs(net, params, batch.obs), batch.action)
+    if config.value == "scalar":
+        error = chosen - target
+        each = nn.functional.huber_loss(chosen, target, reduction="none") if config.loss == "huber" else error.square()
+        errors = Errors(chosen, error.abs(), error.abs())
+    else:
+        support = centres(config, target.device)
+        each, q = categorical.cross_entropy(chosen, target), categorical.mean(chosen, support)
+        divergence = (each - categorical.entropy(target)).clamp(min=0.0)
+        errors = Errors(q, (q - (target * support).sum(-1)).abs(), divergence)
+    return (each if weight is None else weight * each).mean(), errors
+
+
+def update(
+    net: Net, config: Config, state: State, batch: Batch, weight: Float[Tensor, " B"] | None = None
+) -> tuple[State, Metrics, Float[Tensor, " B"]]:
+    """One gradient step. weight: importance weights. Returns the new priorities of the batch as well."""
+    h = state.hparams
+    target = td_target(net, config, state, batch)
+    grads, (loss, errors) = grad_and_value(q_loss, has_aux=True)(state.params, net, config, batch, target, weight)
+    clipped = clip_by_global_norm(grads, config.max_grad_norm) if config.max_grad_norm else grads
+    params, moments = adam(state.params, clipped, state.moments, h["lr"], eps=h["adam_eps"])
+    metrics = {
+        "loss": loss,
+        "q": errors.q.mean(),
+        "td_error": errors.td.mean(),
+        "grad_norm": global_norm(grads),
+        "epsilon": state.epsilon,
+    }
+    priority = (errors.surprise + 1e-6) ** h["priority_alpha"]
+    return state._replace(params=params, moments=moments, step=state.step + 1), metrics, priority
+
+
+def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
+    """Train a population. net: own network (`MakeNet`). callback(run) after every step; True stops the run."""
+    updates = math.ceil(config.steps * config.utd) * len(config.seeds)
+    with Run("dqn", config, updates, net, callback) as run:
+        envs = run.make_envs()
+        device, width = run.execution.device, config.envs_per_agent
+        module = build_net(envs.spec, config, net, device)
+        keys = [rng.key(seed, "init") for seed in config.seeds]
+        agents = new_agents([init(module, config.member(i), key) for i, key in enumerate(keys)], device)
+        replay = make_replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
+        priorities = Priorities(len(keys), replay.capacity if config.prioritized else 0, device)
+        run.restore(agents=agents, replay=replay, priorities=priorities, envs=envs)
+
+        explore = over_agents(functools.partial(act, module, config, explore=True), run.execution)
+        learn = over_agents(freezing(learner(module, config)), run.execution, shared=(2, 5), donate=True)
+        greedy = greedy_policy(functools.partial(act, module, config, explore=False), agents.state)
+        metrics: Metrics = {}
+
+        while run.running():
+            agents.state.epsilon.copy_(observe(config, agents.state, run.step).epsilon)
+            obs, first = (torch.from_numpy(x).to(device) for x in (envs.obs, envs.is_first))
+            action, _ = explore(agents.state, (), obs, first, run.keys("explore", run.step))
+            transition = envs.step(action.cpu().numpy())
+            if config.reward_clip:
+                transition = transition._replace(reward=transition.reward.clip(-config.reward_clip, config.reward_clip))
+            rows = replay.add(transition)
+            if config.prioritized:
+                priorities.add(rows)
+            run.advance(envs.pop_episodes())
+            for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
+                part = torch.tensor(run.step / config.steps, device=device)
+                keys_now = run.keys("sample", i)
+                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, keys_now, part)
+                if config.prioritized:
+                    priorities.update(*drawn)
+            if run.due(config.target_every):
+                write_into(agents.state.target, agents.state.params)
+            run.log(metrics)
+            run.evaluate(greedy)
+            run.checkpoint()
+    return run
+
+
+def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[Tensor, Tensor]]]:
+    """Sampling and update of one agent as one function, compiled together."""
+    window = Window(config.n_step, config.envs_per_agent, net.spec.frame_stack)
+
+    def learn(
+        state: State, data: Stored | StoredFrames, extent: Extent, priority: Tensor, key: rng.Key, progress: Tensor
+    ) -> tuple[State, Metrics, tuple[Tensor, Tensor]]:
+        h, weight = state.hparams, None
+        if config.prioritized:
+            beta = h["priority_beta"] + (1.0 - h["priority_beta"]) * progress
+            row, weight = prioritized(data, extent, priority, key, config.batch_size, window, beta)
+        else:
+            row = uniform(data, extent, key, config.batch_size, window)
+        batch = n_step(data, row, window, h["discount"])
+        new, metrics, new_priority = update(net, config, state, batch, weight)
+        return new, metrics, (row, new_priority)
+
+    return learn
+
+
+if __name__ == "__main__":
+    import sys
+
+    from deeprl.cli import main
+
+    sys.exit(main(["train", "dqn", *sys.argv[1:]]))
