@@ -116,6 +116,7 @@ def _install_hint(text: str) -> str:
     return f"; install it with: pip install 'deeprl[{extra}]'" if extra else ""
 
 
+@functools.cache  # MinAtar warns of every registration after the first
 def _register(namespace: str) -> None:
     """Import the package behind a name space such as ALE/. Raises DeeprlError with the command that installs it."""
     extra, package = _NAMESPACES[namespace]
