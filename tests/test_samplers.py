@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprl import rng
-from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
-from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.replay import FrameReplay, Replay, Stored, make_replay
+from deeprl.samplers import Window, n_step, uniform
 from deeprl.spec import Batch, EnvSpec, Transition
 from deeprl.tree import tree_map
 
@@ -147,8 +147,8 @@ def check_against_history(world: World, replay: Replay, window: Window, agent: i
 
 
 @given(
-    envs=st.integers(1, 3), stack=st.sampled_from([0, 1, 2, 4]), steps=st.integers(1, 4), ends=st.sampled_from([0.0, 0.1, 0.5]),
-    length=st.integers(4, 60), rows=st.integers(16, 24), seed=st.integers(0, 99),
+    envs=st.integers(1, 3), stack=st.sampled_from([0, 1, 2, 4]), steps=st.integers(1, 4),
+    ends=st.sampled_from([0.0, 0.1, 0.5]), length=st.integers(4, 60), rows=st.integers(16, 24), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_frames_give_back_what_was_seen(
     envs: int, stack: int, steps: int, ends: float, length: int, rows: int, seed: int
