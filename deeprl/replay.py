@@ -70,6 +70,7 @@ class Replay:
     """
 
     data: Any
+    per_row: tuple[str, ...] = Stored._fields  # the arrays with one entry for each row
 
     def __init__(self, agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu"):
         self.capacity = capacity // envs * envs  # a step's rows never wrap around
@@ -117,15 +118,15 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """The filled rows and the write position."""
         filled = int(self.size)
-        rows = {name: value[:, :filled].cpu() for name, value in self.data._asdict().items()}
+        rows = {name: getattr(self.data, name)[:, :filled].cpu() for name in self.per_row}
         return {"inserted": self._inserted, "rows": rows}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the capacity must be the same."""
         self._inserted = saved["inserted"]
         self._measure()
-        for name, value in self.data._asdict().items():
-            value[:, : int(self.size)].copy_(saved["rows"][name])
+        for name in self.per_row:
+            getattr(self.data, name)[:, : int(self.size)].copy_(saved["rows"][name])
 
 
 class FrameReplay(Replay):
@@ -134,6 +135,9 @@ class FrameReplay(Replay):
     data: `StoredFrames`. Where episodes are cut by time limits more often than every 16th step, the rings of frames run
     out before the rows do, and the oldest rows are not sampled any more.
     """
+
+    _places = ("_written", "_depth", "_begins", "_needs", "_first")
+    per_row = ("newest", "depth", "action", "reward", "terminated", "truncated")
 
     def _allocate(self) -> None:
         spec, depth = self.spec, max(self.spec.frame_stack, 1)
@@ -193,22 +197,17 @@ class FrameReplay(Replay):
     def state_dict(self) -> dict[str, Any]:
         """The filled rows and frames, and where each environment's ring stands."""
         saved = super().state_dict()
-        saved["rows"]["frames"] = self.data.frames[:, :, : int(self._written.max())].cpu()
-        saved["rows"]["skip"] = self.data.skip.cpu()
-        own = ("_written", "_depth", "_begins", "_needs", "_first")
-        return saved | {name: getattr(self, name).copy() for name in own}
+        saved["frames"] = self.data.frames[:, :, : int(self._written.max())].cpu()
+        saved["skip"] = self.data.skip.cpu()
+        return saved | {name: getattr(self, name).copy() for name in self._places}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the capacity must be the same."""
-        self._inserted = saved["inserted"]
-        self._measure()
-        for name in ("_written", "_depth", "_begins", "_needs", "_first"):
+        super().load_state_dict(saved)
+        for name in self._places:
             setattr(self, name, np.array(saved[name]))
-        self.data.skip.copy_(saved["rows"]["skip"])
-        frames = saved["rows"]["frames"]
-        self.data.frames[:, :, : frames.shape[2]].copy_(frames)
-        for name in ("newest", "depth", "action", "reward", "terminated", "truncated"):
-            getattr(self.data, name)[:, : int(self.size)].copy_(saved["rows"][name])
+        self.data.skip.copy_(saved["skip"])
+        self.data.frames[:, :, : saved["frames"].shape[2]].copy_(saved["frames"])
 
 
 def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:

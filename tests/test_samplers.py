@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprl import rng
-from deeprl.replay import FrameReplay, Replay, Stored, make_replay
-from deeprl.samplers import Window, n_step, uniform
+from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
+from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
 from deeprl.spec import Batch, EnvSpec, Transition
 from deeprl.tree import tree_map
 
@@ -185,3 +185,128 @@ def test_rows_whose_frames_are_gone_are_skipped() -> None:
     row = uniform(agent_of(replay, 0), replay.extent, KEY, 500, Window(1, 1, 4))
     age = (row - replay.extent.oldest) % 64
     assert set(age.tolist()) == set(range(27, 64))
+
+
+# --- priorities ---
+
+
+def plain(rows: int) -> tuple[Stored, Extent]:
+    data = episode_rows([0.0] * rows, [], [])
+    return data, Extent(torch.tensor(rows), torch.tensor(0))
+
+
+def padded(values: list[float]) -> torch.Tensor:
+    priorities = Priorities(1, len(values))
+    priorities.update(torch.arange(len(values))[None], torch.tensor([values]))
+    return priorities.values[0]
+
+
+def test_rows_are_drawn_in_proportion_to_their_priority() -> None:
+    data, extent = plain(600)  # three blocks
+    values = [0.0] * 600
+    values[3], values[300], values[599] = 1.0, 2.0, 5.0
+    row, _ = prioritized(data, extent, padded(values), KEY, 4000, Window(), torch.tensor(0.4))
+    counts = torch.bincount(row, minlength=600)
+    # Stratified: every row gets its share of the 4000 draws up to one stratum at each of its borders.
+    assert {i: int(counts[i]) for i in (3, 300, 599)} == pytest.approx({3: 500, 300: 1000, 599: 2500}, abs=2)
+    assert int(counts.sum() - counts[3] - counts[300] - counts[599]) == 0
+
+
+def test_importance_weights_by_hand() -> None:
+    data, extent = plain(4)
+    row, weight = prioritized(data, extent, padded([1.0, 2.0, 3.0, 2.0]), KEY, 64, Window(), torch.tensor(0.5))
+    # N P = 4 p / 8 = 0.5, 1, 1.5, 1; to the power -0.5, over the largest, that of row 0
+    expected = torch.tensor([0.5, 1.0, 1.5, 1.0]) ** -0.5 / 0.5**-0.5
+    assert set(row.tolist()) == {0, 1, 2, 3}
+    torch.testing.assert_close(weight, expected[row])
+
+
+def test_full_correction_makes_weighted_means_those_of_uniform_draws() -> None:
+    data, extent = plain(50)
+    values = torch.linspace(0.1, 3.0, 50)
+    row, weight = prioritized(data, extent, padded(values.tolist()), KEY, 20_000, Window(), torch.tensor(1.0))
+    weighted = (weight * row).sum() / weight.sum()
+    assert float(weighted) == pytest.approx(24.5, abs=0.2)
+
+
+@given(
+    filled=st.integers(8, 40), extra=st.integers(0, 60), steps=st.integers(1, 4), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_only_whole_windows_are_drawn(filled: int, extra: int, steps: int, seed: int) -> None:
+    replay = Replay(1, filled, EnvSpec((1,), 0, (), (), actions=2))
+    priorities = Priorities(1, filled)
+    for i in range(filled // 2 + extra):
+        ones = np.full((1, 1), float(i))
+        no = np.zeros((1, 1), bool)
+        priorities.add(replay.add(Transition(ones[..., None], ones, ones, no, no, ones[..., None])))
+    data, inserted = agent_of(replay, 0), filled // 2 + extra
+    stored = range(max(0, inserted - filled), inserted - steps + 1)
+    key = rng.key(seed, "sample")
+    drawn = prioritized(data, replay.extent, priorities.values[0], key, 300, Window(steps), torch.tensor(0.4))[0]
+    for row in (drawn, uniform(data, replay.extent, key, 300, Window(steps))):
+        assert set(data.reward[row].to(torch.int64).tolist()) <= set(stored)
+        last = n_step(data, row, Window(steps), 1.0).next_obs[:, 0]
+        torch.testing.assert_close(last, data.reward[row] + steps - 1)  # no window has met the place of writing
+
+
+def test_new_rows_get_the_largest_priority_so_far() -> None:
+    priorities = Priorities(2, 10)
+    priorities.add(slice(0, 2))
+    assert priorities.values[:, :3].tolist() == [[1.0, 1.0, 0.0]] * 2
+    priorities.update(torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0.5, 3.0], [0.25, 0.75]]))
+    priorities.add(slice(2, 3))
+    assert priorities.values[:, :3].tolist() == [[0.5, 3.0, 3.0], [0.75, 0.25, 1.0]]
+    other = Priorities(2, 10)
+    other.load_state_dict(priorities.state_dict())
+    other.add(slice(3, 4))
+    assert other.values[:, 3].tolist() == [3.0, 1.0]
+
+
+def test_rows_without_mass_are_never_drawn_whatever_the_rounding() -> None:
+    data, extent = plain(2048)
+    values = torch.zeros(2048)
+    values[::7] = torch.rand(293, generator=torch.Generator().manual_seed(0)) * 1e-3 + 1e-6
+    for seed in range(20):
+        row, weight = prioritized(data, extent, values, rng.key(seed, "sample"), 512, Window(), torch.tensor(1.0))
+        assert bool((row % 7 == 0).all())
+        assert bool(weight.isfinite().all())
+
+
+def test_samplers_work_under_vmap() -> None:
+    world = World(3, 2, 2, 0.2, 1)
+    replay = make_replay(3, 40, EnvSpec((2, 2, 2), 0, (), (), "uint8", actions=9, frame_stack=2), 2)
+    for _ in range(30):
+        replay.add(world.step())
+    window, keys = Window(3, 2, 2), rng.Streams([0, 1, 2])("sample", 4)
+    rows = torch.vmap(lambda d, k: uniform(d, replay.extent, k, 16, window))(replay.data, keys)
+    batch = torch.vmap(lambda d, r: n_step(d, r, window, GAMMA))(replay.data, rows)
+    for i in range(3):
+        alone = uniform(agent_of(replay, i), replay.extent, keys[i], 16, window)
+        assert torch.equal(rows[i], alone)
+        for together, single in zip(batch, n_step(agent_of(replay, i), alone, window, GAMMA), strict=True):
+            torch.testing.assert_close(together[i], single)
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_replay_goes_on_after_a_restore(image: bool) -> None:
+    spec = EnvSpec((3, 2, 2), 0, (), (), "uint8", actions=9, frame_stack=3)
+    if not image:
+        spec = EnvSpec((12,), 0, (), (), actions=9)
+
+    def flat(transition: Transition) -> Transition:
+        vectors = {k: getattr(transition, k).reshape(2, 2, 12).astype(np.float32) for k in ("obs", "next_obs")}
+        return transition if image else transition._replace(**vectors)
+
+    world = World(2, 2, 3, 0.2, 8)
+    steps = [flat(world.step()) for _ in range(60)]
+    whole, first = make_replay(2, 48, spec, 2), make_replay(2, 48, spec, 2)
+    for step in steps[:31]:
+        whole.add(step)
+        first.add(step)
+    second = make_replay(2, 48, spec, 2)
+    second.load_state_dict(first.state_dict())
+    for step in steps[31:]:
+        whole.add(step)
+        second.add(step)
+    assert all(torch.equal(a, b) for a, b in zip(whole.data, second.data, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.extent, second.extent, strict=True))
