@@ -1,9 +1,11 @@
 """How much DQN overestimates, and how much less Double DQN does, where the true value of every state is known.
 
 van Hasselt et al. 2016 (arXiv 1509.06461): the maximum over noisy estimates is too high, and bootstrapping carries the
-excess on; choosing the action by one network and valuing it by another takes most of it away. Here every reward is
-standard normal noise that no action changes, for `HORIZON` steps. So Q(s, a) = 0 for every state, action and policy,
-and all that an agent believes of max_a Q(s, a) is bias.
+excess on; choosing the action by one network and valuing it by another takes part of it away: the more, the less the
+errors of the two have in common. Here every reward is standard normal noise that no action changes, for `HORIZON`
+steps. So Q(s, a) = 0 for every state, action and policy, and all that an agent believes of max_a Q(s, a) is bias. Two
+settings: `shared`, where both networks have learned from much the same replay memory, and `apart`, where the target
+is older than everything in it.
 
     python benchmarks/overestimation.py [--out DIR] [--rows FILE.csv]
 """
@@ -25,15 +27,20 @@ import deeprl
 from deeprl.api import load_population
 from deeprl.directory import read_about
 from deeprl.online import dqn
+from deeprl.run import Run
 from deeprl.stats import mean_interval
 
 HORIZON, ACTIONS = 20, 10
 SEEDS = tuple(range(20))
 SETTINGS: dict[str, Any] = {
-    "steps": 40_000, "learning_starts": 1_000, "buffer_size": 10_000, "batch_size": 64, "lr": 1e-3,
-    "train_every": 2, "utd": 0.5, "target_every": 250, "hidden": (64, 64), "epsilon_steps": 1_000.0, "epsilon_end": 1.0,
-    "eval_episodes": 0, "threads": 1, "tensorboard": False,
+    "steps": 30_000, "learning_starts": 1_000, "batch_size": 64, "lr": 1e-3, "train_every": 2, "utd": 0.5,
+    "hidden": (64, 64), "epsilon_steps": 1_000.0, "epsilon_end": 1.0, "eval_episodes": 0, "threads": 1,
+    "tensorboard": False,
 }  # fmt: skip
+GROUPS: dict[str, dict[str, Any]] = {
+    "shared": {"buffer_size": 10_000, "target_every": 250},
+    "apart": {"buffer_size": 2_000, "target_every": 2_000},
+}
 
 
 class Noise(gym.Env):
@@ -71,6 +78,17 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return (float(values.mean()), *mean_interval(values))
 
 
+def row(group: str, name: str, run: Run, seed: int, bias: np.ndarray) -> dict[str, Any]:
+    """A row of the table."""
+    about = read_about(run.directory)
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return {
+        "setting": group, "algorithm": name, "env": "Noise-v0", "seed": seed, "step": run.step, "true_value": 0.0,
+        "bias_mean": round(float(bias.mean()), 5), "bias_first_state": round(float(bias[0]), 5),
+        "commit": about["commit"], "torch": about["versions"]["torch"], "device": about["device"], "command": command,
+    }  # fmt: skip
+
+
 def main(
     out: Annotated[Path, tyro.conf.arg(help="directory of the runs; finished ones are not repeated")] = Path(
         "runs/overestimation"
@@ -80,25 +98,22 @@ def main(
     """Train both populations and compare what they believe with the truth."""
     make: Any = Noise
     gym.register("Noise-v0", make)
-    table, means = [], {}
-    for name, double in (("dqn", False), ("double_dqn", True)):
-        run = deeprl.train("dqn", env="Noise-v0", seeds=SEEDS, double=double, out=out / name, **SETTINGS)
-        found = biases(run.directory)
-        means[name] = found.mean(1)
-        about = read_about(run.directory)
-        for seed, own in zip(SEEDS, found, strict=True):
-            table.append(
-                {"variant": name, "env": "Noise-v0", "seed": seed, "step": run.step, "true_value": 0.0,
-                 "bias_mean": round(float(own.mean()), 5), "bias_first_state": round(float(own[0]), 5),
-                 "commit": about["commit"], "torch": about["versions"]["torch"],
-                 "command": "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
-            )  # fmt: skip
-        print(f"{name}: bias {{:.3f}} [{{:.3f}}, {{:.3f}}] over {len(SEEDS)} seeds".format(*interval(means[name])))
-    # Both have the same seeds, so the same environments and first networks: compared in pairs.
-    less = interval(means["dqn"] - means["double_dqn"])
-    print("Double DQN's is smaller by {:.3f} [{:.3f}, {:.3f}]".format(*less))
-    share = interval(1.0 - means["double_dqn"] / means["dqn"])
-    print("that is {:.0%} [{:.0%}, {:.0%}] of DQN's".format(*share))
+    table = []
+    for group, settings in GROUPS.items():
+        means = {}
+        for name, double in (("dqn", False), ("double_dqn", True)):
+            to = out / group / name
+            run = deeprl.train("dqn", env="Noise-v0", seeds=SEEDS, double=double, out=to, **SETTINGS, **settings)
+            found = biases(run.directory)
+            means[name] = found.mean(1)
+            table += [row(group, name, run, seed, own) for seed, own in zip(SEEDS, found, strict=True)]
+            print(
+                f"{group} {name}: bias {{:.3f}} [{{:.3f}}, {{:.3f}}], {len(SEEDS)} seeds".format(*interval(means[name]))
+            )
+        # Both have the same seeds, so the same environments and first networks: compared in pairs.
+        less, share = means["dqn"] - means["double_dqn"], 1.0 - means["double_dqn"] / means["dqn"]
+        print(f"{group}: Double DQN's is smaller by {{:.3f}} [{{:.3f}}, {{:.3f}}]".format(*interval(less)))
+        print("that is {:.0%} [{:.0%}, {:.0%}] of DQN's".format(*interval(share)), flush=True)
     if rows is not None:
         with rows.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
