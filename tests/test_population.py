@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers import SPEC, assert_equal, cast
 from torch import Tensor
 
 from deeprl import rng
@@ -31,10 +32,8 @@ from deeprl.population import (
     stack,
 )
 from deeprl.replay import Stored
-from deeprl.spec import EnvSpec
-from deeprl.tree import flatten, tree_leaves, tree_map
+from deeprl.tree import tree_leaves
 
-SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 ROWS = 50
 # Every member has its own rates, so that a mixed-up axis shows.
 CONFIG = sac.Config(
@@ -49,11 +48,6 @@ CONFIG = sac.Config(
 NET = sac.build_net(SPEC, CONFIG)
 LEARN = sac.learner(NET, CONFIG)
 SIZE = torch.tensor(ROWS)
-
-
-def cast(tree: Any, dtype: torch.dtype) -> Any:
-    """A copy with floating-point leaves of another type."""
-    return tree_map(lambda x: x.to(dtype, copy=True) if x.is_floating_point() else x.clone(), tree)
 
 
 def replay(dtype: torch.dtype = torch.float32) -> Stored:
@@ -105,13 +99,6 @@ def largest_difference(a: Any, b: Any) -> float:
         x, y = x.double(), y.double()  # noqa: PLW2901
         worst = max(worst, float((x - y).norm() / (y.norm() + 1e-12)))
     return worst
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    ours, theirs = flatten(a), flatten(b)
-    assert list(ours) == list(theirs)
-    unequal = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not unequal
 
 
 # --- stacking ---

@@ -1,8 +1,9 @@
-"""Does it learn? SAC on environments whose values and best actions are known, through `train` and its checkpoint."""
+"""Do SAC and TD3 learn, through `train` and its checkpoint, where values and best actions are known?"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,19 +12,21 @@ from torch import Tensor
 from torch.func import functional_call
 
 from deeprl import checkpoint, nets
-from deeprl.online import sac
+from deeprl.online import sac, td3
 
 pytestmark = pytest.mark.slow
 
 GAMMA = 0.9
 SEEDS = (0, 1, 2)
 CRITIC = nets.CriticEnsemble(1, 1, (32, 32))
-ACTOR = nets.TanhGaussianActor(1, 1, (32, 32))
+TRUNK = nets.MLP(1, (32, 32), 1)
+# The temperature is fixed and so small that entropy adds nothing.
+OWN: dict[ModuleType, dict[str, Any]] = {sac: {"alpha_lr": 0.0, "init_alpha": 1e-3}, td3: {}}
 
 
-def train(env: str, out: Path, **settings: Any) -> dict[str, Tensor]:
-    """The trained population's tensors by name. The temperature is fixed and so small that entropy adds nothing."""
-    config = sac.Config(
+def train(env: str, out: Path, algorithm: ModuleType = sac, **settings: Any) -> dict[str, Tensor]:
+    """The trained population's tensors by name."""
+    config = algorithm.Config(
         env=f"probe_envs:Probe{env}-v0",
         seeds=SEEDS,
         out=str(out),
@@ -34,8 +37,6 @@ def train(env: str, out: Path, **settings: Any) -> dict[str, Tensor]:
             "hidden": (32, 32),
             "actor_lr": 5e-3,
             "critic_lr": 5e-3,
-            "alpha_lr": 0.0,
-            "init_alpha": 1e-3,
             "discount": GAMMA,
             "tau": 0.3,
             "compile": "off",
@@ -45,9 +46,10 @@ def train(env: str, out: Path, **settings: Any) -> dict[str, Tensor]:
             "tensorboard": False,
             "checkpoint_minutes": 0.0,
         }
+        | OWN[algorithm]
         | settings,
     )
-    run = sac.train(config)
+    run = algorithm.train(config)
     assert run.finished
     assert run.updates == (config.steps - config.learning_starts) * config.utd
     loaded = checkpoint.load(run.directory / "checkpoints")
@@ -57,7 +59,8 @@ def train(env: str, out: Path, **settings: Any) -> dict[str, Tensor]:
     agents = content["agents"]
     assert agents["state.step"].tolist() == [run.updates] * len(SEEDS)
     assert agents["frozen_at"].tolist() == [-1] * len(SEEDS)
-    torch.testing.assert_close(agents["state.log_alpha"].exp(), torch.full((3,), config.init_alpha))
+    if algorithm is sac:
+        torch.testing.assert_close(agents["state.log_alpha"].exp(), torch.full((3,), config.init_alpha))
     return agents
 
 
@@ -71,8 +74,8 @@ def lift(module: torch.nn.Module, params: dict[str, Tensor], *args: Tensor) -> A
 
 
 def policy(agents: dict[str, Tensor], obs: float) -> Tensor:
-    """The deterministic action of each agent [S]."""
-    return torch.tanh(lift(ACTOR, part(agents, "actor"), torch.tensor([[obs]]))[0]).flatten()
+    """The deterministic action of each agent [S]: tanh of the first output, which SAC's standard deviations follow."""
+    return torch.tanh(lift(TRUNK, part(agents, "actor.trunk"), torch.tensor([[obs]]))[..., 0]).flatten()
 
 
 def value(agents: dict[str, Tensor], obs: float, action: Tensor | None = None) -> Tensor:
@@ -107,16 +110,18 @@ def test_value_follows_the_observation(tmp_path: Path) -> None:
         assert_near(value(agents, obs), obs, 0.05)
 
 
-def test_value_is_discounted_over_two_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", OWN, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_value_is_discounted_over_two_steps(algorithm: ModuleType, tmp_path: Path) -> None:
     # Rewards 0, 1: Q(1) = 1 and Q(0) = 0 + 0.9 * 1.
-    agents = train("TwoSteps", tmp_path, steps=400)
+    agents = train("TwoSteps", tmp_path, algorithm, steps=400)
     assert_near(value(agents, 1.0), 1.0, 0.03)
     assert_near(value(agents, 0.0), 0.9, 0.03)
 
 
-def test_policy_finds_the_action_that_the_observation_asks_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", OWN, ids=lambda m: m.__name__.rpartition(".")[2])
+def test_policy_finds_the_action_that_the_observation_asks_for(algorithm: ModuleType, tmp_path: Path) -> None:
     # -(a - o / 2)^2: the best actions are -0.5 and 0.5, of value 0; at the other one it is -(1)^2.
-    agents = train("FromAction", tmp_path)
+    agents = train("FromAction", tmp_path, algorithm, steps=600 if algorithm is sac else 450)
     for obs in (-1.0, 1.0):
         assert_near(policy(agents, obs), obs / 2, 0.1)
         assert_near(value(agents, obs), 0.0, 0.05)

@@ -14,7 +14,7 @@ import torch
 
 from deeprl import checkpoint, envs
 from deeprl.errors import DeeprlError
-from deeprl.online import sac
+from deeprl.online import sac, td3
 from deeprl.population import Execution
 from deeprl.run import Run
 
@@ -37,8 +37,8 @@ TINY = {
 }
 
 
-def config(out, **settings):
-    return sac.Config(out=str(out), **(TINY | settings))
+def config(out, algorithm=sac, **settings):
+    return algorithm.Config(out=str(out), **(TINY | settings))
 
 
 def rows(path):
@@ -68,10 +68,10 @@ def assert_same_run(one, other):
     assert status(one)["state"] == status(other)["state"] == "finished"
 
 
-def train_with_stops(settings, stops):
+def train_with_stops(settings, stops, algorithm=sac):
     """The same call again and again, each stopped by its callback at the next of `stops`; the last one finishes."""
     for stop in [*stops, None]:
-        run = sac.train(settings, callback=lambda run, stop=stop: run.step == stop)
+        run = algorithm.train(settings, callback=lambda run, stop=stop: run.step == stop)
         assert run.finished == (stop is None)
         if stop is not None:
             assert run.step == stop
@@ -82,6 +82,8 @@ def train_with_stops(settings, stops):
 
 # Stops: before learning in mid-episode, at an episode end, twice in a row during learning, at an evaluation (40 or 80),
 # and right before a log row whose step does no update (utd 0.5: step 35, updates at 34 and 36).
+# TD3 updates the policy at steps 32, 34, ..: stops between the two kinds of update, before the first row that has the
+# policy's metrics, and before a row (49) whose step updates the critic alone. With a delay of 3: at steps 33, 36, ..
 CASES = {
     "vmap": ({"seeds": (0, 1)}, (13, 25, 44, 45, 80)),
     "loop": ({"seeds": (0, 1), "backend": "loop"}, (13, 44, 45)),
@@ -93,14 +95,18 @@ CASES = {
     "per_agent_settings": ({"seeds": (0, 0), "actor_lr": (1e-3, 1e-4), "target_entropy": (-1.0, 0.0)}, (50,)),
     "cheetah": ({"seeds": (0, 1), "env": "HalfCheetah-v5", "steps": 60, "eval_every": 30}, (13, 44)),
     "cheetah_three_envs": ({"seeds": (0,), "env": "HalfCheetah-v5", "steps": 60, "envs_per_agent": 3}, (27, 45)),
+    "td3": ({"algorithm": td3, "seeds": (0, 1)}, (13, 31, 32, 45, 48, 80)),
+    "td3_loop": ({"algorithm": td3, "seeds": (0, 1), "backend": "loop"}, (45, 48)),
+    "td3_delay_3": ({"algorithm": td3, "seeds": (0,), "policy_delay": 3, "learning_starts": 33}, (34, 35, 41, 76)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_continued_run_is_identical(case, tmp_path):
     settings, stops = CASES[case]
-    sac.train(config(tmp_path / "whole", **settings))
-    train_with_stops(config(tmp_path / "parts", **settings), stops)
+    algorithm = settings.get("algorithm", sac)
+    algorithm.train(config(tmp_path / "whole", **settings))
+    train_with_stops(config(tmp_path / "parts", **settings), stops, algorithm)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -7,6 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import (
+    BATCH,
+    CRITIC,
+    ONE,
+    SPEC,
+    assert_close_critics,
+    assert_equal,
+    batch_of,
+    cast,
+    keys,
+    plain_critics,
+)
 from torch import Tensor, nn
 
 from deeprl import rng
@@ -15,29 +27,13 @@ from deeprl.errors import DeeprlError
 from deeprl.online import sac
 from deeprl.population import member, stack
 from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import flatten, tree_leaves, tree_map
+from deeprl.tree import tree_leaves
 
 METRICS = ("critic_loss", "critic_grad_norm", "q", "actor_loss", "actor_grad_norm", "entropy", "alpha", "alpha_loss")
-ONE = EnvSpec((1,), 1, (-1.0,), (1.0,))
-SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
-
-# Q_1 = 1 o + 2 a and Q_2 = 0 o + 1 a + 1, as linear "networks".
-CRITIC = {
-    "layers.0.weight": torch.tensor([[[1.0], [2.0]], [[0.0], [1.0]]]),
-    "layers.0.bias": torch.tensor([[0.0], [1.0]]),
-}
 # mean = 0 and log sigma = 0, whatever the observation.
 ACTOR = {"trunk.0.weight": torch.zeros(2, 1), "trunk.0.bias": torch.zeros(2)}
 LINEAR = sac.Config(hidden=(), init_alpha=0.5)
 LINEAR_NET = sac.build_net(ONE, LINEAR)
-# Q_1 = 2, 1 and Q_2 = 1.5, 0.5 on these rows; at a = 0 Q_1 = 1, 2 and Q_2 = 1, 1: the minimum is 1.
-BATCH = Batch(
-    obs=torch.tensor([[1.0], [2.0]]),
-    action=torch.tensor([[0.5], [-0.5]]),
-    reward=torch.tensor([1.0, 1.0]),
-    discount=torch.tensor([0.9, 0.0]),
-    next_obs=torch.tensor([[1.0], [2.0]]),
-)
 
 
 @pytest.fixture
@@ -51,27 +47,6 @@ def linear_state(**settings: Any) -> sac.State:
     state = sac.init(LINEAR_NET, config, rng.key(0, "init"))
     copies = [{k: p.clone() for k, p in params.items()} for params in (ACTOR, CRITIC, CRITIC)]
     return state._replace(actor=copies[0], critic=copies[1], target_critic=copies[2])
-
-
-def cast(tree: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda x: x.to(dtype, copy=True) if x.is_floating_point() else x.clone(), tree)
-
-
-def batch_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    obs, next_obs = torch.randn(2, rows, 3, generator=generator)
-    action = torch.rand(rows, 2, generator=generator) * 2 - 1
-    discount = 0.95 * (torch.rand(rows, generator=generator) > 0.2)
-    return cast(Batch(obs, action, obs.sum(-1), discount, next_obs), dtype)
-
-
-def keys(number: int, seeds: tuple[int, ...] = (0,)) -> Tensor:
-    return rng.Streams(seeds)("update", number)
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    ours, theirs = flatten(a), flatten(b)
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 # --- losses by hand ---
@@ -308,15 +283,6 @@ def test_members_of_other_seeds_differ_at_update_1_on_the_same_data() -> None:
 # --- against an independent implementation ---
 
 
-class PlainCritic(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat([obs, action], 1)).squeeze(1)
-
-
 class PlainActor(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -335,15 +301,10 @@ class PlainSac:
 
     def __init__(self, state: sac.State, dtype: torch.dtype):
         self.actor = PlainActor().to(dtype)
-        self.critics, self.targets = ([PlainCritic().to(dtype) for _ in range(2)] for _ in range(2))
+        self.critics, self.targets = (plain_critics(state.critic, dtype) for _ in range(2))
         with torch.no_grad():
             for name, p in self.actor.named_parameters():
                 p.copy_(state.actor[name.replace("net", "trunk")])
-            for nets in (self.critics, self.targets):
-                for e, critic in enumerate(nets):
-                    for layer, linear in enumerate([m for m in critic.net if isinstance(m, nn.Linear)]):
-                        linear.weight.copy_(state.critic[f"layers.{layer}.weight"][e].T)
-                        linear.bias.copy_(state.critic[f"layers.{layer}.bias"][e])
         self.log_alpha = state.log_alpha.clone().requires_grad_()
         # As they are in the state: 1e-3 and so on, rounded to float32.
         rates = {name: float(value) for name, value in state.hparams.items()}
@@ -399,11 +360,8 @@ def test_twenty_updates_equal_a_plain_implementation(dtype: torch.dtype, bar: fl
     close = {"rtol": bar, "atol": bar}
     for name, p in plain.actor.named_parameters():
         torch.testing.assert_close(state.actor[name.replace("net", "trunk")], p.detach(), **close)
-    for ours, nets in ((state.critic, plain.critics), (state.target_critic, plain.targets)):
-        for e, critic in enumerate(nets):
-            for layer, linear in enumerate([m for m in critic.net if isinstance(m, nn.Linear)]):
-                torch.testing.assert_close(ours[f"layers.{layer}.weight"][e], linear.weight.detach().T, **close)
-                torch.testing.assert_close(ours[f"layers.{layer}.bias"][e], linear.bias.detach(), **close)
+    assert_close_critics(state.critic, plain.critics, bar)
+    assert_close_critics(state.target_critic, plain.targets, bar)
     torch.testing.assert_close(state.log_alpha, plain.log_alpha.detach(), **close)
 
 

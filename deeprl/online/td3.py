@@ -116,9 +116,10 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     require("td3", spec, "continuous")
     actor, critic = make_modules(make_net, spec, config, custom)
     with torch.no_grad():
-        shape = tuple(actor(torch.zeros(3, *spec.obs_shape)).shape)
-    if shape != (3, spec.action_dim):
-        raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {shape}")
+        action = actor(torch.zeros(3, *spec.obs_shape))
+    found = tuple(action.shape) if isinstance(action, Tensor) else f"a {type(action).__name__}"
+    if found != (3, spec.action_dim):
+        raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {found}")
     check_critic(critic, spec)
     return Net(actor.to(device), critic.to(device), spec)
 
