@@ -14,16 +14,21 @@ from deeprl.spec import EnvSpec
 
 
 def make_modules(
-    default: Callable[..., Any], spec: EnvSpec, config: Any, custom: Callable[..., Any] | None = None
+    default: Callable[..., Any], spec: EnvSpec, config: Any, custom: Callable[..., Any] | None, count: int
 ) -> tuple[nn.Module, ...]:
     """What `custom`, else the function that `config.net` names, else `default` returns for (spec, config), as a tuple.
 
-    Raises DeeprlError for anything but modules, and for modules that keep state or draw random numbers of their own:
+    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for modules that keep state or draw random numbers of their own:
     they would not be pure functions of their parameters.
     """
     make = custom or (load_object(config.net, "net") if config.net else default)
-    made = make(spec, config)
+    try:
+        made = make(spec, config)
+    except ValueError as error:
+        raise DeeprlError(f"net: {error}") from error
     modules = made if isinstance(made, tuple) else (made,)
+    if len(modules) != count:
+        raise DeeprlError(f"net: {count} modules are needed, not {len(modules)}")
     for module in modules:
         if not isinstance(module, nn.Module):
             raise DeeprlError(f"net: expected torch modules, not {type(module).__name__}")

@@ -166,10 +166,7 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("dqn", spec, "discrete", images=True)
-    try:
-        (q,) = make_modules(make_net, spec, config, custom)
-    except ValueError as error:
-        raise DeeprlError(f"dqn: {error}; pass net= for your own network") from error
+    (q,) = make_modules(make_net, spec, config, custom, count=1)
     with torch.no_grad():
         shape = tuple(q(torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))).shape)
     expected = (3, spec.actions) if config.value == "scalar" else (3, spec.actions, config.bins)

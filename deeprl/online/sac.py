@@ -126,7 +126,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("sac", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom)
+    actor, critic = make_modules(make_net, spec, config, custom, count=2)
     with torch.no_grad():
         shapes = [tuple(x.shape) for x in actor(torch.zeros(3, *spec.obs_shape))]
     if shapes != [(3, spec.action_dim)] * 2:

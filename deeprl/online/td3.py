@@ -114,7 +114,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("td3", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom)
+    actor, critic = make_modules(make_net, spec, config, custom, count=2)
     with torch.no_grad():
         action = actor(torch.zeros(3, *spec.obs_shape))
     found = tuple(action.shape) if isinstance(action, Tensor) else f"a {type(action).__name__}"
