@@ -18,8 +18,8 @@ def make_modules(
 ) -> tuple[nn.Module, ...]:
     """What `custom`, else the function that `config.net` names, else `default` returns for (spec, config), as a tuple.
 
-    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for modules that keep state or draw random numbers of their own:
-    they would not be pure functions of their parameters.
+    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for modules
+    that keep state or draw random numbers of their own: they would not be pure functions of their parameters.
     """
     make = custom or (load_object(config.net, "net") if config.net else default)
     try:
