@@ -71,5 +71,9 @@ def device_name(device: str, threads: int) -> str:
 
 def command() -> str:
     """The command line, quoted for a shell, without the folder of the program."""
-    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return shlex.join([program, *sys.argv[1:]])
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path("python")
+    package = Path(__file__).parent
+    if program.suffix == ".py" and program.is_relative_to(package):
+        module = ".".join(program.relative_to(package.parent).with_suffix("").parts).removesuffix(".__main__")
+        return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])

@@ -174,6 +174,8 @@ def results(directory: str | Path) -> list[dict[str, Any]]:
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append benchmark rows to a CSV file in the order of `COLUMNS`; other keys are left out, None becomes empty.
 
+    The algorithm of rows with a label is written as `algorithm:label`.
+
     A new file gets the header. Rows that the file holds already are not written again, so that writing the same rows
     twice changes nothing; a row that occurs twice in `rows` (two agents, equal in everything) is kept twice.
 
@@ -190,7 +192,8 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     for number, row in enumerate(rows):
         if missing := [column for column in COLUMNS if column not in row]:
             raise DeeprlError(f"row {number} for {path} lacks {', '.join(missing)}")
-        values = ["" if row[column] is None else str(row[column]) for column in COLUMNS]
+        named = dict(row) | ({"algorithm": f"{row['algorithm']}:{row['label']}"} if row.get("label") else {})
+        values = ["" if named[column] is None else str(named[column]) for column in COLUMNS]
         if present[tuple(values)] > 0:
             present[tuple(values)] -= 1
         else:
