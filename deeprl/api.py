@@ -125,7 +125,7 @@ class Policy:
         self._key = rng.key(self.seed, "eval", device=self._device)
 
     @torch.no_grad()
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any) -> np.ndarray | np.int64:
         values = np.asarray(obs, self.spec.obs_dtype)
         shape = self.spec.obs_shape
         if values.shape != shape and values.shape[1:] != shape:

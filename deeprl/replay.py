@@ -111,6 +111,17 @@ class Replay:
         self._measure()
         return rows
 
+    def cut(self, begins: np.ndarray) -> None:
+        """End, as by a time limit, the newest episode of each environment where another begins now: begins [S, N].
+
+        Changes nothing where the end was seen: it is for environments that a resumed run had to start anew.
+        """
+        if self._inserted > 0:
+            start = (self._inserted - self.envs) % self.capacity
+            rows = slice(start, start + self.envs)
+            now = torch.as_tensor(begins, device=self.device)
+            self.data.truncated[:, rows] |= now & ~self.data.terminated[:, rows]
+
     def _measure(self) -> None:
         self.extent.size.fill_(min(self._inserted, self.capacity))
         self.extent.oldest.fill_(self._inserted % self.capacity if self._inserted > self.capacity else 0)
@@ -170,6 +181,11 @@ class FrameReplay(Replay):
         self._begins = terminated | truncated
         self._skip_overwritten(step + 1)
         return rows
+
+    def cut(self, begins: np.ndarray) -> None:
+        """As there; the environment's next frame begins a stack."""
+        super().cut(begins)
+        self._begins = self._begins | begins
 
     def _push(self, obs: Any, where: np.ndarray) -> None:
         """Append the newest frames of the observations to the rings of the environments in `where`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -87,6 +88,28 @@ class FiveSteps(Probe):
         return self.after(1.0, self.t == 4)
 
 
+class Pictures(Probe):
+    """Images whose pixels are 10 times the step number; reward 1 in each of seven steps, then the end."""
+
+    observation_space = spaces.Box(0, 255, (36, 36), np.uint8)
+
+    def observation(self) -> np.ndarray:
+        return np.full((36, 36), 10 * self.t, np.uint8)
+
+    def step(self, action: np.ndarray) -> Step:
+        return self.after(1.0, self.t == 6)
+
+
+class SavedPictures(Pictures):
+    """The same, and its state can be saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"t": self.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.t = state["t"]
+
+
 class Counting(Probe):
     """Observes the number of steps so far and never ends by itself."""
 
@@ -105,10 +128,23 @@ class TruncationAsTermination(gym.Wrapper):
         return obs, reward, terminated or truncated, False, info
 
 
+def discrete(probe: type[Probe], frame_stack: int = 0) -> gym.Env:
+    """The probe with two actions, 0 and 1, in place of -1 and 1."""
+
+    class Discrete(probe):
+        action_space = spaces.Discrete(2)
+
+        def step(self, action: int) -> Step:
+            return super().step(np.full(1, 2.0 * action - 1.0))
+
+    return gym.wrappers.FrameStackObservation(Discrete(), frame_stack) if frame_stack else Discrete()
+
+
 for _probe, _limit in (
     (Constant, None), (FromObservation, None), (TwoSteps, None), (FromAction, None),
-    (Forever, 5), (FiveSteps, None), (Counting, 3),
+    (Forever, 5), (FiveSteps, None), (Counting, 3), (Pictures, None), (SavedPictures, None),
 ):  # fmt: skip
-    _name = f"Probe{_probe.__name__}-v0"
-    if _name not in gym.registry:
-        gym.register(_name, _probe, max_episode_steps=_limit)
+    for _kind, _make in (("", _probe), ("Discrete", functools.partial(discrete, _probe))):
+        _name = f"Probe{_kind}{_probe.__name__}-v0"
+        if _name not in gym.registry:
+            gym.register(_name, _make, max_episode_steps=_limit)

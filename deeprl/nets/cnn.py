@@ -19,6 +19,7 @@ class NatureCNN(nn.Module):
     def __init__(self, shape: Sequence[int], channels_last: bool = False):
         super().__init__()
         self.channels_last = channels_last
+        _require_three_axes(shape)
         channels, height, width = (shape[-1], *shape[:-1]) if channels_last else shape
         self.layers = nn.ModuleList(
             nn.Conv2d(*sizes) for sizes in ((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1))
@@ -47,10 +48,18 @@ class MinAtarCNN(nn.Module):
 
     def __init__(self, shape: Sequence[int], filters: int = 16):
         super().__init__()
+        _require_three_axes(shape)
         height, width, channels = shape
+        if min(height, width) < 3:
+            raise ValueError(f"images of shape {tuple(shape)} are too small: at least 3 x 3 is needed")
         self.patches = nn.Linear(9 * channels, filters)
         self.features = (height - 2) * (width - 2) * filters
 
     def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
         patches = x.to(torch.float32).unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H - 2, W - 2, C, 3, 3]
         return torch.relu(self.patches(patches.flatten(3))).flatten(1)
+
+
+def _require_three_axes(shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        raise ValueError(f"images of shape {tuple(shape)}: three axes are needed, channels among them")

@@ -89,7 +89,7 @@ class Config(RunConfig):
     # --- exploration ---
     epsilon_end: PerAgent = per_agent(0.05)
     """Probability of a random action at the end of its schedule; it begins at 1."""
-    epsilon_steps: PerAgent = per_agent(250_000)
+    epsilon_steps: PerAgent = per_agent(250_000.0)
     """Steps of the linear schedule, after `learning_starts`."""
     eval_epsilon: float = 0.0
     """Probability of a random action in evaluation (Atari: 0.001 to 0.05)."""
@@ -229,8 +229,9 @@ def observe(config: Config, state: State, env_step: int) -> State:
 
 
 def outputs(net: Net, params: Params, obs: Shaped[Tensor, "B *O"]) -> Float[Tensor, "B A *K"]:
-    """What the network says of each action: values, or logits over the bins; in f32 also under autocast."""
-    return functional_call(net.q, params, (obs,)).to(torch.float32)
+    """What the network says of each action: values, or logits over the bins; at least in f32, also under autocast."""
+    q = functional_call(net.q, params, (obs,))
+    return q.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def centres(config: Config, device: torch.device) -> Float[Tensor, " K"]:
@@ -312,7 +313,7 @@ def update(
         "q": errors.q.mean(),
         "td_error": errors.td.mean(),
         "grad_norm": global_norm(grads),
-        "epsilon": state.epsilon,
+        "epsilon": state.epsilon.clone(),  # the state's own is overwritten in place
     }
     priority = (errors.surprise + 1e-6) ** h["priority_alpha"]
     return state._replace(params=params, moments=moments, step=state.step + 1), metrics, priority
@@ -330,6 +331,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         replay = make_replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
         priorities = Priorities(len(keys), replay.capacity if config.prioritized else 0, device)
         run.restore(agents=agents, replay=replay, priorities=priorities, envs=envs)
+        replay.cut(envs.is_first)
 
         explore = over_agents(functools.partial(act, module, config, explore=True), run.execution)
         learn = over_agents(freezing(learner(module, config)), run.execution, shared=(2, 5), donate=True)
