@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_equal, cast
 from torch import Tensor, nn
 
 from deeprl import nets, rng
@@ -17,7 +18,7 @@ from deeprl.online import dqn
 from deeprl.optim import global_norm
 from deeprl.population import stack
 from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import flatten, tree_leaves, tree_map
+from deeprl.tree import tree_leaves
 
 METRICS = ("loss", "q", "td_error", "grad_norm", "epsilon")
 TWO = EnvSpec((2,), 0, (), (), actions=2)
@@ -65,25 +66,12 @@ def logs(values: Any) -> Any:
     return torch.log(torch.tensor(values)).tolist()
 
 
-def cast(tree: Any, dtype: torch.dtype) -> Any:
-    return tree_map(lambda x: x.to(dtype, copy=True) if x.is_floating_point() else x.clone(), tree)
-
-
 def batch_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     obs, next_obs = torch.randn(2, rows, 3, generator=generator)
     action = torch.randint(4, (rows,), generator=generator)
     discount = 0.9 * (torch.rand(rows, generator=generator) > 0.2)
     return cast(Batch(obs, action, torch.rand(rows, generator=generator) * 2 - 1, discount, next_obs), dtype)
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    ours, theirs = flatten(a), flatten(b)
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-def assert_finite(tree: Any) -> None:
-    assert all(bool(leaf.isfinite().all()) for leaf in tree_leaves(tree))
 
 
 # --- targets by hand ---

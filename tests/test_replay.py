@@ -152,7 +152,8 @@ def test_state_dict_holds_filled_rows_only() -> None:
     saved = replay.state_dict()
     assert saved["inserted"] == 6
     assert {k: tuple(v.shape) for k, v in saved["rows"].items()} == {
-        "obs": (2, 6, 2), "action": (2, 6, 1), "reward": (2, 6), "terminated": (2, 6), "next_obs": (2, 6, 2)
+        "obs": (2, 6, 2), "action": (2, 6, 1), "reward": (2, 6), "terminated": (2, 6),
+        "truncated": (2, 6), "next_obs": (2, 6, 2)
     }  # fmt: skip
 
 
