@@ -21,7 +21,7 @@ from deeprl.online import dqn
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import FrameReplay, Replay
 from deeprl.run import Run
-from deeprl.samplers import Priorities, Window, n_step
+from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
 from deeprl.spec import EnvSpec, Transition
 from deeprl.tree import tree_leaves, tree_map
 
@@ -130,6 +130,26 @@ def learn_some(config: dqn.Config, replay: Replay, execution: Execution, updates
     return agents, metrics, priorities.values
 
 
+@pytest.mark.parametrize("is_prioritized", [False, True])
+def test_learner_is_sampler_and_update_with_the_agents_own_settings(is_prioritized: bool) -> None:
+    # discount 0.5; after a quarter of the run beta is 0.4 + 0.6 / 4.
+    chosen = {"n_step": 3, "discount": 0.5, "priority_beta": 0.4, "prioritized": is_prioritized}
+    config = dqn.Config(**(SMALL_NET | chosen))
+    net, replay = dqn.build_net(SPEC, config), filled_replay(1, 64)
+    state, data = dqn.init(net, config, rng.key(0, "init")), tree_map(lambda x: x[0], replay.data)
+    priority, key, window = torch.arange(256.0), rng.key(0, "sample"), Window(3, 1)
+    new, metrics, (row, _) = dqn.learner(net, config)(state, data, replay.extent, priority, key, torch.tensor(0.25))
+    weight = None
+    if is_prioritized:
+        drawn, weight = prioritized(data, replay.extent, priority, key, 16, window, torch.tensor(0.55))
+    else:
+        drawn = uniform(data, replay.extent, key, 16, window)
+    expected = dqn.update(net, config, state, n_step(data, drawn, window, 0.5), weight)
+    assert torch.equal(row, drawn)
+    for ours, theirs in zip(tree_leaves((new, metrics)), tree_leaves(expected[:2]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("value", ["scalar", "c51"])
 def test_per_agent_settings_equal_single_runs(value: Any) -> None:
     config = dqn.Config(
@@ -159,13 +179,13 @@ def test_per_agent_settings_equal_single_runs(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "dueling", "double", "prioritized", "n"),
+    ("value", "dueling", "double", "drawn_by_priority", "n"),
     itertools.product(VALUES, (False, True), (False, True), (False, True), (1, 3)),
 )
 def test_every_combination_learns_finite_numbers(
-    value: Any, dueling: bool, double: bool, prioritized: bool, n: int
+    value: Any, dueling: bool, double: bool, drawn_by_priority: bool, n: int
 ) -> None:
-    chosen = {"value": value, "dueling": dueling, "double": double, "prioritized": prioritized, "n_step": n}
+    chosen = {"value": value, "dueling": dueling, "double": double, "prioritized": drawn_by_priority, "n_step": n}
     config = dqn.Config(**(SMALL_NET | {"hidden": (8,)} | chosen))
     agents, metrics, priority = learn_some(config, filled_replay(1, 64), Execution(), 3, torch.float32)
     assert_finite((agents, metrics, priority))
@@ -251,6 +271,17 @@ def test_target_is_copied_in_its_rhythm_and_epsilon_falls(tmp_path: Path) -> Non
     assert epsilons[30] == epsilons[31] == 1.0
     assert epsilons[32] == pytest.approx(1 - 0.95 / 200)
     assert epsilons[120] == float(final(tmp_path / "run")["state.epsilon"]) == pytest.approx(0.57725)
+
+
+def test_priorities_follow_the_updates_and_new_rows_get_the_largest(tmp_path: Path) -> None:
+    run = dqn.train(config(tmp_path / "run", prioritized=True, value="c51"), callback=lambda run: run.step == 115)
+    priorities = run._attached["priorities"]
+    values, largest = priorities.values[0, :70], float(priorities.largest)
+    # 70 rows: steps 111 .. 115, after the last burst of updates, stand in rows 40 .. 44.
+    assert values[40:45].tolist() == [largest] * 5
+    assert len(values.unique()) > 30
+    assert largest == pytest.approx(max(1.0, float(values.max())))
+    assert not priorities.values[0, 70:].any()
 
 
 def test_clipped_rewards_are_the_learners_alone(tmp_path: Path) -> None:
