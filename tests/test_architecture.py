@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
     {"config", "optim", "population", "replay", "samplers"},  # settings, and state on the device
     {
         "atari",
+        "pool",
         "make_env",
         "spaces",
         "env_state",
