@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from deeprl import checkpoint, watch
+from deeprl.api import Policy
 from deeprl.atari import AtariSettings, CountDecisions, EpisodicLife, FireOnReset, GameRecord, StickyActions
 from deeprl.envs import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
@@ -380,6 +382,40 @@ def test_population_counts_whole_games(backend):
         games, lives = by_hand(env_seeds((3, 4)[m], "env", 1)[0], moves[:, m, 0])
         assert [(e.ret, e.length) for e in episodes if e.member == m] == games
         assert terminated[m] == lives >= 5 * len(games)
+
+
+def test_population_goes_on_from_a_saved_state(tmp_path):
+    make = EnvFactory("ALE/Breakout-v5", {"terminal_on_life_loss": True}, ())
+    moves = np.random.default_rng(1).integers(0, 4, (230, 2, 1))
+    envs = PopulationEnvs(make, [3, 4])
+    for move in moves[:60]:
+        envs.step(move)
+    checkpoint.save(tmp_path, 60, {"envs": envs.state_dict()})
+    other = PopulationEnvs(make, [5, 6])
+    assert other.load_state_dict(checkpoint.load(tmp_path)[1]["envs"]) == 0
+    assert not other.is_first.all()
+    for move in moves[60:]:
+        t, t1 = envs.step(move), other.step(move)
+        assert all(np.array_equal(a, b) for a, b in zip(t, t1, strict=True))
+    episodes = envs.pop_episodes()
+    assert episodes == other.pop_episodes()
+    assert len(episodes) >= 2
+
+
+class Still(Policy):
+    def __init__(self):
+        self.seed = 0
+
+    def __call__(self, obs):
+        return 0
+
+
+def test_film_shows_the_whole_game():
+    env = make_env("ALE/Breakout-v5", NATURE, render=True)
+    frames, _ = watch._film(env, Still(), 1000)
+    games, lives = by_hand(env_seeds(0, "eval", 1)[0], [0] * 300)
+    assert len(frames) == 1 + games[0][1]
+    assert lives > 5
 
 
 def test_evaluation_plays_whole_games():
