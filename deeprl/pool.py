@@ -32,6 +32,12 @@ from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import EnvFactory
 from deeprl.spaces import env_spec
 
+# Games with more than the 210 rows of the screen that EnvPool knows. It shows the upper part of them only, and agents
+# are evaluated in environments of `make_env`, which show all (benchmarks/atari.py compares the frames).
+CROPPED = frozenset(
+    "Adventure AirRaid Carnival JourneyEscape KeystoneKapers KingKong Klax LaserGates MrDo Pacman Pooyan SirLancelot "
+    "SpaceWar".split()
+)
 _NO_LIMIT = 10**9
 
 
@@ -132,7 +138,10 @@ def _task(env: str, env_kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     s, others = AtariSettings.split(env, env_kwargs)
     if s.noop_max < 1:
         raise DeeprlError(f"{env}: EnvPool needs a noop_max of at least 1; use sync or async without no-ops")
-    return env.removeprefix("ALE/"), {
+    task = env.removeprefix("ALE/")
+    if task.partition("-")[0] in CROPPED:
+        raise DeeprlError(f"{env}: EnvPool shows only a part of this game's screen; use sync or async")
+    return task, {
         "repeat_action_probability": s.repeat_action_probability,
         "full_action_space": s.full_action_space,
         "noop_max": s.noop_max,

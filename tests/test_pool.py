@@ -6,8 +6,8 @@ import pytest
 
 from deeprl.envs import PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.make_env import EnvFactory
-from deeprl.pool import EnvPoolVector
+from deeprl.make_env import EnvFactory, make_env
+from deeprl.pool import CROPPED, EnvPoolVector
 from deeprl.spec import EnvSpec
 
 pytest.importorskip("envpool")
@@ -211,6 +211,7 @@ def test_limit_of_frames_truncates_and_a_new_game_begins():
         (EnvFactory("zzzz", {}, ()), r"^EnvPool has no environment 'zzzz'$"),
         (EnvFactory("ALE/Pong-v5", {"noop_mx": 1}, ()), r"^EnvPool's ALE/Pong-v5 with arguments .*'noop_mx'"),
         (EnvFactory("ALE/Pong-v5", {"noop_max": 0}, ()), r"EnvPool needs a noop_max of at least 1"),
+        (EnvFactory("ALE/Pooyan-v5", {}, ()), r"^ALE/Pooyan-v5: EnvPool shows only a part of this game's screen"),
         (EnvFactory("ALE/Pong-v5", {"mode": 99}, ()), r"^EnvPool's ALE/Pong-v5 .*[Ii]nvalid game mode"),
         (EnvFactory("CartPole-v1", {"num_envs": 3}, ()), r"^EnvPool's CartPole-v1 .*num_envs"),
         (EnvFactory("FrozenLake-v1", {}, ()), r"^FrozenLake-v1 observes Discrete.*supported are Box"),
@@ -220,6 +221,16 @@ def test_what_envpool_cannot_do_is_said_in_one_line(make, message):
     with pytest.raises(DeeprlError, match=message) as raised:
         EnvPoolVector(make, [0])
     assert "\n" not in str(raised.value)
+
+
+def test_games_that_envpool_would_crop_have_taller_screens():
+    roms = pytest.importorskip("ale_py.roms")
+    make_env("ALE/Pong-v5")  # registers the names
+    ale = pytest.importorskip("ale_py").ALEInterface()
+    for name in {"Pong", "Seaquest", *CROPPED}:  # benchmarks/atari.py looks at all others, too
+        ale.loadROM(roms.get_rom_path(gym.spec(f"ALE/{name}-v5").kwargs["game"]))
+        height, width = ale.getScreenDims()
+        assert (height > 210, width) == (name in CROPPED, 160)
 
 
 def test_missing_envpool_is_named(monkeypatch):
