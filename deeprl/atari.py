@@ -85,6 +85,9 @@ class AtariSettings:
 
 def make_atari(env: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
     """A game in all its layers; what is no setting of ours goes to `gym.make`, whose errors are let through."""
+    import ale_py  # an extra
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else each process prints a banner
     s, others = AtariSettings.split(env, env_kwargs)
     game = gym.make(
         env,
