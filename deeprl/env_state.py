@@ -1,8 +1,9 @@
 """Capture and restore the complete state of one environment, so that a resumed run steps on bit for bit.
 
-Known: Gymnasium's MuJoCo and classic-control environments, under wrappers that remember numbers, arrays, lists, queues,
-running statistics and generators. Any other environment takes part by defining `state_dict()` (a dict of numbers,
-strings, lists and arrays) and `load_state_dict(state)`; its random generator `np_random` is saved for it.
+Known: Gymnasium's MuJoCo and classic-control environments, Atari games of ale-py and MinAtar, under wrappers that
+remember numbers, arrays, lists, queues, running statistics and generators. Any other environment takes part by defining
+`state_dict()` (a dict of numbers, strings, lists and arrays) and `load_state_dict(state)`; its random generator
+`np_random` is saved for it.
 """
 
 from __future__ import annotations
@@ -61,12 +62,11 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
     if hasattr(base, "load_state_dict"):
         base.load_state_dict(inner)
     elif _is_mujoco(base):
-        base.data.time = inner["time"]
-        for name, value in inner.items():
-            target = getattr(base.data, name)
-            # Arrays sized by the active contacts differ in length here; MuJoCo recomputes them first in every step.
-            if isinstance(target, np.ndarray) and target.shape == value.shape:
-                target[...] = value
+        _restore_mujoco(base.data, inner)
+    elif _is_ale(base):
+        base.restore_state(_ale_state(base)(inner["system"].tobytes()))
+    elif _is_minatar(base):
+        _restore_minatar(base.game, inner)
     else:
         for name, value in inner.items():
             setattr(base, name, value)
@@ -86,6 +86,10 @@ def _inner_state(base: Any) -> dict[str, Any] | None:
         return base.state_dict()
     if _is_mujoco(base):
         return _mujoco_state(base.data)
+    if _is_ale(base):
+        return _ale_system(base)
+    if _is_minatar(base):
+        return _minatar_state(base.game)
     if type(base).__module__.startswith("gymnasium.envs.classic_control"):
         state = getattr(base, "state", None)
         return {"state": None if state is None else np.array(state)}
@@ -109,6 +113,64 @@ def _mujoco_state(data: Any) -> dict[str, Any]:
         if isinstance(value, np.ndarray) and value.dtype.kind in "bfiu":
             state[name] = value.copy()
     return state
+
+
+def _restore_mujoco(data: Any, state: dict[str, Any]) -> None:
+    data.time = state["time"]
+    for name, value in state.items():
+        target = getattr(data, name)
+        # Arrays sized by the active contacts differ in length here; MuJoCo recomputes them first in every step.
+        if isinstance(target, np.ndarray) and target.shape == value.shape:
+            target[...] = value
+
+
+def _is_ale(base: gym.Env) -> bool:
+    return type(base).__module__ == "ale_py.env"
+
+
+def _ale_system(base: Any) -> dict[str, Any] | None:
+    """The console, the game's settings and ALE's generator, as bytes.
+
+    The action that ALE's own sticky actions hold is not among them, so that a game with these cannot be captured; one
+    of `make_env("ALE/...")` can, whose sticky actions are a wrapper.
+    """
+    if base.ale.getFloat("repeat_action_probability") > 0:
+        return None
+    serialized = base.clone_state(include_rng=True).serialize()
+    return {"system": np.frombuffer(serialized, np.uint8).copy()}
+
+
+def _ale_state(base: Any) -> Any:
+    """The type of ALE's saved states, without an import of what may not be installed."""
+    return type(base.clone_state())
+
+
+def _is_minatar(base: gym.Env) -> bool:
+    return type(base).__module__ == "minatar.gym"
+
+
+def _minatar_state(game: Any) -> dict[str, Any]:
+    """What the game remembers, the held action of its sticky actions, and its generators.
+
+    A seed makes one generator of the two that an unseeded game has.
+    """
+    own = None if game.env.random is game.random else game.env.random.get_state(legacy=False)
+    return {
+        "game": {k: _pack(v) for k, v in vars(game.env).items() if k != "random"},
+        "last_action": int(game.last_action),
+        "random": game.random.get_state(legacy=False),
+        "own_random": own,
+    }
+
+
+def _restore_minatar(game: Any, state: dict[str, Any]) -> None:
+    vars(game.env).update({k: _unpack(vars(game.env).get(k), v) for k, v in state["game"].items()})
+    game.last_action = state["last_action"]
+    game.random = game.env.random = np.random.RandomState()
+    game.random.set_state(state["random"])
+    if state["own_random"] is not None:
+        game.env.random = np.random.RandomState()
+        game.env.random.set_state(state["own_random"])
 
 
 def _plain_attributes(layer: Any) -> dict[str, Any]:

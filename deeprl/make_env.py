@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from deeprl.atari import make_atari
 from deeprl.errors import DeeprlError, nearest
 
 MakeEnv = Callable[[], gym.Env]
@@ -41,7 +42,8 @@ def make_env(
     if (namespace := env.partition("/")[0]) in _NAMESPACES:
         _register(namespace)
     try:
-        made = gym.make(env, **kwargs)
+        made = make_atari(env, kwargs) if namespace == "ALE" else gym.make(env, **kwargs)
+        made = SeededStart(made) if namespace == "MinAtar" else made
     except gym.error.DependencyNotInstalled as error:
         raise DeeprlError(f"{env}: {_one_line(error)}{_install_hint(str(error))}") from error
     except (gym.error.UnregisteredEnv, gym.error.Error) as error:
@@ -49,7 +51,7 @@ def make_env(
     except ModuleNotFoundError as error:
         reason = f"cannot import {error.name!r}" if error.name else _one_line(error)
         raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
-    except (TypeError, ValueError, AttributeError, OSError) as error:
+    except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
         raise DeeprlError(f"{env} with arguments {kwargs}: {_one_line(error)}") from error
     for wrapper in wrappers:
         try:
@@ -69,6 +71,20 @@ class EnvFactory:
 
     def __call__(self) -> gym.Env:
         return make_env(self.env, self.env_kwargs, self.wrappers)
+
+
+class SeededStart(gym.Wrapper):
+    """Lets a MinAtar game that is reset with a seed depend on the seed alone.
+
+    Its sticky actions hold the last action of the game before through a reset. An environment that evaluates for the
+    second time would else begin otherwise than one that was made anew when the run resumed.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            base: Any = self.unwrapped
+            base.game.last_action = 0
+        return self.env.reset(seed=seed, options=options)
 
 
 def load_object(path: str, what: str) -> Any:
@@ -125,7 +141,8 @@ def _register(namespace: str) -> None:
     except ImportError as error:
         hint = f"install it with: pip install 'deeprl[{extra}]'"
         raise DeeprlError(f"the environments of {namespace}/ are not installed; {hint}") from error
-    getattr(module, "register_envs", lambda: None)()
+    if not any(name.startswith(f"{namespace}/") for name in gym.registry):  # once: a second time warns of each name
+        getattr(module, "register_envs", lambda: None)()
 
 
 def _unknown(env: str, error: Exception) -> str:

@@ -43,8 +43,10 @@ def _film(env: Any, policy: Policy, max_steps: int) -> tuple[list[np.ndarray], f
     frames, total, ended = [_frame(env)], 0.0, False
     progress = Progress("filming", max_steps)
     while not ended and len(frames) <= max_steps:
-        obs, reward, terminated, truncated, _ = env.step(policy(obs))
-        total, ended = total + float(reward), terminated or truncated
+        obs, reward, terminated, truncated, info = env.step(policy(obs))
+        total, ended = total + float(reward), truncated or (terminated and info.get("game_over", True))
+        if terminated and not ended:  # a life was lost
+            obs, _ = env.reset()
         frames.append(_frame(env))
         progress.update(len(frames))
     progress.close()

@@ -17,6 +17,8 @@ FLOORS: list[set[str]] = [
     {"errors", "spec", "tree", "rng", "stats", "nets"},  # pure: values in, values out
     {"config", "optim", "population", "replay", "samplers"},  # settings, and state on the device
     {
+        "atari",
+        "pool",
         "make_env",
         "spaces",
         "env_state",

@@ -4,6 +4,7 @@ import pytest
 from gymnasium import wrappers
 
 from deeprl import checkpoint, env_state
+from deeprl.make_env import make_env
 
 ENVS = [
     "Pendulum-v1", "MountainCarContinuous-v0", "CartPole-v1", "Acrobot-v1", "HalfCheetah-v5", "Hopper-v5",
@@ -241,3 +242,87 @@ def test_wrapper_with_unknown_memory_gives_none():
     env = Secret(gym.make("Pendulum-v1"))
     env.reset(seed=0)
     assert env_state.capture(env) is None
+
+
+# --- games ---
+
+
+def game_pair(name, kwargs):
+    return (make_env(name, kwargs) for _ in range(2))
+
+
+def assert_goes_on(env, other, tmp_path, before=120, after=150):
+    """`other`, restored from a state of `env` on disk, does all that `env` does, resets included."""
+    rng = np.random.default_rng(0)
+    drawn = [int(a) for a in rng.integers(0, env.action_space.n, before + after)]
+    env.reset(seed=5)
+    roll(env, drawn[:before])
+    state = through_disk(env_state.capture(env), tmp_path)
+    expected, ends = roll(env, drawn[before:])
+    other.reset(seed=6)
+    roll(other, drawn[3:20])
+    env_state.restore(other, state)
+    assert_same(expected, roll(other, drawn[before:])[0])
+    return ends
+
+
+@pytest.mark.parametrize("game", ["Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"])
+def test_minatar_goes_on_bit_for_bit(game, tmp_path):
+    pytest.importorskip("minatar")
+    ends = assert_goes_on(*game_pair(f"MinAtar/{game}-v1", {"sticky_action_prob": 0.5}), tmp_path, 77, 400)
+    assert ends or game == "Freeway"  # which ends after 2,500 frames
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_minatar_generators_are_restored_whether_one_or_two(seeded, tmp_path):
+    pytest.importorskip("minatar")
+    env, other = (make_env("MinAtar/Breakout-v1") for _ in range(2))
+    env.reset(seed=5 if seeded else None)
+    other.reset(seed=None if seeded else 5)
+    env_state.restore(other, through_disk(env_state.capture(env), tmp_path))
+    game = other.unwrapped.game
+    assert (game.random is game.env.random) == seeded
+    assert_same(*(roll(e, [1, 2, 0] * 60)[0] for e in (env, other)))
+
+
+@pytest.mark.parametrize(
+    ("game", "kwargs"),
+    [
+        ("Breakout", {"repeat_action_probability": 0.0, "terminal_on_life_loss": True}),
+        ("Breakout", {"repeat_action_probability": 0.6, "max_num_frames_per_episode": 300}),
+        ("Pong", {"max_num_frames_per_episode": 200, "noop_max": 3}),
+        ("SpaceInvaders", {"stack": 2, "full_action_space": True, "max_num_frames_per_episode": 600}),
+    ],
+)
+def test_atari_goes_on_bit_for_bit(game, kwargs, tmp_path):
+    pytest.importorskip("ale_py")
+    assert assert_goes_on(*game_pair(f"ALE/{game}-v5", kwargs), tmp_path)
+
+
+def test_atari_goes_on_from_the_step_before_the_reset_after_a_lost_life(tmp_path):
+    pytest.importorskip("ale_py")
+    env, other = game_pair("ALE/Breakout-v5", {"terminal_on_life_loss": True})
+    env.reset(seed=5)
+    while not env.step(0)[2]:
+        pass
+    state = through_disk(env_state.capture(env), tmp_path)
+    other.reset(seed=6)
+    env_state.restore(other, state)
+    starts = [e.reset() for e in (env, other)]
+    assert starts[0][1] == starts[1][1]
+    assert starts[0][1]["lives"] == 4
+    assert np.array_equal(starts[0][0], starts[1][0])
+    infos = [e.step(1)[4] for e in (env, other)]
+    assert infos[0] == infos[1]
+    assert infos[0]["game_length"] > 20  # the game goes on
+
+
+def test_atari_with_sticky_actions_of_ale_gives_none():
+    pytest.importorskip("ale_py")
+    make_env("ALE/Pong-v5")  # registers the names
+    env = gym.make("ALE/Pong-v5")
+    env.reset(seed=0)
+    assert env_state.capture(env) is None
+    env = gym.make("ALE/Pong-v5", repeat_action_probability=0.0)
+    env.reset(seed=0)
+    assert env_state.capture(env) is not None
