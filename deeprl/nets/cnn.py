@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class NatureCNN(nn.Module):
     """The torso of DQN (Mnih et al. 2015): 32 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, each with a ReLU.
 
-    Takes images [B, C, H, W] (or [B, H, W, C] with channels_last); bytes are divided by 255 here, so that replay can hold
-    bytes, floats are taken as they are. 84 x 84 gives 3136 `features`; the image must be at least 36 x 36.
+    Takes images [B, C, H, W] (or [B, H, W, C] with channels_last). Bytes are divided by 255 here, so that replay can
+    hold bytes; floats are taken as they are. 84 x 84 gives 3136 `features`; the image must be at least 36 x 36.
     """
 
     def __init__(self, shape: Sequence[int], channels_last: bool = False):
