@@ -5,7 +5,7 @@ excess on; choosing the action by one network and valuing it by another takes pa
 errors of the two have in common. Here every reward is standard normal noise that no action changes, for `HORIZON`
 steps. So Q(s, a) = 0 for every state, action and policy, and all that an agent believes of max_a Q(s, a) is bias. Two
 settings: `shared`, where both networks have learned from much the same replay memory, and `apart`, where the target
-is older than everything in it.
+gets up to a whole memory older.
 
     python benchmarks/overestimation.py [--out DIR] [--rows FILE.csv]
 """

@@ -126,7 +126,10 @@ class Policy:
 
     @torch.no_grad()
     def __call__(self, obs: Any) -> np.ndarray | np.int64:
-        values = np.asarray(obs, self.spec.obs_dtype)
+        given = np.asarray(obs)
+        if self.spec.image and not np.can_cast(given.dtype, self.spec.obs_dtype):
+            raise ValueError(f"obs is {given.dtype}; expected {self.spec.obs_dtype}, as the environment gives it")
+        values = given.astype(self.spec.obs_dtype)
         shape = self.spec.obs_shape
         if values.shape != shape and values.shape[1:] != shape:
             raise ValueError(f"obs has shape {values.shape}; expected {shape} or a batch of them")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import types
@@ -159,6 +160,10 @@ class RunConfig:
         _require(all(0 <= s < 2**32 for s in self.seeds), "seeds: must be in 0 .. 2^32 - 1")
         _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
         _require(self.envs_per_agent > 0, f"envs_per_agent: must be positive, not {self.envs_per_agent}")
+        _require(
+            self.steps >= self.envs_per_agent,
+            f"steps: {self.steps} are less than one of each of the {self.envs_per_agent} environments",
+        )
         _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
         _require(self.keep_checkpoints > 0, f"keep_checkpoints: must be positive, not {self.keep_checkpoints}")
         for name in ("eval_every", "eval_episodes", "threads", "checkpoint_minutes", "max_hours"):
@@ -188,9 +193,15 @@ class RunConfig:
         _require(not outside, f"{name}: must be in {low:g} .. {high:g}, not {outside[0] if outside else ''}")
 
     def require_positive(self, *names: str) -> None:
-        """Raise DeeprlError unless each of these settings is greater than 0."""
+        """Raise DeeprlError unless each of these settings is greater than 0, and finite."""
         for name in names:
-            _require(getattr(self, name) > 0, f"{name}: must be positive, not {getattr(self, name)}")
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{name}: must be positive and finite, not {value}")
+
+    def require_layers(self, name: str) -> None:
+        """Raise DeeprlError unless each layer that a setting names has units."""
+        units = getattr(self, name)
+        _require(min(units, default=1) > 0, f"{name}: layers need at least one unit, not {units}")
 
     def require_learning(self, learning_starts: int) -> None:
         """Raise DeeprlError unless steps are left after the warm-up."""

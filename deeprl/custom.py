@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deeprl.errors import DeeprlError
 from deeprl.make_env import load_object
@@ -18,13 +19,14 @@ def make_modules(
 ) -> tuple[nn.Module, ...]:
     """What `custom`, else the function that `config.net` names, else `default` returns for (spec, config), as a tuple.
 
-    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for modules
-    that keep state or draw random numbers of their own: they would not be pure functions of their parameters.
+    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for layers
+    that keep statistics or draw random numbers: they would not be pure functions of their parameters.
     """
     make = custom or (load_object(config.net, "net") if config.net else default)
     try:
+        inspect.signature(make).bind(spec, config)
         made = make(spec, config)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DeeprlError(f"net: {error}") from error
     modules = made if isinstance(made, tuple) else (made,)
     if len(modules) != count:
@@ -33,16 +35,33 @@ def make_modules(
         if not isinstance(module, nn.Module):
             raise DeeprlError(f"net: expected torch modules, not {type(module).__name__}")
         for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+            random = isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU)
+            if random or getattr(layer, "track_running_stats", False):
                 raise DeeprlError(
                     f"net: {type(layer).__name__} keeps state or draws numbers of its own; it is not supported"
                 )
     return modules
 
 
+def output_shape(module: nn.Module, *inputs: Tensor) -> Any:
+    """The shape of what a module returns for these inputs; a list of shapes, or a type's name, if it is no tensor.
+
+    Raises DeeprlError if it cannot take them.
+    """
+    try:
+        with torch.no_grad():
+            output = module(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
+        reason = str(error).partition("\n")[0]
+        raise DeeprlError(f"net: {type(module).__name__} cannot take {shapes}: {reason}") from error
+    if isinstance(output, tuple) and all(isinstance(x, Tensor) for x in output):
+        return [tuple(x.shape) for x in output]
+    return tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+
+
 def check_critic(critic: nn.Module, spec: EnvSpec) -> None:
     """Raise DeeprlError unless critic(obs [B, O], action [B, A]) returns values [E, B]."""
-    with torch.no_grad():
-        qs = tuple(critic(torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim)).shape)
-    if len(qs) != 2 or qs[1] != 3:
+    qs = output_shape(critic, torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim))
+    if not isinstance(qs, tuple) or len(qs) != 2 or qs[1] != 3:
         raise DeeprlError(f"net: the critic must return values [critics, batch], such as (2, 3), not {qs}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from deeprl import rng
 from deeprl.envs import Episode, env_seeds
 from deeprl.make_env import MakeEnv
+from deeprl.population import Execution, over_agents
 from deeprl.spaces import env_spec, to_env_action
 from deeprl.tree import tree_leaves
 
@@ -23,14 +24,17 @@ PopulationPolicy = Callable[[np.ndarray, np.ndarray, Tensor], np.ndarray]
 _PARALLEL_EPISODES = 10  # environments kept per agent; more episodes run in rounds of as many
 
 
-def greedy_policy(act: Callable[..., tuple[Tensor, Any]], state: Any, carry: Any = ()) -> PopulationPolicy:
+def greedy_policy(
+    act: Callable[..., tuple[Tensor, Any]], state: Any, execution: Execution | None = None, carry: Any = ()
+) -> PopulationPolicy:
     """A population's policy for evaluation, reading `state` as it is at each call.
 
-    act(state, carry, obs, is_first, key) of one agent, without exploration. Runs eagerly: it is called with other
-    shapes than in training, and a graph for them costs more than it saves.
+    act(state, carry, obs, is_first, key) of one agent, without exploration. execution: that of the training run, of
+    which only the backend counts here. Runs eagerly, in f32: it is called with other shapes than in training, and a
+    graph for them costs more than it saves.
     """
     device = tree_leaves(state)[0].device
-    lifted = torch.no_grad()(torch.vmap(act))
+    lifted = over_agents(act, Execution(execution.backend if execution else "vmap", device=str(device)))
 
     def policy(obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
         nonlocal carry

@@ -58,6 +58,8 @@ def make_env(
             made = load_object(wrapper, "wrapper")(made)
         except (TypeError, ValueError, AssertionError, AttributeError) as error:
             raise DeeprlError(f"wrapper {wrapper}: {_one_line(error)}") from error
+        if not isinstance(made, gym.Env):
+            raise DeeprlError(f"wrapper {wrapper}: gives {type(made).__name__}, not an environment")
     return made
 
 

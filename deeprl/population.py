@@ -128,7 +128,8 @@ def freezing(update: Callable[..., tuple[Any, Metrics, Any]]) -> Callable[..., t
         new, metrics, aux = update(old, *args)
         finite = torch.stack([m.isfinite().all() for m in metrics.values()]).all()
         healthy = frozen_at < 0
-        state = tree_map(lambda n, o: torch.where(healthy & finite, n, o), new, old)
+        learned = healthy & finite
+        state = tree_map(lambda n, o: o if n is o else torch.where(learned, n, o), new, old)
         return Agents(state, torch.where(healthy & ~finite, old.step, frozen_at)), metrics, aux
 
     return guarded

@@ -169,6 +169,13 @@ class FrameReplay(Replay):
 
     def add(self, transition: Transition) -> slice:
         """Store one step of all environments, whose observations are whole stacks [S, N, K, *frame] or frames."""
+        if self.spec.frame_stack and self._begins.any():
+            first = np.asarray(transition.obs)[self._begins]
+            if (first != first[:, -1:]).any():
+                raise DeeprlError(
+                    "an episode must begin with a stack of copies of one frame: put FrameStackObservation outermost,"
+                    " with padding_type reset"
+                )
         self._push(transition.obs, self._begins)
         self._depth[self._begins] = 0
         newest, depth = self._written - 1, self._depth

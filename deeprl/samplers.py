@@ -64,13 +64,13 @@ def prioritized(
     """
     first, end = _ages(data, extent, window)
     capacity = data.reward.shape[0]
-    age = (torch.arange(len(priority), device=priority.device) - extent.oldest) % capacity
-    open_to = (age >= first) & (age < end) & (torch.arange(len(priority), device=priority.device) < capacity)
-    blocks = torch.where(open_to, priority, 0.0).reshape(-1, _BLOCK)
+    row = torch.arange(len(priority), device=priority.device)
+    age = torch.where(row < extent.oldest, row + capacity, row) - extent.oldest
+    blocks = torch.where((age >= first) & (age < end) & (row < capacity), priority, 0.0).reshape(-1, _BLOCK)
     sums = blocks.sum(-1)
     total = sums.sum()
     part = (torch.arange(batch_size, device=key.device) + rng.uniform(key, (batch_size,))) / batch_size
-    block, rest = _find(sums.expand(batch_size, -1), part * total)
+    block, rest = _find(sums, part * total)
     inside, _ = _find(blocks[block], rest)
     row = block * _BLOCK + inside
     weight = ((end - first) * priority[row] / total) ** -beta
@@ -112,18 +112,20 @@ class Priorities:
         self.largest = torch.ones(agents, device=device)
 
     def add(self, rows: slice) -> None:
-        """New transitions in these rows."""
+        """New transitions in these rows of each agent (a slice of P)."""
         self.values[:, rows] = self.largest[:, None]
 
     def update(self, row: Int[Tensor, "S B"], priority: Float[Tensor, "S B"]) -> None:
-        """Set the priorities of rows that an update has just learned from."""
+        """Set the priorities [S, B] of the rows [S, B] that an update has just learned from."""
         self.values.scatter_(1, row, priority)
         self.largest = torch.maximum(self.largest, priority.amax(1))
 
     def state_dict(self) -> dict[str, Any]:
+        """All priorities and the largest."""
         return {"values": self.values.cpu(), "largest": self.largest.cpu()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
         self.values.copy_(saved["values"])
         self.largest.copy_(saved["largest"])
 
@@ -134,16 +136,16 @@ def _ages(data: Stored | StoredFrames, extent: Extent, window: Window) -> tuple[
     return first, extent.size - (window.steps - 1) * window.envs
 
 
-def _find(mass: Float[Tensor, "B M"], point: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """In each row the entry that covers `point` of the cumulated mass, and how far the point lies inside it.
+def _find(mass: Float[Tensor, "*B M"], point: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """The entry that covers each point of the cumulated mass (of one for all, or of one for each), and how far inside.
 
-    Rounding cannot lead to an entry without mass.
+    An entry without mass is never chosen, whatever the rounding and the order in which a device adds up.
     """
-    upper = mass.cumsum(-1)
-    point = torch.minimum(point, upper[:, -1] * (1.0 - 1e-6)).clamp(min=0.0)
-    index = (upper <= point[:, None]).sum(-1)
-    chosen = index[:, None]
-    return index, point - (upper.gather(1, chosen) - mass.gather(1, chosen)).squeeze(1)
+    upper = mass.to(torch.float64).cumsum(-1)
+    point = torch.minimum(point.to(torch.float64), upper[..., -1] * (1.0 - 1e-9))
+    index = ((upper > point[:, None]) & (mass > 0)).to(torch.int64).argmax(-1)
+    below = (upper - mass).expand(len(point), -1).gather(1, index[:, None]).squeeze(1)
+    return index, (point - below).to(mass.dtype)
 
 
 def _before_first(ended: Bool[Tensor, "B n"]) -> Int[Tensor, "B n"]:

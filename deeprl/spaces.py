@@ -68,7 +68,8 @@ def _frame_stack(env: gym.Env) -> int:
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.FrameStackObservation):
-            return int(layer.stack_size)
+            shape = layer.observation_space.shape
+            return int(layer.stack_size) if shape is not None and shape[0] == layer.stack_size else 0
         if isinstance(layer, gym.ObservationWrapper):
             return 0  # what comes out need not be a stack any more
         layer = layer.env

@@ -488,7 +488,7 @@ def test_own_networks_replace_the_papers() -> None:
     [
         (Plain(3, torch.tanh), None, r"the actor must return actions \(3, 2\), not \(3, 3\)"),
         (Plain(2, lambda x: x[:, 0]), None, r"the actor must return actions \(3, 2\), not \(3,\)"),
-        (nets.TanhGaussianActor(3, 2), None, r"the actor must return actions \(3, 2\), not a tuple"),
+        (nets.TanhGaussianActor(3, 2), None, r"the actor must return actions \(3, 2\), not \[\(3, 2\), \(3, 2\)\]"),
         (None, Plain(1, lambda x: x[:, 0], 5), r"the critic must return values .*, not \(3,\)"),
         (None, Plain(2, lambda x: x, 5), r"the critic must return values .*, not \(3, 2\)"),
         (None, nn.Sequential(nn.Dropout()), "Dropout keeps state"),

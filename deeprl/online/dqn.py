@@ -20,6 +20,7 @@ Differences from the authors' code:
 - Before `learning_starts` actions are uniformly random; epsilon then falls linearly over `epsilon_steps` steps. All
   schedules count decisions of one agent, not frames.
 - A time limit bootstraps from its true last observation; a lost life terminates only where the environment says so.
+- The Huber loss has its factor 1/2, the squared error has none.
 - Weights are divided by the largest of the batch (the paper does not say of what); every action has its own bias in the
   last layer, where Double DQN's tuned version shares one.
 - HL-Gauss takes m bins between v_min and v_max, C51 and two-hot m atoms from v_min to v_max: each as in its paper.
@@ -45,7 +46,7 @@ from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, RunConfig, per_agent
-from deeprl.custom import make_modules
+from deeprl.custom import make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
 from deeprl.nets import categorical
@@ -119,19 +120,21 @@ class Config(RunConfig):
         limits = dict.fromkeys(("lr", "discount", "epsilon_end", "eval_epsilon", "priority_alpha"), (0.0, 1.0))
         limits |= {"epsilon_steps": (1.0, 1e12), "adam_eps": (1e-30, 1.0), "priority_beta": (0.0, 1.0)}
         limits |= dict.fromkeys(("max_grad_norm", "reward_clip"), (0.0, 1e12))
+        limits |= dict.fromkeys(("v_min", "v_max"), (-1e12, 1e12))
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
         window = self.n_step * self.envs_per_agent
-        if self.learning_starts < window or self.buffer_size < 4 * window:
+        if self.learning_starts < window or min(self.buffer_size, self.steps) < 4 * window:
             raise DeeprlError(
                 f"n_step: {self.n_step} steps of {self.envs_per_agent} environments need at least {window}"
-                f" learning_starts and a buffer_size of {4 * window}"
+                f" learning_starts, and a buffer_size and steps of {4 * window}"
             )
+        if not self.prioritized and (idle := {"priority_alpha", "priority_beta"} & set(self.varied())):
+            raise DeeprlError(f"{min(idle)}: has no effect without prioritized, so these agents would be the same")
         if self.bins < 2 or self.v_min >= self.v_max:
             raise DeeprlError(f"v_min, v_max, bins: {self.bins} bins cannot fill {self.v_min} .. {self.v_max}")
-        if min(self.hidden, default=1) < 1:
-            raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
+        self.require_layers("hidden")
 
 
 class Net(NamedTuple):
@@ -154,7 +157,7 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
     torso: nn.Module
     if not spec.image:
         torso, features, hidden = nn.Identity(), spec.obs_dim, (120, 84)
-    elif spec.obs_dtype == "bool":
+    elif spec.obs_dtype == "bool" and not spec.frame_stack:
         torso, hidden = nets.MinAtarCNN(spec.obs_shape), (128,)
         features = torso.features
     else:
@@ -167,8 +170,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("dqn", spec, "discrete", images=True)
     (q,) = make_modules(make_net, spec, config, custom, count=1)
-    with torch.no_grad():
-        shape = tuple(q(torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))).shape)
+    shape = output_shape(q, torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)))
     expected = (3, spec.actions) if config.value == "scalar" else (3, spec.actions, config.bins)
     if shape != expected:
         raise DeeprlError(f"net: the network must return {expected} for {config.value} values, not {shape}")
@@ -247,9 +249,9 @@ def values(config: Config, outputs: Float[Tensor, "B A *K"]) -> Float[Tensor, "B
 
 
 def of_action(outputs: Float[Tensor, "B A *K"], action: Int[Tensor, " B"]) -> Float[Tensor, "B *K"]:
-    """The outputs of one action each. A product with a one-hot: its gradient needs no scatter."""
-    chosen = (action[:, None] == torch.arange(outputs.shape[1], device=action.device)).to(outputs.dtype)
-    return torch.einsum("ba,ba...->b...", chosen, outputs)
+    """The outputs of one action each: a masked sum, whose gradient needs no scatter, and which rounds nothing."""
+    chosen = action[:, None] == torch.arange(outputs.shape[1], device=action.device)
+    return torch.where(chosen if outputs.dim() == 2 else chosen[..., None], outputs, 0.0).sum(1)
 
 
 def td_target(net: Net, config: Config, state: State, batch: Batch) -> Float[Tensor, "B *K"]:
@@ -274,7 +276,7 @@ class Errors(NamedTuple):
 
     q: Float[Tensor, " B"]
     td: Float[Tensor, " B"]
-    surprise: Float[Tensor, " B"]
+    priority_error: Float[Tensor, " B"]
 
 
 def q_loss(
@@ -315,7 +317,7 @@ def update(
         "grad_norm": global_norm(grads),
         "epsilon": state.epsilon.clone(),  # the state's own is overwritten in place
     }
-    priority = (errors.surprise + 1e-6) ** h["priority_alpha"]
+    priority = (errors.priority_error + 1e-6) ** h["priority_alpha"]
     return state._replace(params=params, moments=moments, step=state.step + 1), metrics, priority
 
 
@@ -335,8 +337,9 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         explore = over_agents(functools.partial(act, module, config, explore=True), run.execution)
         learn = over_agents(freezing(learner(module, config)), run.execution, shared=(2, 5), donate=True)
-        greedy = greedy_policy(functools.partial(act, module, config, explore=False), agents.state)
+        greedy = greedy_policy(functools.partial(act, module, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
+        progress = torch.zeros((), device=device)
 
         while run.running():
             agents.state.epsilon.copy_(observe(config, agents.state, run.step).epsilon)
@@ -349,10 +352,10 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             if config.prioritized:
                 priorities.add(rows)
             run.advance(envs.pop_episodes())
+            progress.fill_(min(1.0, run.step / config.steps))
             for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
-                part = torch.tensor(run.step / config.steps, device=device)
-                keys_now = run.keys("sample", i)
-                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, keys_now, part)
+                key = run.keys("sample", i)
+                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, progress)
                 if config.prioritized:
                     priorities.update(*drawn)
             if run.due(config.target_every):

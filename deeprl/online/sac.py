@@ -41,7 +41,7 @@ from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, PerAgentOrAuto, RunConfig, per_agent
-from deeprl.custom import check_critic, make_modules
+from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
@@ -95,8 +95,7 @@ class Config(RunConfig):
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
-        if min(self.hidden, default=1) < 1:
-            raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
+        self.require_layers("hidden")
         if self.log_std_range and (len(self.log_std_range) != 2 or self.log_std_range[0] >= self.log_std_range[1]):
             raise DeeprlError(f"log_std_range: a lower and an upper bound are needed, not {self.log_std_range}")
 
@@ -127,8 +126,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("sac", spec, "continuous")
     actor, critic = make_modules(make_net, spec, config, custom, count=2)
-    with torch.no_grad():
-        shapes = [tuple(x.shape) for x in actor(torch.zeros(3, *spec.obs_shape))]
+    shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
     check_critic(critic, spec)
@@ -302,7 +300,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
         track = over_agents(freezing(functools.partial(observe, modules, config)), run.execution, donate=True)
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(2,), donate=True)
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state)
+        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
         while run.running():

@@ -13,10 +13,11 @@ paper's factor max_action).
 
 Differences from the authors' code (sfujim/TD3, whose settings are newer than the paper's):
 - Failing in the very step of a time limit is a termination; their code takes it for the limit.
-- Actions are stored and noised in [-1, 1] and rescaled at the environment: the same but where the bounds are not
-  symmetric around 0, where their code does not reach all actions.
+- Actions are stored, noised and valued in [-1, 1] and rescaled at the environment. Their critics see the environment's
+  units: the same where the bounds are -1 and 1 (HalfCheetah, Hopper, Walker2d, Ant), otherwise another scale of that
+  input; and where bounds are not symmetric around 0 their code does not reach all actions.
 - The random steps at the start may be counted over several environments per agent.
-None in the networks, losses, cadence, optimizers or initial weights.
+None in the layers, losses, cadence, optimizers or initial weights.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic), critic_grad_norm; from the last update of
 the policy: actor_loss, actor_grad_norm (Euclidean, all parameters).
@@ -39,7 +40,7 @@ from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, RunConfig, per_agent
-from deeprl.custom import check_critic, make_modules
+from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
@@ -87,14 +88,13 @@ class Config(RunConfig):
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
-        if min(self.hidden, default=1) < 1:
-            raise DeeprlError(f"hidden: layers need at least one unit, not {self.hidden}")
+        self.require_layers("hidden")
 
 
 class Net(NamedTuple):
     """The modules of one agent; their parameters live in `State`.
 
-    actor(obs [B, O]) -> action [B, A] in [-1, 1]. critic(obs, action) -> qs [E, B].
+    actor(obs [B, O]) -> action [B, A], which the network itself must keep in [-1, 1]. critic(obs, action) -> qs [E, B].
     """
 
     actor: nn.Module
@@ -115,9 +115,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("td3", spec, "continuous")
     actor, critic = make_modules(make_net, spec, config, custom, count=2)
-    with torch.no_grad():
-        action = actor(torch.zeros(3, *spec.obs_shape))
-    found = tuple(action.shape) if isinstance(action, Tensor) else f"a {type(action).__name__}"
+    found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if found != (3, spec.action_dim):
         raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {found}")
     check_critic(critic, spec)
@@ -253,7 +251,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             over_agents(freezing(learner(modules, config, policy)), run.execution, shared=(2,), donate=True)
             for policy in (False, True)
         )
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state)
+        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
         while run.running():
