@@ -228,7 +228,7 @@ class FrameReplay(Replay):
         """Restore what `state_dict` gave; the capacity must be the same."""
         super().load_state_dict(saved)
         for name in self._places:
-            setattr(self, name, np.array(saved[name]))
+            setattr(self, name, torch.as_tensor(saved[name]).numpy().copy())
         self.data.skip.copy_(saved["skip"])
         self.data.frames[:, :, : saved["frames"].shape[2]].copy_(saved["frames"])
 

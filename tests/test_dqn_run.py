@@ -180,7 +180,7 @@ def test_per_agent_settings_equal_single_runs(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("value", "dueling", "double", "drawn_by_priority", "n"),
-    itertools.product(VALUES, (False, True), (False, True), (False, True), (1, 3)),
+    list(itertools.product(VALUES, (False, True), (False, True), (False, True), (1, 3))),
 )
 def test_every_combination_learns_finite_numbers(
     value: Any, dueling: bool, double: bool, drawn_by_priority: bool, n: int
