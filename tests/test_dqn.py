@@ -477,3 +477,25 @@ def test_wrong_settings_raise(settings: dict[str, Any]) -> None:
 def test_wrong_plain_values_raise(values: dict[str, Any]) -> None:
     with pytest.raises(DeeprlError, match=f"^{next(iter(values))}"):
         build(dqn.Config, values)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5)])
+def test_the_outputs_of_an_action_are_picked_without_rounding(shape: tuple[int, ...]) -> None:
+    predicted = 100.0 + torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    action = torch.tensor([2, 0, 1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = dqn.of_action(predicted, action)
+    assert torch.equal(chosen, predicted[torch.arange(4), action])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"v_max": float("inf")}, {"v_min": float("nan")}, {"utd": float("inf")}, {"steps": 3, "envs_per_agent": 4},
+        {"seeds": (0, 1), "priority_beta": (0.4, 0.6)}, {"n_step": 10, "learning_starts": 10, "steps": 11},
+    ],
+)  # fmt: skip
+def test_settings_without_sense_raise_by_name(settings: dict[str, Any]) -> None:
+    name = list(settings)[-1] if "seeds" in settings else next(iter(settings))
+    with pytest.raises(DeeprlError, match=f"^{name}"):
+        dqn.Config(**settings)

@@ -8,6 +8,7 @@ from deeprl.envs import Episode, env_seeds
 from deeprl.evaluate import Evaluator, greedy_policy
 from deeprl.make_env import EnvFactory, make_env
 from deeprl.online import sac
+from deeprl.population import Execution
 from deeprl.spaces import env_spec
 
 
@@ -197,3 +198,19 @@ def test_evaluations_do_not_disturb_training(tmp_path):
     assert [k for k in often["agents"] if not torch.equal(often["agents"][k], never["agents"][k])] == []
     assert (tmp_path / "often" / "evaluations.csv").read_text().count("\n") == 1 + 9 * 2 * 3  # at 7, 14 .. 56 and 60
     assert not (tmp_path / "never" / "evaluations.csv").exists()
+
+
+def test_greedy_policy_of_a_loop_is_each_agents_own():
+    layer = torch.nn.Linear(17, 6)
+    state = {"weight": torch.randn(3, 6, 17), "bias": torch.randn(3, 6)}
+
+    def act(state, carry, obs, is_first, key):
+        return torch.func.functional_call(layer, state, (obs,)), carry
+
+    obs, first = np.random.default_rng(0).normal(size=(3, 5, 17)).astype(np.float32), np.ones((3, 5), bool)
+    keys = torch.zeros(3, 4, dtype=torch.int64)
+    together = greedy_policy(act, state, Execution("loop"))(obs, first, keys)
+    for i in range(3):
+        alone = {k: v[i : i + 1] for k, v in state.items()}
+        own = greedy_policy(act, alone, Execution("loop"))(obs[i : i + 1], first[i : i + 1], keys[:1])
+        assert np.array_equal(together[i], own[0])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprl import rng
+from deeprl.errors import DeeprlError
 from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
 from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
 from deeprl.spec import Batch, EnvSpec, Transition
@@ -310,3 +311,12 @@ def test_replay_goes_on_after_a_restore(image: bool) -> None:
         second.add(step)
     assert all(torch.equal(a, b) for a, b in zip(whole.data, second.data, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(whole.extent, second.extent, strict=True))
+
+
+@pytest.mark.parametrize("first", [[0, 0, 5], [3, 4, 5]])
+def test_stacks_that_could_not_be_put_together_again_are_refused(first: list[int]) -> None:
+    replay = make_replay(1, 8, EnvSpec((3, 2, 2), 0, (), (), "uint8", actions=2, frame_stack=3))
+    step = World(1, 1, 3, 0.0, 0).step()
+    stack = np.array(first, np.uint8)[None, None, :, None, None] * np.ones((2, 2), np.uint8)
+    with pytest.raises(DeeprlError, match="FrameStackObservation outermost"):
+        replay.add(step._replace(obs=stack))

@@ -1,0 +1,83 @@
+"""Networks of the user's own: what is taken, and what is refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deeprl.custom import make_modules, output_shape
+from deeprl.errors import DeeprlError
+from deeprl.online import dqn, sac, td3
+from deeprl.spec import EnvSpec
+
+BOX = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
+DISCRETE = EnvSpec((3,), 0, (), (), actions=2)
+
+
+def made(make: Callable[..., Any], count: int = 1) -> tuple[nn.Module, ...]:
+    return make_modules(make, BOX, dqn.Config(), None, count)
+
+
+def test_modules_come_back_as_a_tuple() -> None:
+    layer = nn.Linear(3, 2)
+    assert made(lambda spec, config: layer) == (layer,)
+    assert made(lambda spec, config: (layer, layer), 2) == (layer, layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda spec, config: (nn.Linear(1, 1), nn.Linear(1, 1)), "1 modules are needed, not 2"),
+        (lambda spec, config: "net", "expected torch modules, not str"),
+        (lambda spec: nn.Linear(1, 1), "too many positional arguments"),
+        (lambda spec, config: nn.BatchNorm1d(3), "BatchNorm1d keeps state"),
+        (lambda spec, config: nn.Sequential(nn.Linear(3, 3), nn.Dropout()), "Dropout keeps state or draws"),
+        (lambda spec, config: nn.RReLU(), "RReLU keeps state or draws"),
+    ],
+)
+def test_what_is_no_pure_network_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(DeeprlError, match=rf"^net: .*{message}"):
+        made(make)
+
+
+def test_a_name_of_something_else_is_refused() -> None:
+    with pytest.raises(DeeprlError, match=r"^net: 3.14.* is not a callable object"):
+        make_modules(dqn.make_net, DISCRETE, dqn.Config(net="math:pi"), None, 1)
+
+
+def test_normalisation_without_running_statistics_is_taken() -> None:
+    assert len(made(lambda spec, config: nn.Sequential(nn.LayerNorm(3), nn.InstanceNorm1d(3)))) == 1
+
+
+def test_output_shape_names_what_it_is() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x[0]
+
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "x"
+
+    x = torch.zeros(4, 3)
+    assert output_shape(nn.Linear(3, 2), x) == (4, 2)
+    assert output_shape(Two(), x) == [(4, 3), (3,)]
+    assert output_shape(Text(), x) == "a str"
+    with pytest.raises(DeeprlError, match=r"^net: Linear cannot take \(4, 3\): mat1 and mat2"):
+        output_shape(nn.Linear(7, 2), x)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "spec", "make"),
+    [
+        (dqn, DISCRETE, lambda spec, config: nn.Linear(9, 2)),
+        (td3, BOX, lambda spec, config: (nn.Linear(9, 2), nn.Linear(5, 1))),
+        (sac, BOX, lambda spec, config: (nn.Linear(9, 2), nn.Linear(5, 1))),
+    ],
+)
+def test_networks_for_other_observations_are_refused(algorithm: Any, spec: EnvSpec, make: Any) -> None:
+    with pytest.raises(DeeprlError, match=r"^net: Linear cannot take \(3, 3\)"):
+        algorithm.build_net(spec, algorithm.Config(), make)
