@@ -15,6 +15,7 @@ from deeprl.make_env import make_env
 from deeprl.progress import Progress
 
 _GIF_FPS = 25  # browsers play faster GIFs slowly
+_SMALLEST_SIDE = 160  # pixels of a film, at least about so many
 
 
 def watch(run_dir: str | Path, seed: int | None, member: int | None, out: str | None, max_steps: int) -> Path:
@@ -62,7 +63,10 @@ def _frame(env: Any) -> np.ndarray:
         ) from error
     if not isinstance(frame, np.ndarray):
         raise DeeprlError(f"{type(env.unwrapped).__name__} has no rgb_array rendering")
-    return frame
+    if frame.dtype.kind == "f":  # MinAtar draws in 0 .. 1, one pixel for each cell
+        frame = (255.0 * frame).round().astype(np.uint8)
+    larger = max(1, _SMALLEST_SIDE // min(frame.shape[:2]))
+    return frame.repeat(larger, axis=0).repeat(larger, axis=1)
 
 
 def _write(path: Path, frames: list[np.ndarray], fps: float) -> None:

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import deeprl
 from deeprl.cli import main
 
 TINY = """--steps 300 --learning-starts 100 --hidden 16 16 --batch-size 16 --eval-every 150
@@ -106,6 +108,17 @@ def test_watch_writes_a_film(run_dir: Path, tmp_path: Path, ending: str) -> None
     film = tmp_path / f"film.{ending}"
     assert main(["watch", str(run_dir), "--seed", "1", "--out", str(film), "--max-steps", "12"]) == 0
     assert film.read_bytes()[:3] == b"GIF" if ending == "gif" else b"ftyp" in film.read_bytes()[:16]
+
+
+def test_watch_films_games_of_few_large_cells(tmp_path: Path) -> None:
+    pytest.importorskip("minatar")
+    run = deeprl.train(
+        "dqn", env="MinAtar/Breakout-v1", steps=60, learning_starts=40, batch_size=4, eval_episodes=0, compile="off",
+        tensorboard=False, out=tmp_path / "run",
+    )  # fmt: skip
+    assert main(["watch", str(run.directory), "--max-steps", "20"]) == 0
+    with Image.open(run.directory / "episode_seed_0.gif") as film:
+        assert film.size == (160, 160)
 
 
 def test_watch_needs_to_know_which_agent(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
