@@ -73,7 +73,7 @@ def load_population(run_dir: str | Path, net: Callable[..., Any] | None = None, 
     config = stored_config(about)
     spec = EnvSpec.from_json(about["spec"])
     modules = module.build_net(spec, config, net, device)
-    found = checkpoint.load(directory / "checkpoints")
+    found = checkpoint.load(directory / "checkpoints", histories=False)
     if found is None:
         raise DeeprlError(f"{directory} has no checkpoint yet")
     fresh = [module.init(modules, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]

@@ -1,7 +1,9 @@
 """Checkpoints: a directory per checkpoint that is complete or not there, checked when read, safe to open.
 
-`checkpoints/000020000/` holds `state.pt` and `manifest.json` (format version, step, SHA-256 and size of it). It is
-written under another name, flushed to disk and renamed. Loading uses `weights_only=True`: a checkpoint from a stranger
+`checkpoints/000020000/` holds `state.pt`, blocks of replay rows (`replay_rows_000000000.pt`, ...; see `history.py`) and
+`manifest.json` (format, step, size and SHA-256 of every file, and of itself). It is written under another name, flushed
+to disk and renamed. A block that an earlier checkpoint holds already is a hard link to the same file, so that only new
+rows are written and every directory is whole by itself. Loading uses `weights_only=True`: a checkpoint from a stranger
 cannot run code.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -19,93 +22,257 @@ import numpy as np
 import torch
 
 from deeprl.errors import DeeprlError
+from deeprl.history import Block, History
 
-FORMAT = 1
+FORMAT = 2
+_BLOCK_BYTES = 2**28  # rows are read and written in pieces of this size
+_MANY_BLOCKS = 256  # then all rows are written anew, into few blocks
+_NAME = re.compile(r"(\d{9,})(?:\.(\d+))?")  # the step; a number where there was one of that step
+_FILE = re.compile(r"[a-z_]+_\d{9,}\.pt")
 
 
 def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
     """Write checkpoint `step`; keep it and the `keep - 1` before it, delete all others.
 
-    content: nested dicts and lists of numbers, strings, tensors and arrays.
+    content: nested dicts and lists of numbers, strings, tensors, arrays and histories.
+
+    Raises OSError, with the checkpoints of before as they were, if it cannot be written.
     """
-    final = directory / f"{step:09d}"
-    temporary = directory / f".{step:09d}.tmp"
-    for left in (*directory.glob(".*.tmp"), *directory.glob(".*.old")):  # of a process that was killed
+    directory.mkdir(exist_ok=True)
+    for left in directory.glob(".*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with (temporary / "state.pt").open("wb") as file:
-        torch.save(_savable(content), file)
-        _flush(file)
-    size, digest = (temporary / "state.pt").stat().st_size, _sha256(temporary / "state.pt")
-    with (temporary / "manifest.json").open("w") as manifest:
-        json.dump({"format": FORMAT, "step": step, "bytes": size, "sha256": digest}, manifest)
-        _flush(manifest)
-    replaced = directory / f".{step:09d}.old"
-    if final.exists():  # the same step again, such as the final state after a checkpoint at the last step
-        os.replace(final, replaced)
-    os.replace(temporary, final)
-    _flush_directory(directory)
-    shutil.rmtree(replaced, ignore_errors=True)
-    known = [s for s in steps(directory) if s <= step]  # later ones were broken: the run went on from before them
-    for old in sorted({*steps(directory)} - {*known[-keep:]}):
-        shutil.rmtree(directory / f"{old:09d}", ignore_errors=True)
+    final = directory / f"{step:09d}"
+    if final.exists():
+        final = directory / f"{step:09d}.{1 + max(number for at, number, _ in _found(directory) if at == step)}"
+    temporary = directory / f".{final.name}"
+    writer = _Writer(temporary, final)
+    try:
+        temporary.mkdir()
+        writer.write("state.pt", writer.savable(content))
+        writer.write_manifest(step)
+        _flush_directory(temporary)
+        os.replace(temporary, final)
+        _flush_directory(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for history, blocks in writer.histories:
+        history.blocks, history.stored = blocks, history.last
+    _remove_others(directory, step, final, keep)
     return final
 
 
 def steps(directory: Path) -> list[int]:
     """Steps of the checkpoints in a directory, oldest first."""
-    return sorted(int(p.name) for p in directory.glob("[0-9]*") if p.name.isdigit())
+    return sorted({step for step, _, _ in _found(directory)})
 
 
-def load(directory: Path) -> tuple[int, dict[str, Any]] | None:
+def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] | None:
     """The newest good checkpoint as (step, content), or None where there is none.
 
+    histories: whether the blocks of rows are checked as well, as they must be before they are read.
+
     A broken one is named in a warning and the one before it is used. Raises DeeprlError if all are broken, or if one
-    was written by a newer version of deeprl.
+    was written by another version of deeprl.
     """
-    found = steps(directory)
-    for step in reversed(found):
+    broken: set[Path] = set()
+    while found := [f for f in _found(directory) if f[2] not in broken]:
+        step, _, path = found[-1]
         try:
-            return step, _read(directory / f"{step:09d}")
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError) as error:
-            warnings.warn(f"checkpoint {directory / f'{step:09d}'} is broken ({error})", stacklevel=2)
-    if found:
-        raise DeeprlError(f"all checkpoints in {directory} are broken")
+            return step, _read(path, step, histories)
+        except DeeprlError:
+            raise
+        except Exception as error:  # damaged and hostile files raise about everything that there is
+            broken.add(path)
+            if path.exists():  # otherwise it was deleted by the run that is writing here
+                warnings.warn(f"checkpoint {path} is broken ({_line(error)})", stacklevel=2)
+    if any(path.exists() for path in broken):
+        raise DeeprlError(
+            f"all checkpoints in {directory} are broken; delete that directory to start from the beginning"
+        )
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    manifest = json.loads((path / "manifest.json").read_text())
-    if manifest["format"] > FORMAT:
-        raise DeeprlError(f"{path} has checkpoint format {manifest['format']}; this deeprl reads up to {FORMAT}")
-    file = path / "state.pt"
-    if file.stat().st_size != manifest["bytes"] or _sha256(file) != manifest["sha256"]:
-        raise ValueError("its checksum does not match")
-    try:
-        return torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # the unpickler raises several unrelated types on hostile or damaged input
-        raise ValueError(str(error).splitlines()[0]) from error
+class _Writer:
+    """The files of one checkpoint in the making. histories: each with its blocks, once they are in their place."""
+
+    def __init__(self, temporary: Path, final: Path):
+        self._temporary, self._final = temporary, final
+        self._files: dict[str, dict[str, Any]] = {}
+        self.histories: list[tuple[History, list[Block]]] = []
+
+    def write(self, name: str, value: Any) -> tuple[int, str]:
+        """Save a value to a new file. Returns its size and digest."""
+        with (self._temporary / name).open("wb") as file:
+            hashing: Any = _HashingFile(file)
+            torch.save(value, hashing)
+            _flush(file)
+        hashing.raise_failure()
+        return self._note(name, hashing.size, hashing.sha256.hexdigest())
+
+    def write_manifest(self, step: int) -> None:
+        manifest = {"format": FORMAT, "step": step, "files": self._files}
+        with (self._temporary / "manifest.json").open("w") as file:
+            json.dump(manifest | {"check": _check(manifest)}, file, indent=1)
+            _flush(file)
+
+    def savable(self, value: Any, name: str = "") -> Any:
+        """A value in the form that goes into state.pt; its histories go into files of their own."""
+        if isinstance(value, dict):
+            return {k: self.savable(v, f"{name}_{k}" if name else str(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.savable(v, name) for v in value]
+        if isinstance(value, History):
+            blocks = self._store(value, name)
+            self.histories.append((value, blocks))
+            return {"history": [[b.path.name, b.first, b.last] for b in blocks], "span": [value.first, value.last]}
+        return _plain(value)
+
+    def _store(self, history: History, name: str) -> list[Block]:
+        """Link the blocks that are there and write the rows that are in none."""
+        old = [b for b in history.blocks if b.last > history.first]
+        begin = max(history.first, history.stored)
+        if len(old) >= _MANY_BLOCKS or not all(self._link(block) for block in old):
+            old, begin = [], history.first
+        blocks = [b._replace(path=self._final / b.path.name) for b in old]
+        while begin < history.last:
+            row_bytes = sum(_bytes(v) for v in history.read(begin, begin + 1).values())
+            end = min(history.last, begin + max(1, _BLOCK_BYTES // max(row_bytes, 1)))
+            file = f"{name}_{begin:09d}.pt"
+            while file in self._files:  # rows that were changed after they had been stored
+                file = file.replace(".pt", "0.pt")
+            size, digest = self.write(file, history.read(begin, end))
+            blocks.append(Block(self._final / file, begin, end, size, digest))
+            begin = end
+        return blocks
+
+    def _link(self, block: Block) -> bool:
+        """Take a block over from an earlier checkpoint. Returns False if it is not there any more."""
+        target = self._temporary / block.path.name
+        try:
+            os.link(block.path, target)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a file system without hard links
+            shutil.copyfile(block.path, target)
+            with target.open("rb+") as file:
+                _flush(file)
+        self._note(block.path.name, block.bytes, block.sha256)
+        return True
+
+    def _note(self, name: str, size: int, digest: str) -> tuple[int, str]:
+        self._files[name] = {"bytes": size, "sha256": digest}
+        return size, digest
 
 
-def _savable(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Tensors that own just their data and plain Python: what `weights_only=True` will load."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone() if value.numel() * value.element_size() < value.untyped_storage().nbytes() \
-            else value.detach().cpu()  # fmt: skip
+        own = value.detach().cpu()
+        return own.clone() if own.numel() * own.element_size() < own.untyped_storage().nbytes() else own
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.asarray(value, order="C"))
-    if isinstance(value, np.generic):
-        return value.item()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class _HashingFile:
+    """A file that adds up what is written to it. An error of the disk is kept: torch.save would hide which it was."""
+
+    def __init__(self, file: Any):
+        self._file, self.sha256, self.size = file, hashlib.sha256(), 0
+        self._failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._failure = error
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _read(path: Path, step: int, histories: bool) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_text())
+    if "check" in manifest and manifest.pop("check") != _check(manifest):
+        raise ValueError("its manifest is damaged")
+    written = int(manifest["format"])
+    if written != FORMAT:
+        age = "newer" if written > FORMAT else "older"
+        raise DeeprlError(f"{path} has checkpoint format {written}, of a {age} deeprl; this one reads {FORMAT}")
+    if manifest["step"] != step:
+        raise ValueError(f"it is of step {manifest['step']}")
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    for name, about in files.items():
+        if name != "state.pt" and not _FILE.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a file in it")
+        if histories or name == "state.pt":
+            _verify(path / name, about)
+    return dict(_restored(torch.load(path / "state.pt", weights_only=True, map_location="cpu"), path, files))
+
+
+def _verify(file: Path, about: dict[str, Any]) -> None:
+    if file.stat().st_size != about["bytes"] or _sha256(file) != about["sha256"]:
+        raise ValueError(f"the checksum of {file.name} does not match")
+
+
+def _restored(value: Any, path: Path, files: dict[str, Any]) -> Any:
+    """Histories in place of their lists of blocks."""
+    if isinstance(value, dict) and value.keys() == {"history", "span"}:
+        history = History(_no_more_rows)
+        history.first, history.last = value["span"]
+        history.stored = history.last
+        history.blocks = [Block(path / n, a, b, files[n]["bytes"], files[n]["sha256"]) for n, a, b in value["history"]]
+        return history
     if isinstance(value, dict):
-        return {k: _savable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_savable(v) for v in value]
+        return {k: _restored(v, path, files) for k, v in value.items()}
     return value
+
+
+def _no_more_rows(first: int, last: int) -> dict[str, Any]:
+    raise ValueError(f"rows {first} to {last} are in no block")
+
+
+def _found(directory: Path) -> list[tuple[int, int, Path]]:
+    """(step, number among those of this step, path) of every checkpoint, oldest first."""
+    matches = [(match, p) for p in directory.glob("[0-9]*") if (match := _NAME.fullmatch(p.name))]
+    return sorted((int(match[1]), int(match[2] or 0), p) for match, p in matches)
+
+
+def _remove_others(directory: Path, step: int, newest: Path, keep: int) -> None:
+    """Delete all but `newest` and the `keep - 1` before it; later ones were broken when the run went on."""
+    earlier = {at: path for at, _, path in _found(directory) if at < step}  # of each step the last one
+    kept = {newest, *[earlier[at] for at in sorted(earlier, reverse=True)[: keep - 1]]}
+    for _, _, path in _found(directory):
+        if path not in kept:
+            leaving = directory / f".{path.name}.old"  # a kill in between leaves nothing that looks like a checkpoint
+            os.replace(path, leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+
+
+def _check(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size()
+
+
+def _line(error: Exception) -> str:
+    return f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
 
 
 def _flush(file: Any) -> None:

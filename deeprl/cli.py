@@ -30,8 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except DeeprlError as error:
         print(f"deeprl: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("deeprl: interrupted; the same command goes on from the newest checkpoint, if any", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not error.args:  # a run that could end its step has said how to go on
+            print("deeprl: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `deeprl list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

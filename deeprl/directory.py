@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deeprl import provenance
+from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity
 from deeprl.errors import DeeprlError
-from deeprl.population import Execution, resolve_device
+from deeprl.population import Execution, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
 
 FORMAT = 1
+# Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
+EXECUTION = ("device", "backend", "compile", "precision", "threads")
+_BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
 
 
-def stored_execution(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> Execution | None:
-    """How the run in `directory` was executed so far, or None for a directory that is empty or not there.
+def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> dict[str, Any] | None:
+    """`config.json` of the run in `directory`, or None for a directory that is empty or not there.
 
     custom_net: name of the function that was passed as `net=`, if one was.
 
-    Raises DeeprlError, naming the settings that differ, if it holds another run, or something else.
+    Raises DeeprlError, naming the settings that differ, if it holds another run, or something else. How it is executed
+    (`EXECUTION`) may differ.
     """
-    about = directory / "config.json"
-    if not about.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if not (directory / "config.json").exists():
+        if directory.exists() and (not directory.is_dir() or any(p.name not in _BEFORE for p in directory.iterdir())):
             raise DeeprlError(f"{directory} is not empty and holds no run; choose another --out")
         return None
     stored = read_about(directory)
@@ -34,11 +39,21 @@ def stored_execution(directory: Path, algorithm: str, config: RunConfig, custom_
     there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | {
         k: stored["config"].get(k) for k in identity(config)
     }
-    differ = [k for k in here if here[k] != there[k]]
+    differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
     if differ:
         was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
         raise DeeprlError(f"{directory} holds another run ({was}); choose another --out")
-    execution = Execution(**stored["execution"])
+    return stored
+
+
+def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int) -> Execution:
+    """How a run executes: as it has so far, or as its settings say if it is new or they have been changed since."""
+    if stored is None or any(stored["config"].get(k) != getattr(config, k) for k in EXECUTION):
+        return resolve_execution(config, updates)
+    try:
+        execution = Execution(**stored["execution"])
+    except TypeError as error:
+        raise DeeprlError(f"config.json: {error}") from error
     resolve_device(execution.device)
     return execution
 
@@ -61,13 +76,7 @@ def read_about(run_dir: Path) -> dict[str, Any]:
 def write_about(
     directory: Path, algorithm: str, config: RunConfig, spec: EnvSpec, execution: Execution, custom_net: str = ""
 ) -> None:
-    """Make the directory of a new run with its `config.json`; an old one is left as it is."""
-    if (directory / "config.json").exists():
-        return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeeprlError(f"cannot make {directory}: {error.strerror}") from error
+    """Write `config.json` of a new run."""
     varied = config.varied()
     members = [
         {"member": i, "seed": s, "settings": {k: getattr(config, k)[i] for k in varied}}
@@ -86,8 +95,49 @@ def write_about(
     write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
 
 
+def note_changes(directory: Path, stored: dict[str, Any], config: RunConfig, execution: Execution, step: int) -> str:
+    """Note in `config.json` what is other than in the session before. Returns a line about it, "" if nothing is.
+
+    The file then says how the run is executed now; `changes` lists (step, name, before, after).
+    """
+    now = provenance.describe(execution.device, execution.threads) | {"execution": dataclasses.asdict(execution)}
+    before, after = _conditions(stored), _conditions(now)
+    changed = [name for name in after if before.get(name) != after[name]]
+    if not changed:
+        return ""
+    settings = stored["config"] | {k: getattr(config, k) for k in EXECUTION}
+    news = [{"step": step, "name": name, "before": before.get(name), "after": after[name]} for name in changed]
+    kept = {k: now[k] for k in ("execution", "versions", "device", "commit")}
+    about = stored | {"config": settings} | kept | {"changes": stored.get("changes", []) + news}
+    write_json(directory / "config.json", about)
+    listed = ", ".join(f"{name} {before.get(name)} before, {after[name]} now" for name in changed)
+    return f"{directory} goes on under other conditions ({listed}): its numbers may differ in the last bits"
+
+
+def _conditions(about: dict[str, Any]) -> dict[str, Any]:
+    """All that rounding may depend on, by name."""
+    return (
+        about.get("versions", {}) | {"commit": about.get("commit"), "machine": about.get("device")} | about["execution"]
+    )
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Within: an error of the disk that holds a run becomes a DeeprlError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        kept = checkpoint.steps(directory / "checkpoints")
+        safe = f"the checkpoint of step {kept[-1]:,} is safe" if kept else "there is no checkpoint yet"
+        what = f"cannot write to {error.filename or directory}: {error.strerror or error}"
+        raise DeeprlError(f"{what}; {safe}; mend this and run the same command again") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=1, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -1,12 +1,17 @@
-"""Records of a run: CSV always, TensorBoard if wanted. Rows beyond a resumed checkpoint are cut off."""
+"""Records of a run: CSV always, TensorBoard if wanted. What lies beyond a resumed checkpoint is cut off."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from deeprl.envs import Episode
+from deeprl.errors import DeeprlError
 
 
 class CsvLog:
@@ -15,32 +20,46 @@ class CsvLog:
     def __init__(self, path: Path):
         self.path = path
         self._columns: list[str] | None = None
-        if path.exists():
-            with path.open(newline="") as file:
-                self._columns = next(csv.reader(file), None)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows; each is on disk when this returns to the extent that the operating system keeps its cache."""
         if not rows:
             return
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a+", newline="") as file:
+            if self._columns is None:
+                file.seek(0)
+                self._columns = next(csv.reader(file), None)
             if self._columns is None:
                 self._columns = list(rows[0])
                 csv.writer(file, lineterminator="\n").writerow(self._columns)
             writer = csv.DictWriter(file, self._columns, restval="", extrasaction="raise", lineterminator="\n")
             writer.writerows(rows)
 
-    def cut_after(self, step: int) -> None:
-        """Drop rows of later steps, and a last line that was only half written."""
+    def mark(self) -> list[Any]:
+        """Bring everything written so far to the disk. Returns its size and digest, to cut the file back to."""
         if not self.path.exists():
-            return
-        lines = [li for li in self.path.read_text().splitlines(keepends=True) if li.endswith("\n")]
-        kept = lines[:1] + [li for li in lines[1:] if int(li.partition(",")[0]) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
-        if not kept:
+            return [0, ""]
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+            content = file.read()
+        return [len(content), hashlib.sha256(content).hexdigest()]
+
+    def cut_back(self, mark: Sequence[Any]) -> str:
+        """Drop what was written after a mark. Returns a line if the file has been deleted since, else "".
+
+        Raises DeeprlError if the part before the mark is not what it was.
+        """
+        size, digest = mark
+        if size == 0 or not self.path.exists():
             self._columns = None
+            self.path.unlink(missing_ok=True)
+            return f"{self.path} was deleted: its rows so far are lost" if size else ""
+        with self.path.open("rb+") as file:
+            if hashlib.sha256(file.read(size)).hexdigest() != digest:
+                raise DeeprlError(f"{self.path} is damaged; delete it to go on without its rows so far")
+            file.truncate(size)
+            os.fsync(file.fileno())
+        return ""
 
 
 class TensorBoardLog:
@@ -60,6 +79,68 @@ class TensorBoardLog:
         for name, value in values.items():
             self._writers[member].add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Hand everything written so far to the operating system."""
+        for writer in self._writers:
+            writer.flush()
+
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
+
+
+class RunLogs:
+    """`metrics.csv`, `evaluations.csv` and, if wanted, `tensorboard/` of a run with these seeds."""
+
+    def __init__(self, directory: Path, seeds: Sequence[int], tensorboard: bool):
+        self._seeds = seeds
+        self._metrics, self._evaluations = CsvLog(directory / "metrics.csv"), CsvLog(directory / "evaluations.csv")
+        self._tensorboard: TensorBoardLog | None = None
+        self._folder = directory / "tensorboard" if tensorboard else None
+
+    def begin(self, step: int | None, marks: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Cut all back to the `marks` of a checkpoint of `step`, or to nothing. Returns lines on what is gone."""
+        if self._folder:
+            names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
+            self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + 1)
+        return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in (self._metrics, self._evaluations)]
+
+    def marks(self) -> dict[str, list[Any]]:
+        """Bring everything to the disk. Returns what `begin` needs to come back to this point."""
+        if self._tensorboard:
+            self._tensorboard.sync()
+        return {log.path.name: log.mark() for log in (self._metrics, self._evaluations)}
+
+    def metrics(
+        self, step: int, wall_s: float, metrics: Mapping[str, list[float]], episodes: Sequence[Episode]
+    ) -> None:
+        """A row for each agent: its metrics ([S] each), and the mean return and length of its training episodes."""
+        rows: list[dict[str, Any]] = []
+        for i, seed in enumerate(self._seeds):
+            own = [e for e in episodes if e.member == i]
+            train = {
+                "train/return": sum(e.ret for e in own) / len(own) if own else math.nan,
+                "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
+            } | {f"train/{name}": value[i] for name, value in metrics.items()}
+            rows.append({"step": step, "member": i, "seed": seed, "wall_s": round(wall_s, 2)} | train)
+            if self._tensorboard:
+                self._tensorboard.write(step, i, {k: v for k, v in train.items() if not math.isnan(v)})
+        self._metrics.write(rows)
+
+    def evaluation(self, step: int, wall_s: float, episodes: Sequence[Episode]) -> None:
+        """A row for each episode; the mean return of each agent for TensorBoard."""
+        self._evaluations.write(
+            [
+                {"step": step, "member": e.member, "seed": self._seeds[e.member], "episode": e.env,
+                 "return": e.ret, "length": e.length, "wall_s": round(wall_s, 2)}
+                for e in episodes
+            ]
+        )  # fmt: skip
+        if self._tensorboard:
+            for i in range(len(self._seeds)):
+                own = [e.ret for e in episodes if e.member == i]
+                self._tensorboard.write(step, i, {"eval/return": sum(own) / len(own)})
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()

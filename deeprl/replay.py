@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deeprl.errors import DeeprlError
+from deeprl.history import History
 from deeprl.spec import EnvSpec, Transition
 
 _SPARE = 16  # one spare frame for so many transitions: room for the last frames of episodes cut by a time limit
@@ -79,6 +80,7 @@ class Replay:
         self.agents, self.envs, self.spec, self.device = agents, envs, spec, device
         self.extent = Extent(*(torch.zeros((), dtype=torch.int64, device=device) for _ in range(2)))
         self._inserted = 0
+        self.history = History(self._read)
         self._allocate()
 
     @property
@@ -121,23 +123,39 @@ class Replay:
             rows = slice(start, start + self.envs)
             now = torch.as_tensor(begins, device=self.device)
             self.data.truncated[:, rows] |= now & ~self.data.terminated[:, rows]
+            if begins.any():
+                self.history.changed(self._inserted // self.envs - 1)
 
     def _measure(self) -> None:
         self.extent.size.fill_(min(self._inserted, self.capacity))
         self.extent.oldest.fill_(self._inserted % self.capacity if self._inserted > self.capacity else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled rows and the write position."""
-        filled = int(self.size)
-        rows = {name: getattr(self.data, name)[:, :filled].cpu() for name in self.per_row}
-        return {"inserted": self._inserted, "rows": rows}
+        """The write position, and the rows as a history in steps of all environments."""
+        self.history.last = self._inserted // self.envs
+        self.history.first = max(0, self.history.last - self.capacity // self.envs)
+        return {"inserted": self._inserted, "rows": self.history}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the capacity must be the same."""
         self._inserted = saved["inserted"]
         self._measure()
+        for first, rows in saved["rows"].parts():
+            self._write(first, rows)
+        self.history.adopt(saved["rows"])
+
+    def _places(self, first: int, last: int) -> Tensor:
+        """Where the transitions of the steps [first, last) lie."""
+        return torch.arange(first * self.envs, last * self.envs, device=self.device) % self.capacity
+
+    def _read(self, first: int, last: int) -> dict[str, Any]:
+        places = self._places(first, last)
+        return {name: getattr(self.data, name)[:, places].cpu() for name in self.per_row}
+
+    def _write(self, first: int, rows: dict[str, Any]) -> None:
+        places = self._places(first, first + rows["reward"].shape[1] // self.envs)
         for name in self.per_row:
-            getattr(self.data, name)[:, : int(self.size)].copy_(saved["rows"][name])
+            getattr(self.data, name)[:, places] = rows[name].to(self.device)
 
 
 class FrameReplay(Replay):
@@ -147,7 +165,7 @@ class FrameReplay(Replay):
     out before the rows do, and the oldest rows are not sampled any more.
     """
 
-    _places = ("_written", "_depth", "_begins", "_needs", "_first")
+    _marks = ("_written", "_depth", "_begins", "_first")
     per_row = ("newest", "depth", "action", "reward", "terminated", "truncated")
 
     def _allocate(self) -> None:
@@ -218,19 +236,39 @@ class FrameReplay(Replay):
         self._first = first
 
     def state_dict(self) -> dict[str, Any]:
-        """The filled rows and frames, and where each environment's ring stands."""
-        saved = super().state_dict()
-        saved["frames"] = self.data.frames[:, :, : int(self._written.max())].cpu()
-        saved["skip"] = self.data.skip.cpu()
-        return saved | {name: getattr(self, name).copy() for name in self._places}
+        """As there, and where each environment's ring stands."""
+        marks = {name: getattr(self, name).copy() for name in self._marks}
+        return super().state_dict() | marks | {"skip": self.data.skip.cpu()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; the capacity must be the same."""
-        super().load_state_dict(saved)
-        for name in self._places:
+        for name in self._marks:
             setattr(self, name, torch.as_tensor(saved[name]).numpy().copy())
+        super().load_state_dict(saved)
         self.data.skip.copy_(saved["skip"])
-        self.data.frames[:, :, : saved["frames"].shape[2]].copy_(saved["frames"])
+        needs = (self.data.newest - self.data.depth).cpu().numpy()
+        self._needs[...] = needs.reshape(self._needs.shape)
+
+    def _read(self, first: int, last: int) -> dict[str, Any]:
+        """Rows with all frames that they show: those from `begin` to `end` of each environment, one after another."""
+        rows = super()._read(first, last)
+        newest = rows["newest"][:, -self.envs :].numpy()
+        end = np.minimum(newest + 2, self._written)  # with the successor of the last row
+        begin = np.maximum(self._needs[:, first % self._needs.shape[1]], self._written - self.ring)
+        frames = self.data.frames[self._ring_places(begin, end)].cpu()
+        return rows | {"frames": frames, "begin": torch.from_numpy(begin.copy()), "end": torch.from_numpy(end)}
+
+    def _write(self, first: int, rows: dict[str, Any]) -> None:
+        super()._write(first, rows)
+        places = self._ring_places(rows["begin"].numpy(), rows["end"].numpy())
+        self.data.frames[places] = rows["frames"].to(self.device)
+
+    def _ring_places(self, begin: np.ndarray, end: np.ndarray) -> tuple[Tensor, ...]:
+        """Indices (agent, environment, place) of the frames numbered begin .. end - 1 [S, N] of each environment."""
+        counts = np.maximum(end - begin, 0)
+        agent, env = (np.repeat(i.ravel(), counts.ravel()) for i in np.indices(counts.shape))
+        number = np.concatenate([np.arange(a, b) for a, b in zip(begin.flat, end.flat, strict=True)])
+        return tuple(torch.from_numpy(i).to(self.device) for i in (agent, env, number % self.ring))
 
 
 def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:

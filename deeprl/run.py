@@ -7,11 +7,13 @@ refused.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jaxtyping import Int
@@ -19,14 +21,17 @@ from torch import Tensor
 
 from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, config_hash
-from deeprl.directory import stored_execution, write_about, write_json
+from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
+from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, PopulationPolicy
-from deeprl.logger import CsvLog, TensorBoardLog
+from deeprl.interrupts import Interrupts
+from deeprl.lock import Lock
+from deeprl.logger import RunLogs
 from deeprl.make_env import EnvFactory
-from deeprl.population import Agents, resolve_execution
+from deeprl.population import Agents
 from deeprl.progress import Progress
-from deeprl.tree import flatten, load_flat
+from deeprl.tree import TreeState
 
 Callback = Callable[["Run"], bool | None]
 
@@ -50,8 +55,8 @@ class Run:
         self._custom_net = f"{net.__module__}:{net.__qualname__}" if net else ""
         self.directory = Path(config.out or f"runs/{algorithm}/{config.env}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
-        stored = stored_execution(self.directory, algorithm, config, self._custom_net)
-        self.execution = stored or resolve_execution(config, updates)
+        self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
+        self.execution = execution_of(self._stored, config, updates)
         self.execution.apply()
         self.streams = rng.Streams(config.seeds, self.execution.device)
         self.finished = False
@@ -67,66 +72,103 @@ class Run:
         self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
         self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=not config.wrappers)
         self._evaluated = -1
+        self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
+        self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
+        self._opened = False
 
     # --- opening and closing ---
 
     def __enter__(self) -> Run:
+        self._closing.enter_context(self._interrupts)
+        self._closing.callback(self._evaluator.close)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if hasattr(self, "_progress"):
-            if kind is None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with writing(self.directory), self._closing:
+            if self._opened and kind is None:
                 self._finish()
-            self._progress.close()
-            self._tensorboard.close()
-            self._attached["envs"].close()
-        self._evaluator.close()
+            elif self._opened:
+                with contextlib.suppress(DeeprlError):  # the error that ends the run says more
+                    self._write_status("stopped" if kind is KeyboardInterrupt else "failed")
+        if self._interrupts.signum is not None and (kind is None or issubclass(kind, Exception)):
+            self._leave(self._interrupts.signum, error)
+
+    def _leave(self, signum: int, error: BaseException | None) -> None:
+        """End the program as the signal would have, after the checkpoint.
+
+        error: what ended the run all the same; a Ctrl-C also reaches a C++ compiler that is at work for it.
+        """
+        again = "the same call goes on" if self._custom_net else shlex.join(["deeprl", "resume", str(self.directory)])
+        state = "finished" if self.finished else "stopped" if error is None else f"stopped by {type(error).__name__}"
+        line = f"{state} at step {self.step:,}; to go on from the newest checkpoint: {again}"
+        print(line, flush=True)
+        raise (KeyboardInterrupt(line) if signum == signal.SIGINT else SystemExit(128 + signum)) from error
 
     def make_envs(self) -> PopulationEnvs:
         """The environments that the agents act in."""
         self._make_env().close()  # a clear error before S x N environments are made
-        return PopulationEnvs(self._make_env, self.config.seeds, self.config.envs_per_agent, self.config.env_backend)
+        config = self.config
+        envs = PopulationEnvs(self._make_env, config.seeds, config.envs_per_agent, config.env_backend)
+        self._closing.callback(envs.close)
+        return envs
 
     def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
-        """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`."""
-        self._attached = {"agents": _TreeState(agents), "envs": envs, **parts}
-        write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
-        found = checkpoint.load(self.directory / "checkpoints")
-        metrics, evaluations = self.directory / "metrics.csv", self.directory / "evaluations.csv"
-        self._metrics, self._evaluations = CsvLog(metrics), CsvLog(evaluations)
-        if found is not None:
-            self._resume(*found)
-        step = self.step if found else -1
-        self._metrics.cut_after(step)
-        self._evaluations.cut_after(step)
-        names = [f"member_{i}_seed_{s}" for i, s in enumerate(self.config.seeds)]
-        self._tensorboard = TensorBoardLog(self.directory / "tensorboard", names, step + 1)
+        """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
+
+        Raises DeeprlError if another process works in the directory, or what is in it cannot be read.
+        """
+        self._attached = {"agents": TreeState(agents), "envs": envs, **parts}
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = Lock(self.directory)
+            news = [lock.acquire()]
+            self._closing.callback(lock.release)
+            found = checkpoint.load(self.directory / "checkpoints")
+            if self._stored is None and (self.directory / "config.json").exists():
+                raise DeeprlError(f"{self.directory} has just been begun by another process; run the same command again")
+            if self._stored is None:
+                write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
+            else:
+                step = found[0] if found else 0
+                news.append(note_changes(self.directory, self._stored, self.config, self.execution, step))
+        if found:
+            news += self._resume(*found)
+        with writing(self.directory):
+            marks = found[1]["run"]["logs"] if found else {}
+            news += self._logs.begin(self.step if found else None, marks)
         title = f"{self.algorithm} {self.config.env} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step)
+        self._closing.callback(self._logs.close)
+        self._closing.callback(self._progress.close)
+        for line in filter(None, news):
+            self._progress.say(line)
+        self._opened = True
         self._write_status("running")
 
-    def _resume(self, step: int, content: dict[str, Any]) -> None:
-        self.step, own = step, content["run"]
-        self._resumed_at, self._metrics_before = step, own.get("metrics", {})
-        self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
-        self._episodes = [Episode(*e) for e in own["episodes"]]
-        self._evaluated, self._frozen = own["evaluated"], own["frozen"]
-        for name, part in self._attached.items():
-            if name in content:
-                anew = part.load_state_dict(content[name])
-                if anew:
-                    print(f"{self.config.env} cannot be restored exactly: {anew} episodes start anew", flush=True)
+    def _resume(self, step: int, content: dict[str, Any]) -> list[str]:
+        """Take everything back to a checkpoint. Returns lines about what could not be."""
+        try:
+            own = content["run"]
+            self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
+            self._episodes = [Episode(*e) for e in own["episodes"]]
+            self._metrics_before, self._evaluated, self._frozen = own["metrics"], own["evaluated"], own["frozen"]
+            restored = {k: part.load_state_dict(content[k]) for k, part in self._attached.items() if k in content}
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            where = f"the checkpoint of step {step:,} in {self.directory}"
+            raise DeeprlError(f"{where} does not fit this run ({type(error).__name__}: {error})") from error
+        self.step = self._resumed_at = step
+        anew = restored.get("envs")
+        return [f"{self.config.env} cannot be restored exactly: {anew} episodes start anew"] if anew else []
 
     # --- the loop ---
 
     def running(self) -> bool:
-        """Whether the loop goes on: steps are left, and neither the callback nor `max_hours` has stopped it."""
+        """Whether the loop goes on: steps are left, and no callback, `max_hours` or signal has stopped it."""
         stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
         hours = (time.monotonic() - self._started) / 3600
         out_of_time = 0 < self.config.max_hours <= hours and self.step > self._resumed_at
-        return self.step < self.config.steps and not stopped and not out_of_time
+        stopped = stopped or out_of_time or self._interrupts.signum is not None
+        return self.step < self.config.steps and not stopped
 
     def advance(self, episodes: list[Episode]) -> None:
         """Count one step of all environments."""
@@ -168,18 +210,9 @@ class Run:
         if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
             self._episodes = []
             return
-        values = {f"train/{name}": value.tolist() for name, value in metrics.items()}
-        rows: list[dict[str, Any]] = []
-        for i, seed in enumerate(self.config.seeds):
-            own = [e for e in self._episodes if e.member == i]
-            train = {
-                "train/return": sum(e.ret for e in own) / len(own) if own else math.nan,
-                "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
-            } | {name: value[i] for name, value in values.items()}
-            rows.append({"step": self.step, "member": i, "seed": seed, "wall_s": round(self.wall_s, 2)} | train)
-            if self.config.tensorboard:
-                self._tensorboard.write(self.step, i, {k: v for k, v in train.items() if not math.isnan(v)})
-        self._metrics.write(rows)
+        with writing(self.directory):
+            values = {name: value.tolist() for name, value in metrics.items()}
+            self._logs.metrics(self.step, self.wall_s, values, self._episodes)
         self._episodes = []
         self._report_frozen()
 
@@ -189,19 +222,9 @@ class Run:
         if not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
             return
         episodes = self._evaluator(policy, self.step)
-        wall = round(self.wall_s, 2)
-        self._evaluations.write(
-            [
-                {"step": self.step, "member": e.member, "seed": self.config.seeds[e.member], "episode": e.env,
-                 "return": e.ret, "length": e.length, "wall_s": wall}
-                for e in episodes
-            ]
-        )  # fmt: skip
+        with writing(self.directory):
+            self._logs.evaluation(self.step, self.wall_s, episodes)
         self._evaluated = self.step
-        for i in range(len(self.config.seeds)):
-            own = [e.ret for e in episodes if e.member == i]
-            if self.config.tensorboard:
-                self._tensorboard.write(self.step, i, {"eval/return": sum(own) / len(own)})
         mean = sum(e.ret for e in episodes) / len(episodes)
         self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
         self._write_status("running")
@@ -214,14 +237,15 @@ class Run:
 
     def save(self, only: tuple[str, ...] | None = None) -> None:
         """Write a checkpoint now. only: the parts to keep (all by default)."""
-        parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
-        own = {
-            "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
-            "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
-            "metrics": self._metrics_before,
-        }  # fmt: skip
-        keep = self.config.keep_checkpoints if only is None else 1
-        checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
+        with writing(self.directory):
+            parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
+            own = {
+                "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
+                "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
+                "metrics": self._metrics_before, "logs": self._logs.marks(),
+            }  # fmt: skip
+            keep = self.config.keep_checkpoints if only is None else 1
+            checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
         self._saved_at = time.monotonic()
         self._write_status("running")
 
@@ -266,17 +290,5 @@ class Run:
         rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0
         status = {"state": state, "step": self.step, "wall_s": round(self.wall_s, 2),
                   "updates_per_s": round(rate, 2), "frozen": self._frozen}  # fmt: skip
-        write_json(self.directory / "status.json", status)
-
-
-class _TreeState:
-    """A population as a part of a checkpoint: its tensors by name, restored in place."""
-
-    def __init__(self, tree: Any):
-        self.tree = tree
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return flatten(self.tree)
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        load_flat(self.tree, saved)
+        with writing(self.directory):
+            write_json(self.directory / "status.json", status)

@@ -34,7 +34,7 @@ from typing import Any
 
 from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
-from deeprl.directory import stored_execution
+from deeprl.directory import stored_run
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import make_env
 from deeprl.population import resolve_device
@@ -62,7 +62,7 @@ class Planned:
         algorithm_module(self.algorithm).build_net(env_spec(env), self.config)
         env.close()
         resolve_device(self.config.device)
-        stored_execution(self.directory, self.algorithm, self.config)
+        stored_run(self.directory, self.algorithm, self.config)
 
     def finished(self) -> bool:
         """Whether its directory holds this run, complete."""

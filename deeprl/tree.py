@@ -57,3 +57,16 @@ def load_flat(tree: Any, saved: Mapping[str, Tensor], prefix: str = "") -> None:
 def write_into(tree: Any, new: Any) -> None:
     """Copy every leaf of `new` into the memory of `tree`'s leaf at the same place."""
     tree_map(lambda old, value: old.copy_(value), tree, new)
+
+
+class TreeState:
+    """A tree as a part of a checkpoint: its leaves by name, restored in place."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return flatten(self.tree)
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        load_flat(self.tree, saved)

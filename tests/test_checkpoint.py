@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -123,9 +124,17 @@ def test_good_checkpoint_gives_no_warning(two):
 
 def test_manifest_holds_size_and_digest(two):
     manifest = json.loads((two / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"]) == (1, 20)
-    assert manifest["bytes"] == (two / "state.pt").stat().st_size
-    assert len(manifest["sha256"]) == 64
+    assert (manifest["format"], manifest["step"]) == (2, 20)
+    assert manifest["files"].keys() == {"state.pt"}
+    data = (two / "state.pt").read_bytes()
+    assert manifest["files"]["state.pt"] == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def sign(path, manifest):
+    """Write a manifest whose own digest is right."""
+    manifest.pop("check", None)
+    text = json.dumps(manifest | {"check": checkpoint._check(manifest)})
+    (path / "manifest.json").write_text(text)
 
 
 def truncate(path):
@@ -156,6 +165,17 @@ def half_a_manifest(path):
     (path / "manifest.json").write_text(text[: len(text) // 2])
 
 
+def flip_a_bit_of_the_manifest(path):
+    """The 2 of `"format": 2` becomes a 3: not what a newer version has written."""
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace('"format": 2', '"format": 3'))
+
+
+def other_step(path):
+    manifest = json.loads((path / "manifest.json").read_text()) | {"step": 30}
+    sign(path, manifest)
+
+
 def wrong_manifest(path):
     (path / "manifest.json").write_text('["not a manifest"]')
 
@@ -166,6 +186,7 @@ def binary_manifest(path):
 
 BREAKERS = [
     truncate, flip_a_bit, empty, remove_state, remove_manifest, half_a_manifest, wrong_manifest, binary_manifest,
+    flip_a_bit_of_the_manifest, other_step,
 ]  # fmt: skip
 
 
@@ -184,10 +205,10 @@ def test_all_broken_raises(damage, two):
         checkpoint.load(two.parent)
 
 
-def test_newer_format_raises(two):
-    manifest = json.loads((two / "manifest.json").read_text())
-    (two / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
-    with pytest.raises(DeeprlError, match="has checkpoint format 2; this deeprl reads up to 1"):
+@pytest.mark.parametrize(("written", "age"), [(3, "newer"), (1, "older")])
+def test_format_of_another_version_raises(written, age, two):
+    sign(two, json.loads((two / "manifest.json").read_text()) | {"format": written})
+    with pytest.raises(DeeprlError, match=f"has checkpoint format {written}, of a {age} deeprl; this one reads 2"):
         checkpoint.load(two.parent)
 
 
@@ -205,8 +226,8 @@ def forge(path, write):
     """Replace the state file and give it a manifest with the right size and digest."""
     write(path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_text())
-    size, digest = (path / "state.pt").stat().st_size, checkpoint._sha256(path / "state.pt")
-    (path / "manifest.json").write_text(json.dumps(manifest | {"bytes": size, "sha256": digest}))
+    data = (path / "state.pt").read_bytes()
+    sign(path, manifest | {"files": {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}})
 
 
 @pytest.mark.parametrize("how", ["torch zip", "torch legacy", "plain pickle"])

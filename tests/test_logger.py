@@ -3,6 +3,7 @@ import csv
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deeprl.errors import DeeprlError
 from deeprl.logger import CsvLog, TensorBoardLog
 
 
@@ -36,7 +37,8 @@ def test_unknown_column_raises(tmp_path):
 def test_no_rows_make_no_file(tmp_path):
     log = CsvLog(tmp_path / "a.csv")
     log.write([])
-    log.cut_after(5)
+    assert log.mark() == [0, ""]
+    assert log.cut_back([0, ""]) == ""
     assert not (tmp_path / "a.csv").exists()
 
 
@@ -53,49 +55,70 @@ def test_reopened_log_appends(tmp_path):
     assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n2,1.0\n3,1.5\n"
 
 
-def test_cut_after_drops_later_rows(tmp_path):
-    write_steps(CsvLog(tmp_path / "a.csv"), 1, 2, 2, 3, 10)
+def test_cut_back_drops_what_came_later(tmp_path):
     log = CsvLog(tmp_path / "a.csv")
-    log.cut_after(2)
+    write_steps(log, 1, 2, 2)
+    mark = log.mark()
+    write_steps(log, 3, 10)
+    again = CsvLog(tmp_path / "a.csv")
+    assert again.cut_back(mark) == ""
     assert steps(tmp_path / "a.csv") == [1, 2, 2]
-    write_steps(log, 3)
+    write_steps(again, 3)
     assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n2,1.0\n2,1.0\n3,1.5\n"
 
 
-def test_cut_to_nothing_keeps_the_header(tmp_path):
+def test_cut_back_to_the_beginning_takes_other_columns(tmp_path):
     write_steps(CsvLog(tmp_path / "a.csv"), 1, 2)
     log = CsvLog(tmp_path / "a.csv")
-    log.cut_after(-1)
-    write_steps(log, 1)
-    assert (tmp_path / "a.csv").read_text() == "step,x\n1,0.5\n"
+    assert log.cut_back([0, ""]) == ""
+    log.write([{"step": 1, "y": 7}])
+    assert (tmp_path / "a.csv").read_text() == "step,y\n1,7\n"
 
 
-@pytest.mark.parametrize("half", ["3", "3,", "3,1.", "", '3,"1'])
-def test_half_written_last_line_is_dropped(half, tmp_path):
+@pytest.mark.parametrize("tail", [b"3", b"3,1.", b'3,"1', b"3,1.5\n", b"\0\0\0\0\0", b"\xff\xfe"])
+def test_anything_behind_the_mark_is_dropped(tail, tmp_path):
     path = tmp_path / "a.csv"
-    write_steps(CsvLog(path), 1, 2)
-    with path.open("a") as file:
-        file.write(half)
     log = CsvLog(path)
-    log.cut_after(5)
-    write_steps(log, 3)
+    write_steps(log, 1, 2)
+    mark = log.mark()
+    path.write_bytes(path.read_bytes() + tail)
+    again = CsvLog(path)
+    again.cut_back(mark)
+    write_steps(again, 3)
     assert path.read_text() == "step,x\n1,0.5\n2,1.0\n3,1.5\n"
 
 
-@pytest.mark.parametrize("half", ["", "st", "step,x"])
-def test_half_written_header_is_dropped(half, tmp_path):
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-1], lambda b: b.replace(b"0.5", b"9.5")])
+def test_damage_before_the_mark_is_an_error(damage, tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text(half)
     log = CsvLog(path)
-    log.cut_after(5)
-    write_steps(log, 1)
-    assert path.read_text() == "step,x\n1,0.5\n"
+    write_steps(log, 1, 2)
+    mark = log.mark()
+    path.write_bytes(damage(path.read_bytes()))
+    damaged = path.read_bytes()
+    with pytest.raises(DeeprlError, match=r"a\.csv is damaged; delete it to go on without its rows so far"):
+        CsvLog(path).cut_back(mark)
+    assert path.read_bytes() == damaged
+
+
+def test_deleted_file_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    log = CsvLog(path)
+    write_steps(log, 1, 2)
+    mark = log.mark()
+    path.unlink()
+    again = CsvLog(path)
+    assert again.cut_back(mark) == f"{path} was deleted: its rows so far are lost"
+    write_steps(again, 3)
+    assert path.read_text() == "step,x\n3,1.5\n"
 
 
 def test_quoted_text_survives_a_cut(tmp_path):
     log = CsvLog(tmp_path / "a.csv")
-    log.write([{"step": 1, "x": 'a, "b"'}, {"step": 2, "x": "c"}])
-    log.cut_after(1)
+    log.write([{"step": 1, "x": 'a, "b"'}])
+    mark = log.mark()
+    log.write([{"step": 2, "x": "c"}])
+    log.cut_back(mark)
     assert read(tmp_path / "a.csv") == [{"step": "1", "x": 'a, "b"'}]
 
 

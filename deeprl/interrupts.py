@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM as requests: the first one lets the current step end, the second one acts as it always does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+
+class Interrupts:
+    """Within `with`: `signum` is the number of the first SIGINT or SIGTERM that came, None so far.
+
+    Takes over only what Python does by default, in the main thread: handlers of a program's own stay, and so does a
+    signal that is ignored (`nohup`).
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(signum) == default:
+                    self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        self._restore()
+        name = signal.Signals(signum).name
+        line = f"\n{name}: finishing this step and writing a checkpoint; once more stops at once\n"
+        os.write(2, line.encode())  # print() may be in the middle of a line of its own
+
+    def _restore(self) -> None:
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+        self._before = {}
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
