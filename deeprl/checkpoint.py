@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, first_line
 from deeprl.history import Block, History
 
 FORMAT = 2
@@ -85,7 +85,7 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
         except Exception as error:  # damaged and hostile files raise about everything that there is
             broken.add(path)
             if path.exists():  # otherwise it was deleted by the run that is writing here
-                warnings.warn(f"checkpoint {path} is broken ({_line(error)})", stacklevel=2)
+                warnings.warn(f"checkpoint {path} is broken ({first_line(error)})", stacklevel=2)
     if any(path.exists() for path in broken):
         raise DeeprlError(
             f"all checkpoints in {directory} are broken; delete that directory to start from the beginning"
@@ -269,10 +269,6 @@ def _sha256(path: Path) -> str:
 
 def _bytes(value: Any) -> int:
     return value.numel() * value.element_size()
-
-
-def _line(error: Exception) -> str:
-    return f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
 
 
 def _flush(file: Any) -> None:

@@ -15,3 +15,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(lowered[c] for c in close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -23,7 +23,7 @@ from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, first_line
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.interrupts import Interrupts
 from deeprl.lock import Lock
@@ -125,7 +125,9 @@ class Run:
             self._closing.callback(lock.release)
             found = checkpoint.load(self.directory / "checkpoints")
             if self._stored is None and (self.directory / "config.json").exists():
-                raise DeeprlError(f"{self.directory} has just been begun by another process; run the same command again")
+                raise DeeprlError(
+                    f"{self.directory} has just been begun by another process; run the same command again"
+                )
             if self._stored is None:
                 write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
             else:
@@ -155,7 +157,7 @@ class Run:
             restored = {k: part.load_state_dict(content[k]) for k, part in self._attached.items() if k in content}
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             where = f"the checkpoint of step {step:,} in {self.directory}"
-            raise DeeprlError(f"{where} does not fit this run ({type(error).__name__}: {error})") from error
+            raise DeeprlError(f"{where} does not fit this run ({type(error).__name__}: {first_line(error)})") from error
         self.step = self._resumed_at = step
         anew = restored.get("envs")
         return [f"{self.config.env} cannot be restored exactly: {anew} episodes start anew"] if anew else []

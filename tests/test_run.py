@@ -249,6 +249,81 @@ def test_another_config_in_the_same_directory_is_refused(tmp_path):
         sac.train(config(tmp_path / "run", seeds=(0, 1)))
 
 
+def test_resume_under_another_execution_goes_on_and_says_so(tmp_path, capsys):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+    run = sac.train(config(tmp_path / "run", backend="loop", precision="strict"), callback=lambda run: run.step == 60)
+    assert run.execution == Execution("loop", False, "strict", 1, "cpu")
+    shown = capsys.readouterr().out
+    assert "goes on under other conditions (backend vmap before, loop now, precision fast before, strict now)" in shown
+    assert "its numbers may differ in the last bits" in shown
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["execution"]["backend"] == about["config"]["backend"] == "loop"
+    assert about["changes"] == [
+        {"step": 50, "name": "backend", "before": "vmap", "after": "loop"},
+        {"step": 50, "name": "precision", "before": "fast", "after": "strict"},
+    ]
+    assert sac.train(config(tmp_path / "run", backend="loop", precision="strict")).finished  # nothing new: not a word
+    assert "other conditions" not in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "run" / "config.json").read_text())["changes"]) == 2
+
+
+def test_resume_under_another_version_says_so(tmp_path, capsys):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    torch_now = about["versions"]["torch"]
+    about["versions"]["torch"] = "1.0"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about))
+    assert sac.train(config(tmp_path / "run")).finished
+    assert f"goes on under other conditions (torch 1.0 before, {torch_now} now)" in capsys.readouterr().out
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["versions"]["torch"] == torch_now
+    assert about["changes"] == [{"step": 50, "name": "torch", "before": "1.0", "after": torch_now}]
+
+
+def test_run_that_was_killed_before_its_config_begins_anew(tmp_path):
+    (tmp_path / "run.lock").write_text('{"pid": 1}')
+    (tmp_path / "config.tmp").write_text('{"form')
+    assert sac.train(config(tmp_path, steps=10, learning_starts=5)).finished
+
+
+def test_run_in_a_directory_in_use_is_refused_and_changes_nothing(tmp_path):
+    def second(run):
+        if run.step == 50:
+            files = {p: p.read_bytes() for p in run.directory.iterdir() if p.is_file()}
+            with pytest.raises(DeeprlError, match=f"in use by process {os.getpid()}"):
+                sac.train(config(tmp_path / "run"))
+            assert {p: p.read_bytes() for p in run.directory.iterdir() if p.is_file()} == files
+
+    sac.train(config(tmp_path / "run"), callback=second)
+    sac.train(config(tmp_path / "whole"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_failed_run_says_so_and_goes_on(tmp_path):
+    def fail(run):
+        if run.step == 50:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9), callback=fail)
+    assert status(tmp_path / "run")["state"] == "failed"
+    sac.train(config(tmp_path / "run"))
+    sac.train(config(tmp_path / "whole"))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("wrong", [{"run": {}}, {"agents": {}}, {"replay": 3}, {"envs": None}])
+def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+    directory = tmp_path / "run" / "checkpoints"
+    step, content = checkpoint.load(directory)
+    content["replay"] = {"inserted": 0, "rows": content["replay"]["rows"]}
+    checkpoint.save(directory, step, content | wrong)
+    with pytest.raises(DeeprlError, match="fit") as raised:
+        sac.train(config(tmp_path / "run"))
+    assert "\n" not in str(raised.value)
+
+
 def test_settings_outside_the_identity_may_change_on_resume(tmp_path):
     sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
     assert sac.train(config(tmp_path / "run", label="other", keep_checkpoints=5, tensorboard=True)).finished

@@ -1,0 +1,182 @@
+"""Ctrl-C and SIGTERM: the handlers themselves, and whole runs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_run import assert_same_run, config
+
+from deeprl import checkpoint
+from deeprl.interrupts import Interrupts
+from deeprl.online import sac
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_first_signal_is_noted_and_the_second_acts(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interrupts() as interrupts:
+        assert interrupts.signum is None
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.signum == signal.SIGINT
+        assert "SIGINT: finishing this step and writing a checkpoint; once more stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_handlers_are_given_back() -> None:
+    with Interrupts():
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda signum, frame: None], ids=["ignored", "a function"])
+def test_handlers_of_the_program_stay(own) -> None:
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGTERM) is own
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_take_over_nothing() -> None:
+    seen = []
+
+    def enter() -> None:
+        with Interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+
+
+# --- whole runs ---
+
+RUN = """
+import sys
+from deeprl import cli
+from deeprl.online import sac
+original = sac.train
+def train(config, net=None, callback=None):
+    def say(run):
+        if run.step == int(sys.argv[1]):
+            print("ready", flush=True)
+            sys.stdin.readline()
+    return original(config, net, say)
+sac.train = train
+sys.exit(cli.main(sys.argv[2:]))
+"""
+FLAGS = """train sac --env Pendulum-v1 --env-kwargs '{"max_episode_steps": 25}' --steps 90 --learning-starts 30
+ --hidden 16 16 --batch-size 16 --buffer-size 70 --compile off --no-tensorboard --threads 1 --eval-every 40
+ --eval-episodes 2 --log-every 7 --seeds 0 1"""
+
+
+def words(out: Path) -> list[str]:
+    import shlex
+
+    return [*shlex.split(FLAGS), "--out", str(out)]
+
+
+def begun(out: Path, step: int) -> subprocess.Popen[str]:
+    """A run in a process of its own that waits at `step`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(step), *words(out)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "ready\n":
+            return process
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
+    signum: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = begun(out, 47)
+    process.send_signal(signum)
+    time.sleep(0.3)
+    shown, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == status
+    assert f"{signum.name}: finishing this step" in errors
+    assert "Traceback" not in errors
+    last = shown.strip().splitlines()[-1]
+    assert last == f"stopped at step 47; to go on from the newest checkpoint: deeprl resume {out}"
+    assert checkpoint.steps(out / "checkpoints") == [47]
+    assert sac.train(config(out, seeds=(0, 1))).finished
+    sac.train(config(tmp_path / "whole", seeds=(0, 1)))
+    assert_same_run(tmp_path / "whole", out)
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    process = begun(tmp_path / "run", 47)
+    for _ in range(2):  # it waits in its callback, which is the middle of a step
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "stopped at once" in errors
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
+    assert re.search(r"to go on", shown) is None
+
+
+def test_signal_stops_a_sweep_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        f"""
+out = "{tmp_path / "runs"}"
+[defaults]
+seeds = 0
+steps = 60
+learning_starts = 30
+hidden = [8]
+batch_size = 8
+compile = "off"
+threads = 1
+eval_episodes = 1
+[[experiment]]
+algorithm = "sac"
+env = ["Pendulum-v1", "MountainCarContinuous-v0"]
+"""
+    )
+    code = RUN.replace("run.step == int(sys.argv[1])", "run.step == int(sys.argv[1]) and 'Pendulum' in config.env")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+
+    def sweep(step: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(step), "sweep", str(file)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    process = sweep(45)
+    assert process.stdout is not None
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 143
+    assert not (tmp_path / "runs" / "sac" / "MountainCarContinuous-v0").exists()
+    again = sweep(-1)
+    shown, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert "report:" in shown
+    assert checkpoint.steps(tmp_path / "runs" / "sac" / "Pendulum-v1" / "checkpoints") == [60]
+    assert checkpoint.steps(tmp_path / "runs" / "sac" / "MountainCarContinuous-v0" / "checkpoints") == [60]
