@@ -9,13 +9,13 @@ Programs that an environment starts are not concerned: they get the signals as u
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
@@ -52,11 +52,11 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
         vector = AsyncVectorEnv(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    atexit.register(_kill, vector.processes)
+    Finalize(vector, _kill, (vector.processes,), exitpriority=20)
     return vector
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
-    """Before multiprocessing, at the exit of a process that has not closed them, sends them SIGTERM and waits."""
+    """At the exit of a process that has not closed them, where multiprocessing would send SIGTERM and wait."""
     for process in processes:
         process.kill()
