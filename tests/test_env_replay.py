@@ -388,6 +388,12 @@ class Script:
         return self.process.communicate(timeout=60)
 
 
+def test_workers_do_not_load_torch() -> None:
+    code = "import sys, deeprl.env_replay, deeprl.env_workers; assert 'torch' not in sys.modules"
+    env = os.environ | {"PYTHONPATH": str(test_run.ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
+
+
 def expected_line(signals: list[int]) -> str:
     envs = PopulationEnvs(EnvFactory("Pendulum-v1", {}, ()), [0, 1])
     for _ in range(3):
