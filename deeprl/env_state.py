@@ -3,7 +3,7 @@
 Known: Gymnasium's MuJoCo and classic-control environments, Atari games of ale-py and MinAtar, under wrappers that
 remember numbers, arrays, lists, queues, running statistics and generators. Any other environment takes part by defining
 `state_dict()` (a dict of numbers, strings, lists and arrays) and `load_state_dict(state)`; its random generator
-`np_random` is saved for it.
+`np_random` is saved for it. What happens to environments that do not: `env_replay`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import PassiveEnvChecker
 from gymnasium.wrappers.utils import RunningMeanStd
-from torch import Tensor
 
 _PLAIN = (bool, int, float, str, type(None), np.bool_, np.integer, np.floating)
 _STATELESS = {
@@ -24,7 +24,6 @@ _STATELESS = {
     "_metadata",
     "_cached_spec",
     "_saved_kwargs",
-    "_previous_data",
 }
 
 
@@ -38,9 +37,8 @@ def capture(env: gym.Env) -> dict[str, Any] | None:
     inner = _inner_state(base)
     if inner is None:
         return None
-    try:
-        wrappers = [_remembered(layer) for layer in _wrappers(env)]
-    except _OpaqueError:
+    wrappers = wrapper_memory(env)
+    if any(memory is None for memory in wrappers):
         return None
     return {
         "wrappers": wrappers,
@@ -54,8 +52,7 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
     """Bring `env`, made the same way and reset at least once, into a captured state."""
     base: Any = env.unwrapped
     state = arrays(state)
-    for layer, attributes in zip(_wrappers(env), state["wrappers"], strict=True):
-        vars(layer).update({k: _unpack(vars(layer).get(k), v) for k, v in attributes.items()})
+    restore_wrappers(env, state["wrappers"])
     vars(base).update(state["attributes"])
     base.np_random.bit_generator.state = state["generator"]
     inner = state["inner"]
@@ -72,13 +69,37 @@ def restore(env: gym.Env, state: dict[str, Any]) -> None:
             setattr(base, name, value)
 
 
+def wrapper_memory(env: gym.Env) -> list[dict[str, Any] | None]:
+    """What each wrapper around `env` remembers, outermost first; None for one that holds something unknown."""
+
+    def remembered(layer: gym.Env) -> dict[str, Any] | None:
+        try:
+            return _remembered(layer)
+        except _OpaqueError:
+            return None
+
+    return [remembered(layer) for layer in _wrappers(env)]
+
+
+def restore_wrappers(env: gym.Env, memory: list[dict[str, Any] | None]) -> None:
+    """Give the wrappers back what `wrapper_memory` told of them. Does nothing to those of which it told nothing."""
+    for layer, attributes in zip(_wrappers(env), memory, strict=True):
+        if attributes is None:
+            continue
+        for name in _own(layer).keys() - attributes.keys():  # made by a step that is yet to come
+            delattr(layer, name)
+        vars(layer).update({k: _unpack(vars(layer).get(k), v) for k, v in attributes.items()})
+
+
 def arrays(value: Any) -> Any:
     """A copy with arrays in place of tensors, which a checkpoint gives back for them."""
     if isinstance(value, dict):
         return {k: arrays(v) for k, v in value.items()}
     if isinstance(value, list):
         return [arrays(v) for v in value]
-    return np.array(value.numpy() if isinstance(value, Tensor) else value) if hasattr(value, "dtype") else value
+    if not hasattr(value, "dtype"):
+        return value
+    return np.array(value.numpy() if hasattr(value, "numpy") else value)
 
 
 def _inner_state(base: Any) -> dict[str, Any] | None:
@@ -178,8 +199,15 @@ def _plain_attributes(layer: Any) -> dict[str, Any]:
 
 
 def _remembered(wrapper: gym.Env) -> dict[str, Any]:
+    return {k: _pack(v) for k, v in _own(wrapper).items()}
+
+
+def _own(wrapper: gym.Env) -> dict[str, Any]:
+    """The attributes of a wrapper that may tell one moment from another."""
+    if isinstance(wrapper, PassiveEnvChecker):  # looks at the first steps after it was made, and changes nothing
+        return {}
     own = {k: v for k, v in vars(wrapper).items() if k not in _STATELESS}
-    return {k: _pack(v) for k, v in own.items() if not callable(v) and not isinstance(v, gym.Space)}
+    return {k: v for k, v in own.items() if not callable(v) and not isinstance(v, gym.Space)}
 
 
 def _pack(value: Any) -> Any:

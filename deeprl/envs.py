@@ -2,7 +2,8 @@
 
 Continuous actions are in [-1, 1], discrete ones count from 0; `spaces.to_env_action` puts them in the environment's
 terms. Environments reset in the step that ends an episode (`SAME_STEP`), and `Transition.next_obs` is still the true
-final observation. Environment e of the agent with seed s is seeded from (s, e) alone.
+final observation. Environment e of the agent with seed s is seeded from (s, e) alone. How exactly a resumed run goes on
+in them: `env_replay`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from deeprl import env_state, rng
+from deeprl import env_replay, env_state, rng
+from deeprl.env_replay import Restorable
+from deeprl.env_workers import async_vector
 from deeprl.errors import DeeprlError
 from deeprl.make_env import EnvFactory, MakeEnv
 from deeprl.spaces import env_spec, to_env_action
@@ -44,17 +47,23 @@ class PopulationEnvs:
     episode. Running returns and lengths are kept per environment; `pop_episodes` hands out the episodes finished since
     its last call, in order. Where an environment reports a `game_over` in its info, episodes are whole games with the
     returns that it reports (see `atari.py`), however often a lost life has ended an episode for the learner.
+    `restorable` tells whether and how `load_state_dict` will restore them: "captured", "replayed" or "no".
     """
 
     def __init__(self, make: MakeEnv, seeds: Sequence[int], envs_per_agent: int = 1, backend: EnvBackend = "sync"):
         self.agents, self.width = len(seeds), envs_per_agent
-        self._seeds = [s for seed in seeds for s in env_seeds(seed, "env", self.width)]
-        self.vector, self.spec = _vector(make, self._seeds, backend)
+        self._seeds, self._steps = list(seeds), 0
+        starts = self._starts()
+        self.vector, self.spec, self.restorable = _vector(make, starts, backend)
         self._returns = np.zeros((self.agents, self.width))
         self._lengths = np.zeros((self.agents, self.width), np.int64)
         self._episodes: list[Episode] = []
-        self.obs = self._shaped(self.vector.reset(seed=self._seeds)[0])
+        self.obs = self._shaped(self.vector.reset(seed=starts)[0])
         self.is_first = np.ones((self.agents, self.width), bool)
+
+    def _starts(self) -> list[int]:
+        """Reset seeds of all environments; those after some steps are others than at the start."""
+        return [s for seed in self._seeds for s in env_seeds(seed, "env", self.width, self._steps)]
 
     def _shaped(self, obs: np.ndarray) -> np.ndarray:
         return obs.reshape(self.agents, self.width, *self.spec.obs_shape).astype(self.spec.obs_dtype)
@@ -79,6 +88,7 @@ class PopulationEnvs:
         return Transition(before, action, reward.astype(np.float32), terminated, truncated, next_obs)
 
     def _record(self, reward: np.ndarray, ended: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> None:
+        self._steps += 1
         self._returns += reward
         self._lengths += 1
         if not ended.any():
@@ -97,9 +107,9 @@ class PopulationEnvs:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `None` in place of an environment that cannot be captured."""
-        states = [env_state.capture(env) for env in getattr(self.vector, "envs", [])]
         return {
-            "envs": states,
+            "envs": [] if self.restorable == "no" else list(self.vector.call("capture")),
+            "steps": self._steps,
             "obs": self.obs.copy(),
             "is_first": self.is_first.copy(),
             "returns": self._returns.copy(),
@@ -113,38 +123,38 @@ class PopulationEnvs:
         self.obs, self.is_first = np.array(saved["obs"], self.spec.obs_dtype), np.array(saved["is_first"], bool)
         self._returns, self._lengths = np.array(saved["returns"]), np.array(saved["lengths"])
         self._episodes = [Episode(*e) for e in saved["episodes"]]
-        states = saved["envs"] or [None] * (self.agents * self.width)
-        # Another seed than at the start: an environment that cannot be restored must not repeat its first episodes.
-        again = [s ^ (int(n) + 1) for s, n in zip(self._seeds, self._lengths.flat, strict=True)]
-        fresh = self._shaped(self.vector.reset(seed=again)[0])
-        for i, state in enumerate(states):
-            m, e = divmod(i, self.width)
-            if state is not None:
-                env_state.restore(self.vector.envs[i], state)
-            else:
-                self.obs[m, e], self.is_first[m, e] = fresh[m, e], True
+        self._steps = saved.get("steps", 1)  # absent in the first version; any number but 0 gives new seeds
+        # Seeds of this moment: an episode that starts anew must not repeat the first ones of the run.
+        again = self._starts()
+        if self.restorable == "no":
+            first = list(self.vector.reset(seed=again)[0])
+        else:
+            states = saved["envs"] or [None] * len(again)
+            self.vector.set_attr("to_restore", list(zip(states, again, strict=True)))
+            first = self.vector.call("restore")
+        for (m, e), obs in zip(np.ndindex(self.agents, self.width), first, strict=True):
+            if obs is not None:
+                self.obs[m, e], self.is_first[m, e] = obs, True
                 self._returns[m, e], self._lengths[m, e] = 0.0, 0
-        return sum(state is None for state in states)
+        return sum(obs is not None for obs in first)
 
     def close(self) -> None:
         self.vector.close()
 
 
-def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[Any, EnvSpec]:
-    """A Gymnasium vector environment (SAME_STEP) of one environment per seed, and what one of them is like."""
-    fns = [make] * len(seeds)
+def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[Any, EnvSpec, Restorable]:
+    """A Gymnasium vector environment (SAME_STEP) of one environment per seed, what one is like, how it is restored."""
     if backend == "envpool":
         from deeprl.pool import EnvPoolVector  # an extra
 
         if not isinstance(make, EnvFactory):
             raise DeeprlError("env_backend: envpool makes its environments by name; use sync or async for your own")
         pool = EnvPoolVector(make, seeds)
-        return pool, pool.env_spec
-    if backend == "sync":
-        vector = SyncVectorEnv(fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        return vector, env_spec(vector.envs[0])
+        return pool, pool.env_spec, "no"
     probe = make()
-    spec = env_spec(probe)
+    spec, kind = env_spec(probe), env_replay.how_restorable(probe)
     probe.close()
-    # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
-    return AsyncVectorEnv(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP), spec
+    layered = env_replay.Layered(make, kind)
+    if backend == "async":
+        return async_vector(layered, len(seeds)), spec, kind
+    return SyncVectorEnv([layered] * len(seeds), copy=False, autoreset_mode=AutoresetMode.SAME_STEP), spec, kind

@@ -44,6 +44,7 @@ def make_env(
     try:
         made = make_atari(env, kwargs) if namespace == "ALE" else gym.make(env, **kwargs)
         made = SeededStart(made) if namespace == "MinAtar" else made
+        made = FreshWorld(made) if type(made.unwrapped).__module__.endswith("box2d.bipedal_walker") else made
     except gym.error.DependencyNotInstalled as error:
         raise DeeprlError(f"{env}: {_one_line(error)}{_install_hint(str(error))}") from error
     except (gym.error.UnregisteredEnv, gym.error.Error) as error:
@@ -86,6 +87,19 @@ class SeededStart(gym.Wrapper):
         if seed is not None:
             base: Any = self.unwrapped
             base.game.last_action = 0
+        return self.env.reset(seed=seed, options=options)
+
+
+class FreshWorld(gym.Wrapper):
+    """Lets an episode of BipedalWalker depend on its seed and actions alone.
+
+    Box2D's world goes on through its resets and remembers the bodies of earlier episodes in how it solves contacts.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        base: Any = self.unwrapped
+        base._destroy()
+        base.world = type(base.world)()
         return self.env.reset(seed=seed, options=options)
 
 

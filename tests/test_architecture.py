@@ -22,6 +22,8 @@ FLOORS: list[set[str]] = [
         "make_env",
         "spaces",
         "env_state",
+        "env_replay",
+        "env_workers",
         "envs",
         "evaluate",
         "logger",

@@ -102,6 +102,44 @@ def test_restored_classic_control_state_is_an_array(tmp_path):
     assert type(env.unwrapped.state) is kind
 
 
+def test_state_after_the_first_step_restores_into_an_env_that_is_further(tmp_path):
+    """Gymnasium's checker compares the first steps that it sees; that is nothing to restore."""
+    env, other = (gym.make("Pendulum-v1", max_episode_steps=20) for _ in range(2))
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(50)]
+    env.reset(seed=3)
+    roll(env, actions[:1])
+    state = through_disk(env_state.capture(env), tmp_path)
+    other.reset(seed=99)
+    roll(other, actions[:5])
+    env_state.restore(other, state)
+    assert_same(roll(env, actions)[0], roll(other, actions)[0])
+
+
+class LateMemory(gym.Wrapper):
+    """From its third step on it remembers that, and answers otherwise."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            self.late = True
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward + hasattr(self, "late"), terminated, truncated, info
+
+
+def test_what_a_wrapper_did_not_remember_yet_is_forgotten(tmp_path):
+    env, other = (LateMemory(gym.make("Pendulum-v1")) for _ in range(2))
+    env.reset(seed=3)
+    state = through_disk(env_state.capture(env), tmp_path)
+    other.reset(seed=99)
+    action = np.zeros(1, np.float32)
+    roll(other, [action] * 5)
+    env_state.restore(other, state)
+    assert_same(roll(env, [action] * 9)[0], roll(other, [action] * 9)[0])
+
+
 class Walk(gym.Env):
     """A random walk that takes part by its own state_dict: an array, a number, a list."""
 

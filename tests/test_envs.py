@@ -178,7 +178,7 @@ def test_obs_is_float32_whatever_the_env_gives():
 def test_actions_are_rescaled_to_asymmetric_bounds(action, expected):
     envs = PopulationEnvs(Count, [0])
     envs.step(np.array(action, np.float32).reshape(1, 1, 2))
-    sent = envs.vector.envs[0].last_action
+    sent = envs.vector.envs[0].unwrapped.last_action
     assert sent.dtype == np.float32
     assert sent.tolist() == expected
     spec = EnvSpec((1,), 2, (-1.0, 0.0), (3.0, 10.0))
@@ -243,10 +243,6 @@ def test_async_equals_sync():
     try:
         found, episodes = play(envs, moves)
         spec = envs.spec
-        state = envs.state_dict()
-        assert state["envs"] == []
-        assert envs.load_state_dict(state) == 2  # all episodes start anew
-        assert envs.is_first.all()
     finally:
         envs.close()
     sync = PopulationEnvs(PENDULUM, [5, 9], 1)
@@ -278,16 +274,15 @@ def test_saved_state_goes_on_bit_for_bit(make, tmp_path):
         assert np.array_equal(after, after1)
 
 
-def test_unknown_env_starts_anew_after_a_restore():
+def test_unknown_env_goes_on_after_a_restore():
     envs = PopulationEnvs(Count, [0, 1])
     for _ in range(2):
         envs.step(np.zeros((2, 1, 2), np.float32))
     other = PopulationEnvs(Count, [0, 1])
-    assert other.load_state_dict(envs.state_dict()) == 2
-    assert other.is_first.all()
-    assert (other.obs == 0).all()
-    for _ in range(3):
-        other.step(np.zeros((2, 1, 2), np.float32))
+    assert other.load_state_dict(envs.state_dict()) == 0
+    assert not other.is_first.any()
+    assert (other.obs == 2).all()
+    other.step(np.zeros((2, 1, 2), np.float32))
     assert other.pop_episodes() == [Episode(0, 0, 6.0, 3), Episode(1, 0, 6.0, 3)]
 
 

@@ -1,0 +1,62 @@
+"""Environments in processes of their own: what reaches these processes, and how they end.
+
+Ctrl-C in a terminal goes to a whole process group, and schedulers send SIGTERM to every process of a job. Workers heed
+neither, so that their parent can finish its step with them and save. They end when their parent closes them or ends in
+whatever way: then their pipes are closed, which they notice once they have finished their step.
+
+Programs that an environment starts are not concerned: they get the signals as usual.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+
+import gymnasium as gym
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from deeprl.make_env import MakeEnv
+
+_UNHEEDED = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Unheeding:
+    """Makes an environment, in a process that heeds no signals from then on unless it is `parent`; picklable."""
+
+    make: MakeEnv
+    parent: int
+
+    def __call__(self) -> gym.Env:
+        if os.getpid() != self.parent:  # Gymnasium makes one there too, for its spaces
+            for number in _UNHEEDED:
+                # Not SIG_IGN, which programs that the environment starts would inherit.
+                signal.signal(number, lambda *_: None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _UNHEEDED)
+        return self.make()
+
+
+def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
+    """`n` environments in a process each, which reset in the step that ends an episode."""
+    fns = [Unheeding(make, os.getpid())] * n
+    resource_tracker.ensure_running()  # started below, it would let the signals through again
+    # New processes inherit that signals wait, and so do not die of one before their first line; here they wait as well.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
+    try:
+        # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
+        vector = AsyncVectorEnv(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    Finalize(vector, _kill, (vector.processes,), exitpriority=20)
+    return vector
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    """At the exit of a process that has not closed them, where multiprocessing would send SIGTERM and wait."""
+    for process in processes:
+        process.kill()
