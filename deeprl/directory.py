@@ -15,6 +15,7 @@ from deeprl.population import Execution, resolve_device
 from deeprl.spec import EnvSpec
 
 FORMAT = 1
+COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 
 
 def stored_execution(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> Execution | None:

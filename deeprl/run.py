@@ -17,7 +17,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from deeprl import checkpoint, rng
+from deeprl import checkpoint, health, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import stored_execution, write_about, write_json
 from deeprl.envs import Episode, PopulationEnvs
@@ -33,6 +33,9 @@ Callback = Callable[["Run"], bool | None]
 
 class Run:
     """A run in progress. step: environment steps of each agent so far; updates: updates of each agent so far.
+
+    A run whose agents have all diverged ends at the next log row, after an evaluation: nothing would change any more.
+    It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     net: the function of own networks, to note in `config.json` that they are needed again.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
@@ -54,12 +57,12 @@ class Run:
         self.execution = stored or resolve_execution(config, updates)
         self.execution.apply()
         self.streams = rng.Streams(config.seeds, self.execution.device)
-        self.finished = False
+        self.finished = self.diverged = False
         self._episodes: list[Episode] = []
         self._previous_step = self._resumed_at = 0
         self._metrics_before: Mapping[str, Tensor] = {}
         self._attached: dict[str, Any] = {}
-        self._frozen: list[dict[str, int]] = []
+        self._frozen: list[health.Record] = []
         self._wall_before = self._learning_s = 0.0
         self._started = self._saved_at = time.monotonic()
         self._learning_since: float | None = None
@@ -112,7 +115,7 @@ class Run:
         self._resumed_at, self._metrics_before = step, own.get("metrics", {})
         self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
         self._episodes = [Episode(*e) for e in own["episodes"]]
-        self._evaluated, self._frozen = own["evaluated"], own["frozen"]
+        self._evaluated, self._frozen, self.diverged = own["evaluated"], own["frozen"], own["diverged"]
         for name, part in self._attached.items():
             if name in content:
                 anew = part.load_state_dict(content[name])
@@ -126,7 +129,7 @@ class Run:
         stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
         hours = (time.monotonic() - self._started) / 3600
         out_of_time = 0 < self.config.max_hours <= hours and self.step > self._resumed_at
-        return self.step < self.config.steps and not stopped and not out_of_time
+        return self.step < self.config.steps and not (stopped or out_of_time or self.diverged)
 
     def advance(self, episodes: list[Episode]) -> None:
         """Count one step of all environments."""
@@ -134,6 +137,10 @@ class Run:
         self.step += self.config.envs_per_agent
         self._episodes += episodes
         self._progress.update(min(self.step, self.config.steps))
+        faults = self._attached["envs"].pop_faults()
+        if faults.keys() - {f["member"] for f in self._frozen}:
+            health.freeze(self._attached["agents"].tree, faults)
+            self._report_frozen()
 
     def updates_due(self, per_step: float, after: int, every: int = 1) -> range:
         """The numbers of the updates to do now: `per_step` for each environment step beyond `after`.
@@ -165,6 +172,10 @@ class Run:
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not self.due(self.config.log_every):
             return
+        self._report_frozen()
+        self.diverged = len(self._frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
+        if self.diverged:
+            self._progress.say(f"all agents of {self.directory} are frozen: the run ends at step {self.step:,}")
         if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
             self._episodes = []
             return
@@ -181,11 +192,10 @@ class Run:
                 self._tensorboard.write(self.step, i, {k: v for k, v in train.items() if not math.isnan(v)})
         self._metrics.write(rows)
         self._episodes = []
-        self._report_frozen()
 
     def evaluate(self, policy: PopulationPolicy) -> None:
         """Evaluate all agents, if it is time to or the run is at its end."""
-        due = self.due(self.config.eval_every) or self.step >= self.config.steps
+        due = self.due(self.config.eval_every) or self.step >= self.config.steps or self.diverged
         if not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
             return
         episodes = self._evaluator(policy, self.step)
@@ -214,11 +224,12 @@ class Run:
 
     def save(self, only: tuple[str, ...] | None = None) -> None:
         """Write a checkpoint now. only: the parts to keep (all by default)."""
+        self._report_frozen()
         parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
         own = {
             "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
             "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
-            "metrics": self._metrics_before,
+            "metrics": self._metrics_before, "diverged": self.diverged,
         }  # fmt: skip
         keep = self.config.keep_checkpoints if only is None else 1
         checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
@@ -229,8 +240,8 @@ class Run:
         self._report_frozen()
         self.finished = self.step >= self.config.steps
         if self.step > self._resumed_at or self.step == 0:
-            self.save(only=("agents",) if self.finished else None)
-        self._write_status("finished" if self.finished else "stopped")
+            self.save(only=("agents",) if self.finished or self.diverged else None)
+        self._write_status("finished" if self.finished else "diverged" if self.diverged else "stopped")
 
     # --- status ---
 
@@ -246,21 +257,18 @@ class Run:
         return self._learning_s + (time.monotonic() - since if since is not None else 0.0)
 
     @property
-    def frozen(self) -> list[dict[str, int]]:
-        """Agents that diverged: member, seed, the update that failed, the step at which it was noticed."""
+    def frozen(self) -> list[health.Record]:
+        """Agents that diverged: member, seed, the first update not taken, the step at which it was noticed, cause."""
         return self._frozen
 
     def _report_frozen(self) -> None:
-        frozen_at = self._attached["agents"].tree.frozen_at.tolist()
+        agents = self._attached["agents"].tree
+        health.look(agents)
         known = {f["member"] for f in self._frozen}
-        for i, update in enumerate(frozen_at):
-            if update >= 0 and i not in known:
-                seed = self.config.seeds[i]
-                self._frozen.append({"member": i, "seed": seed, "update": update, "step": self.step})
-                self._progress.say(
-                    f"{self.algorithm} {self.config.env}: seed {seed} (member {i}) diverged: a loss was not finite at"
-                    f" update {update}; it is frozen, the others go on"
-                )
+        for record in health.records(agents, self.config.seeds, self.step):
+            if record["member"] not in known:
+                self._frozen.append(record)
+                self._progress.say(f"{self.algorithm} {self.config.env}: {health.sentence(record)}")
 
     def _write_status(self, state: str) -> None:
         rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0

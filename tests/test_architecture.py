@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "progress",
         "provenance",
         "directory",
+        "health",
         "run",
         "custom",
     },  # the world
