@@ -36,9 +36,9 @@ def look(agents: Agents) -> None:
     Also of those that a metric or an action froze, which only followed from it.
     """
     leaves = {name: leaf for name, leaf in flatten(agents.state).items() if leaf.is_floating_point()}
-    finite = torch.stack([leaf.isfinite().reshape(len(leaf), -1).all(1) for leaf in leaves.values()])
-    if finite.all():
+    if torch.stack([leaf.sum() for leaf in leaves.values()]).isfinite().all():  # much faster than what follows
         return
+    finite = torch.stack([leaf.isfinite().reshape(len(leaf), -1).all(1) for leaf in leaves.values()])
     names = list(leaves)
     data = {cause_code(cause) for cause in _DATA}
     for member in (~finite.all(0)).nonzero().flatten().tolist():
