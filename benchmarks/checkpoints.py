@@ -3,9 +3,9 @@
     python benchmarks/checkpoints.py [--agents 8] [--transitions 1_000_000] [--rounds 3] [--csv FILE.csv]
 
 The buffer has the shape of HalfCheetah-v5 (17 observations, 6 actions, float32) and random content. `whole`: the first
-checkpoint, or the one that Ctrl-C writes in a run without any. `new rows`: every later one, after `--minutes` of training
-at `--steps-per-s` steps of each agent per second (DQN, SAC and TD3 add a row per step). `resume`: the checkpoint is read,
-its digests checked, its rows put back. `share` is seconds over the minutes between two checkpoints (the run stands still
+checkpoint, or the one that Ctrl-C writes in a run without any. `new rows`: every later one, after `--minutes` of
+training at `--steps-per-s` steps of each agent per second, a row for each. `resume`: the checkpoint is read, its
+digests checked, its rows put back. `share` is seconds over the minutes between two checkpoints (the run stands still
 while one is written). Median of the rounds; the disk is the one that holds `--directory`.
 """
 
@@ -40,7 +40,7 @@ class Options:
     minutes: float = 10.0
     """Between two checkpoints; the default of `--checkpoint-minutes`."""
     steps_per_s: float = 54.0
-    """SAC, population of 8, bf16 products, two cores: 432 agent updates per second (benchmarks/results/speed_bf16.csv)."""
+    """SAC, population of 8, bf16 products, two cores: 432 agent updates per second (results/speed_bf16.csv)."""
     rounds: int = 3
     directory: str = ""
     """Where to write; a temporary directory by default."""
@@ -68,6 +68,12 @@ def timed(function: Any, *args: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
+def restore(directory: Path, replay: Replay) -> None:
+    found = checkpoint.load(directory)
+    assert found is not None
+    replay.load_state_dict(found[1]["replay"])
+
+
 def measure(options: Options, directory: Path) -> dict[str, tuple[list[float], int, int]]:
     """Seconds of every round, bytes written and new rows of each agent, by case."""
     new = round(options.minutes * 60 * options.steps_per_s)
@@ -86,7 +92,7 @@ def measure(options: Options, directory: Path) -> dict[str, tuple[list[float], i
         seconds["new rows"].append(took)
         sizes["new rows"] = sum(p.stat().st_size for p in path.iterdir() if p.stat().st_nlink == 1)
         other = Replay(options.agents, options.transitions, SPEC)
-        took, _ = timed(lambda f, r: r.load_state_dict(checkpoint.load(f)[1]["replay"]), folder, other)
+        took, _ = timed(restore, folder, other)
         seconds["resume"].append(took)
         if not all(torch.equal(a, b) for a, b in zip(replay.data, other.data, strict=True)):
             raise SystemExit("the buffer that came back is another one")

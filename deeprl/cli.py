@@ -16,11 +16,18 @@ _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
   deeprl sweep benchmarks/sweeps/demo.toml
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
+
+exit status:
+  0 fine; 2 bad input; 3 done, but agents diverged; 130 and 143 ended by Ctrl-C and SIGTERM
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 2 with one line on stderr for bad input, 130 for Ctrl-C."""
+    """Run one command. Returns the exit status.
+
+    0: fine. 2: bad input, with one line on stderr. 3: `train`, `resume` or `sweep` is through, or was stopped, and
+    agents diverged. 130, 143: ended by Ctrl-C or SIGTERM.
+    """
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
@@ -94,9 +101,18 @@ def _train(words: list[str]) -> int:
 
 
 def _trained(run: Any) -> int:
-    state = "finished" if run.finished else "stopped"
+    state = "finished" if run.finished else "all diverged" if run.diverged else "stopped"
     print(f"{state} at step {run.step:,} after {run.wall_s:,.0f} s; records in {run.directory}")
-    return 0
+    return _diverged(run.directory, run.frozen, len(run.config.seeds))
+
+
+def _diverged(run_dir: Path, frozen: list[dict[str, Any]], agents: int) -> int:
+    """Name the agents of a run that diverged. Returns the exit status: 3 if there are any, else 0."""
+    if not frozen:
+        return 0
+    who = ", ".join(f"seed {f['seed']} (member {f['member']}, step {f['step']}: {f['cause']})" for f in frozen)
+    print(f"{len(frozen)} of {agents} agents of {run_dir} diverged: {who}")
+    return 3
 
 
 def _no_algorithm(options: argparse.Namespace) -> int:
@@ -131,10 +147,11 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from deeprl.sweep import run_sweep
+    from deeprl.sweep import read_sweep, run_sweep
 
     print(f"report: {run_sweep(options.file)}")
-    return 0
+    _, plan = read_sweep(options.file)
+    return max(_diverged(p.directory, p.frozen(), len(p.config.seeds)) for p in plan)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
 EXECUTION = ("device", "backend", "compile", "precision", "threads")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
+COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 
 
 def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> dict[str, Any] | None:

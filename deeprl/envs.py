@@ -45,9 +45,10 @@ class PopulationEnvs:
 
     `obs` [S, N, *O] of `spec.obs_dtype` is what the agents see now; `is_first` [S, N] tells which of them begin an
     episode. Running returns and lengths are kept per environment; `pop_episodes` hands out the episodes finished since
-    its last call, in order. Where an environment reports a `game_over` in its info, episodes are whole games with the
-    returns that it reports (see `atari.py`), however often a lost life has ended an episode for the learner.
-    `restorable` tells whether and how `load_state_dict` will restore them: "captured", "replayed" or "no".
+    its last call, in order; `pop_faults` tells which agents met numbers that are not finite. Where an environment
+    reports a `game_over` in its info, episodes are whole games with the returns that it reports (see `atari.py`),
+    however often a lost life has ended an episode for the learner. `restorable` tells whether and how
+    `load_state_dict` will restore them: "captured", "replayed" or "no".
     """
 
     def __init__(self, make: MakeEnv, seeds: Sequence[int], envs_per_agent: int = 1, backend: EnvBackend = "sync"):
@@ -58,6 +59,7 @@ class PopulationEnvs:
         self._returns = np.zeros((self.agents, self.width))
         self._lengths = np.zeros((self.agents, self.width), np.int64)
         self._episodes: list[Episode] = []
+        self._faults: dict[int, str] = {}
         self.obs = self._shaped(self.vector.reset(seed=starts)[0])
         self.is_first = np.ones((self.agents, self.width), bool)
 
@@ -85,7 +87,18 @@ class PopulationEnvs:
                 next_obs[m, e] = final[m, e]
         self.is_first = ended
         self._record(reward, ended, truncated, info)
-        return Transition(before, action, reward.astype(np.float32), terminated, truncated, next_obs)
+        transition = Transition(before, action, reward.astype(np.float32), terminated, truncated, next_obs)
+        self._check(transition)
+        return transition
+
+    def _check(self, transition: Transition) -> None:
+        """Note the agents whose part of a step is not finite; what an agent cannot help comes before its actions."""
+        kinds = {"obs": "observation", "action": "action", "next_obs": "observation", "reward": "reward"}
+        for field, kind in kinds.items():
+            values = getattr(transition, field)
+            if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+                for m in np.flatnonzero(~finite.reshape(self.agents, -1).all(1)):
+                    self._faults.setdefault(int(m), kind)
 
     def _record(self, reward: np.ndarray, ended: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> None:
         self._steps += 1
@@ -104,6 +117,11 @@ class PopulationEnvs:
         """Episodes finished since the last call."""
         episodes, self._episodes = self._episodes, []
         return episodes
+
+    def pop_faults(self) -> dict[int, str]:
+        """Members that saw, did or earned what is not finite since the last call: observation, action or reward."""
+        faults, self._faults = self._faults, {}
+        return faults
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on; `None` in place of an environment that cannot be captured."""

@@ -33,6 +33,16 @@ class Interrupts:
         line = f"\n{name}: finishing this step and writing a checkpoint; once more stops at once\n"
         os.write(2, line.encode())  # print() may be in the middle of a line of its own
 
+    def leave(self, state: str, again: str) -> None:
+        """If a signal has come, say where the run stands and end the program as the signal would have."""
+        if self.signum is None:
+            return
+        line = f"{state}; to go on from the newest checkpoint: {again}"
+        print(line, flush=True)
+        if self.signum == signal.SIGINT:
+            raise KeyboardInterrupt(line)
+        raise SystemExit(128 + self.signum)
+
     def _restore(self) -> None:
         for signum, before in self._before.items():
             signal.signal(signum, before)

@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -36,10 +37,31 @@ Precision = Literal["strict", "fast", "bf16"]
 
 
 class Agents(NamedTuple):
-    """A population in training. frozen_at: -1 for a healthy agent, else the number of the update that diverged."""
+    """A population in training.
+
+    frozen_at: -1 for a healthy agent, else the number of the first update that it did not take. cause: -1 for a healthy
+    agent, else what was not finite (`cause_code`).
+    """
 
     state: Any
     frozen_at: Int[Tensor, " S"]
+    cause: Int[Tensor, " S"]
+
+
+_CAUSES: dict[int, str] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def cause_code(name: str) -> int:
+    """The number that stands for a cause in `Agents.cause`, a checksum of its name: the same in every session."""
+    code = zlib.crc32(name.encode())
+    _CAUSES[code] = name
+    return code
+
+
+def cause_name(code: int) -> str:
+    """The name behind a number of `cause_code`, of those that this process has asked for."""
+    return _CAUSES.get(code, "a metric")
 
 
 def stack(states: Sequence[T]) -> T:
@@ -55,7 +77,8 @@ def member(state: T, index: int) -> T:
 def new_agents(states: Sequence[Any], device: torch.device | str = "cpu") -> Agents:
     """A healthy population from the states of its members."""
     state = tree_map(lambda leaf: leaf.to(device), stack(states))
-    return Agents(state, torch.full((len(states),), -1, dtype=torch.int64, device=device))
+    healthy = torch.full((2, len(states)), -1, dtype=torch.int64, device=device)
+    return Agents(state, *healthy.clone().unbind())
 
 
 @dataclass(frozen=True)
@@ -115,22 +138,28 @@ def over_agents(
     return torch.no_grad()(lifted)
 
 
-def freezing(update: Callable[..., tuple[Any, Metrics, Any]]) -> Callable[..., tuple[Agents, Metrics, Any]]:
+def freezing(
+    update: Callable[..., tuple[Any, Metrics, Any]], cause: str = ""
+) -> Callable[..., tuple[Agents, Metrics, Any]]:
     """An update of one agent that stops changing it for good once one of its metrics is not finite.
 
-    The agent keeps the state before that update; `frozen_at` gets its number (`state.step`). Metrics should hold the
-    gradients' norms beside the losses: the square overflows before an optimizer's moments do. Looking at all of
-    the new state instead would cost 15 % of the speed of SAC.
+    The agent keeps the state before that update; `frozen_at` gets its number (`state.step`), `cause` the first metric
+    that was not finite, or the name given here. Metrics should hold the gradients' norms beside the losses: the square
+    overflows before an optimizer's moments do. Looking at all of the new state instead would cost 15 % of the speed
+    of SAC; `health.look` does so now and then.
     """
 
     def guarded(agents: Agents, *args: Any) -> tuple[Agents, Metrics, Any]:
-        old, frozen_at = agents
+        old, frozen_at, known = agents
         new, metrics, aux = update(old, *args)
-        finite = torch.stack([m.isfinite().all() for m in metrics.values()]).all()
-        healthy = frozen_at < 0
+        found = torch.full_like(known, -1)
+        for name, value in list(metrics.items())[::-1]:
+            found = torch.where(value.isfinite().all(), found, cause_code(cause or name))
+        finite, healthy = found < 0, frozen_at < 0
         learned = healthy & finite
         state = tree_map(lambda n, o: o if n is o else torch.where(learned, n, o), new, old)
-        return Agents(state, torch.where(healthy & ~finite, old.step, frozen_at)), metrics, aux
+        frozen_at = torch.where(healthy & ~finite, old.step, frozen_at)
+        return Agents(state, frozen_at, torch.where(healthy, found, known)), metrics, aux
 
     return guarded
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from deeprl.config import NOT_IDENTITY
+from deeprl.directory import COMPLETE
 from deeprl.errors import DeeprlError
 
 COLUMNS = (
@@ -50,7 +51,7 @@ class Agent:
     """One member of a run. `settings` is the JSON text of the fields in which members differ, `{}` if in none.
 
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
-    (member, seed, update, step) if the agent diverged.
+    (member, seed, update, step, cause) if the agent diverged.
     """
 
     member: int
@@ -81,8 +82,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training ended by itself."""
-        return bool(self.status.get("state") == "finished")
+        """Whether training ended by itself: at its last step, or because all agents had diverged."""
+        return self.status.get("state") in COMPLETE
 
     def number(self, key: str) -> float:
         """A number of `status.json`; NaN if it is not there yet."""
@@ -236,7 +237,7 @@ def _read_run(path: Path, name: str) -> Run:
         raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
     # A run that was killed before its first status has none: unfinished.
     status = _read_json(path / "status.json") if (path / "status.json").exists() else dict[str, Any]()
-    finished = status.get("state") == "finished"
+    finished = status.get("state") in COMPLETE
     if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
         raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
     try:

@@ -40,7 +40,8 @@ METHOD = (
     "that interval is too narrow: go by the t interval (Colas et al. 2018).",
     "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
     "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent.",
-    "Agents that diverged (a non-finite loss) are frozen: their values are shown and stay in every statistic.",
+    "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
+    "are shown and stay in every statistic. A run whose agents have all diverged ends there.",
     "Wall time is that of the whole run, shared by the agents trained together in it; for a cell spread over several "
     "runs it is their sum. Speed counts the updates of all agents of a run per second of the whole loop from the first "
     "update on; for several runs, the mean.",
@@ -140,12 +141,15 @@ def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
         if not run.finished:
             at, total = run.status.get("step", 0), run.info["config"].get("steps", "?")
             notes.append(f"Unfinished: {where} is at step {at} of {total} (state: {run.status.get('state', 'none')}).")
+        elif run.status.get("state") == "diverged":
+            notes.append(f"All agents of {where} diverged: it ended at step {run.status.get('step', '?')}.")
         for agent in run.agents:
             if not agent.evaluations:
                 notes.append(f"No evaluation yet: seed {agent.seed} of {where}; it is in no statistic.")
             if agent.frozen is not None:
-                when = f"step {agent.frozen.get('step', '?')}, update {agent.frozen.get('update', '?')}"
-                notes.append(f"Diverged: seed {agent.seed} (member {agent.member}) of {where} was frozen at {when}.")
+                step, update, cause = (agent.frozen.get(key, "?") for key in ("step", "update", "cause"))
+                who = f"seed {agent.seed} (member {agent.member}) of {where}"
+                notes.append(f"Diverged: {who} was frozen at step {step}, update {update}: {cause} was not finite.")
     for cell, pairs in cells.items():
         notes += [f"{cell.env}, {cell.name}: {text}." for text in _cell_notes(pairs)]
     return notes
@@ -262,7 +266,10 @@ def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:
 def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:
     for cell, pairs in cells.items():
         for run, agent in pairs:
-            remark = f"diverged, frozen at step {agent.frozen.get('step', '?')}" if agent.frozen is not None else ""
+            remark = ""
+            if agent.frozen is not None:
+                step, cause = (agent.frozen.get(key, "?") for key in ("step", "cause"))
+                remark = f"diverged, frozen at step {step}: {cause}"
             final = agent.final
             yield cell.env, cell.name, str(agent.seed), final.step, final.mean, len(final.returns), remark, run.name
 

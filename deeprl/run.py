@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from deeprl import checkpoint, rng
+from deeprl import checkpoint, health, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
@@ -38,6 +37,9 @@ Callback = Callable[["Run"], bool | None]
 
 class Run:
     """A run in progress. step: environment steps of each agent so far; updates: updates of each agent so far.
+
+    A run whose agents have all diverged ends at the next log row, after an evaluation: nothing would change any more.
+    It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     net: the function of own networks, to note in `config.json` that they are needed again.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
@@ -59,18 +61,17 @@ class Run:
         self.execution = execution_of(self._stored, config, updates)
         self.execution.apply()
         self.streams = rng.Streams(config.seeds, self.execution.device)
-        self.finished = False
+        self.finished = self.diverged = False
         self._episodes: list[Episode] = []
         self._previous_step = self._resumed_at = 0
         self._metrics_before: Mapping[str, Tensor] = {}
         self._attached: dict[str, Any] = {}
-        self._frozen: list[dict[str, int]] = []
+        self.frozen: list[health.Record] = []
         self._wall_before = self._learning_s = 0.0
         self._started = self._saved_at = time.monotonic()
         self._learning_since: float | None = None
         self._compiled = False
         self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
-        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=not config.wrappers)
         self._evaluated = -1
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
@@ -80,7 +81,6 @@ class Run:
 
     def __enter__(self) -> Run:
         self._closing.enter_context(self._interrupts)
-        self._closing.callback(self._evaluator.close)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -90,19 +90,10 @@ class Run:
             elif self._opened:
                 with contextlib.suppress(DeeprlError):  # the error that ends the run says more
                     self._write_status("stopped" if kind is KeyboardInterrupt else "failed")
-        if self._interrupts.signum is not None and (kind is None or issubclass(kind, Exception)):
-            self._leave(self._interrupts.signum, error)
-
-    def _leave(self, signum: int, error: BaseException | None) -> None:
-        """End the program as the signal would have, after the checkpoint.
-
-        error: what ended the run all the same; a Ctrl-C also reaches a C++ compiler that is at work for it.
-        """
-        again = "the same call goes on" if self._custom_net else shlex.join(["deeprl", "resume", str(self.directory)])
-        state = "finished" if self.finished else "stopped" if error is None else f"stopped by {type(error).__name__}"
-        line = f"{state} at step {self.step:,}; to go on from the newest checkpoint: {again}"
-        print(line, flush=True)
-        raise (KeyboardInterrupt(line) if signum == signal.SIGINT else SystemExit(128 + signum)) from error
+        if kind is None or issubclass(kind, Exception):  # a Ctrl-C also reaches a compiler that is at work
+            state = "finished" if self.finished else "stopped" if error is None else f"failed ({first_line(error)})"
+            again = shlex.join(["deeprl", "resume", str(self.directory)])
+            self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
 
     def make_envs(self) -> PopulationEnvs:
         """The environments that the agents act in."""
@@ -110,6 +101,10 @@ class Run:
         config = self.config
         envs = PopulationEnvs(self._make_env, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
+        # One that remembers earlier episodes would be another after a resume.
+        keep = not config.wrappers and envs.restorable != "no"
+        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=keep)
+        self._closing.callback(self._evaluator.close)
         return envs
 
     def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
@@ -124,17 +119,17 @@ class Run:
             news = [lock.acquire()]
             self._closing.callback(lock.release)
             found = checkpoint.load(self.directory / "checkpoints")
-            if self._stored is None and (self.directory / "config.json").exists():
-                raise DeeprlError(
-                    f"{self.directory} has just been begun by another process; run the same command again"
-                )
-            if self._stored is None:
-                write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
-            else:
+            if self._stored is not None:
                 step = found[0] if found else 0
                 news.append(note_changes(self.directory, self._stored, self.config, self.execution, step))
+            elif (self.directory / "config.json").exists():
+                raise DeeprlError(f"{self.directory}: another process has just begun this run; try again")
+            else:
+                write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
         if found:
             news += self._resume(*found)
+        elif envs.restorable == "no":
+            news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
             marks = found[1]["run"]["logs"] if found else {}
             news += self._logs.begin(self.step if found else None, marks)
@@ -153,7 +148,9 @@ class Run:
             own = content["run"]
             self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
             self._episodes = [Episode(*e) for e in own["episodes"]]
-            self._metrics_before, self._evaluated, self._frozen = own["metrics"], own["evaluated"], own["frozen"]
+            self._metrics_before, self._evaluated = own["metrics"], own["evaluated"]
+            self.frozen, self.diverged = own["frozen"], own["diverged"]
+            health.know(own["causes"])
             restored = {k: part.load_state_dict(content[k]) for k, part in self._attached.items() if k in content}
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             where = f"the checkpoint of step {step:,} in {self.directory}"
@@ -169,7 +166,7 @@ class Run:
         stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
         hours = (time.monotonic() - self._started) / 3600
         out_of_time = 0 < self.config.max_hours <= hours and self.step > self._resumed_at
-        stopped = stopped or out_of_time or self._interrupts.signum is not None
+        stopped = stopped or out_of_time or self.diverged or self._interrupts.signum is not None
         return self.step < self.config.steps and not stopped
 
     def advance(self, episodes: list[Episode]) -> None:
@@ -178,6 +175,10 @@ class Run:
         self.step += self.config.envs_per_agent
         self._episodes += episodes
         self._progress.update(min(self.step, self.config.steps))
+        faults = self._attached["envs"].pop_faults()
+        if faults.keys() - {f["member"] for f in self.frozen}:
+            health.freeze(self._attached["agents"].tree, faults)
+            self._report_frozen()
 
     def updates_due(self, per_step: float, after: int, every: int = 1) -> range:
         """The numbers of the updates to do now: `per_step` for each environment step beyond `after`.
@@ -209,6 +210,10 @@ class Run:
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not self.due(self.config.log_every):
             return
+        self._report_frozen()
+        self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
+        if self.diverged:
+            self._progress.say(f"all agents of {self.directory} are frozen: the run ends at step {self.step:,}")
         if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
             self._episodes = []
             return
@@ -216,11 +221,10 @@ class Run:
             values = {name: value.tolist() for name, value in metrics.items()}
             self._logs.metrics(self.step, self.wall_s, values, self._episodes)
         self._episodes = []
-        self._report_frozen()
 
     def evaluate(self, policy: PopulationPolicy) -> None:
         """Evaluate all agents, if it is time to or the run is at its end."""
-        due = self.due(self.config.eval_every) or self.step >= self.config.steps
+        due = self.due(self.config.eval_every) or self.step >= self.config.steps or self.diverged
         if not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
             return
         episodes = self._evaluator(policy, self.step)
@@ -242,9 +246,10 @@ class Run:
         with writing(self.directory):
             parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
             own = {
-                "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self._frozen,
+                "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self.frozen,
                 "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
-                "metrics": self._metrics_before, "logs": self._logs.marks(),
+                "metrics": self._metrics_before, "diverged": self.diverged, "logs": self._logs.marks(),
+                "causes": health.causes(self._attached["agents"].tree),
             }  # fmt: skip
             keep = self.config.keep_checkpoints if only is None else 1
             checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
@@ -252,11 +257,14 @@ class Run:
         self._write_status("running")
 
     def _finish(self) -> None:
-        self._report_frozen()
         self.finished = self.step >= self.config.steps
+        done = self.finished or self.diverged
+        if done:
+            self._report_frozen()
         if self.step > self._resumed_at or self.step == 0:
-            self.save(only=("agents",) if self.finished else None)
-        self._write_status("finished" if self.finished else "stopped")
+            self.save(only=("agents",) if done else None)
+        self._report_frozen()  # after the checkpoint, to which a stop must make no difference
+        self._write_status("finished" if self.finished else "diverged" if self.diverged else "stopped")
 
     # --- status ---
 
@@ -271,26 +279,18 @@ class Run:
         since = self._learning_since
         return self._learning_s + (time.monotonic() - since if since is not None else 0.0)
 
-    @property
-    def frozen(self) -> list[dict[str, int]]:
-        """Agents that diverged: member, seed, the update that failed, the step at which it was noticed."""
-        return self._frozen
-
     def _report_frozen(self) -> None:
-        frozen_at = self._attached["agents"].tree.frozen_at.tolist()
-        known = {f["member"] for f in self._frozen}
-        for i, update in enumerate(frozen_at):
-            if update >= 0 and i not in known:
-                seed = self.config.seeds[i]
-                self._frozen.append({"member": i, "seed": seed, "update": update, "step": self.step})
-                self._progress.say(
-                    f"{self.algorithm} {self.config.env}: seed {seed} (member {i}) diverged: a loss was not finite at"
-                    f" update {update}; it is frozen, the others go on"
-                )
+        agents = self._attached["agents"].tree
+        health.look(agents)
+        known = {f["member"] for f in self.frozen}
+        for record in health.records(agents, self.config.seeds, self.step):
+            if record["member"] not in known:
+                self.frozen.append(record)
+                self._progress.say(f"{self.algorithm} {self.config.env}: {health.sentence(record)}")
 
     def _write_status(self, state: str) -> None:
         rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0
         status = {"state": state, "step": self.step, "wall_s": round(self.wall_s, 2),
-                  "updates_per_s": round(rate, 2), "frozen": self._frozen}  # fmt: skip
+                  "updates_per_s": round(rate, 2), "frozen": self.frozen}  # fmt: skip
         with writing(self.directory):
             write_json(self.directory / "status.json", status)

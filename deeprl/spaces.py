@@ -54,12 +54,14 @@ def require(algorithm: str, spec: EnvSpec, actions: Literal["continuous", "discr
 def to_env_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     """An agent's actions in the environment's own terms.
 
-    Continuous [..., A] in [-1, 1]: rescaled to the environment's units and clipped to its bounds, float32. Discrete
-    [...] in 0 .. n - 1: counted from the first action that the environment knows, int64.
+    Continuous [..., A] in [-1, 1]: rescaled to the environment's units and clipped to its bounds, float32. NaN, which
+    an agent that diverged may give, becomes 0: some simulators would never recover from it. Discrete [...] in
+    0 .. n - 1: counted from the first action that the environment knows, int64.
     """
     if spec.discrete:
         return action.astype(np.int64, copy=False) + spec.action_start
     low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
+    action = np.nan_to_num(action, nan=0.0, posinf=1.0, neginf=-1.0)
     return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high).astype(np.float32, copy=False)
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
-from deeprl.directory import stored_run
+from deeprl.directory import COMPLETE, stored_run
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import make_env
 from deeprl.population import resolve_device
@@ -72,7 +72,14 @@ class Planned:
         except (OSError, ValueError):
             return False
         same = about.get("config_hash") == config_hash(self.algorithm, self.config)
-        return same and status.get("state") == "finished"
+        return same and status.get("state") in COMPLETE
+
+    def frozen(self) -> list[dict[str, Any]]:
+        """The agents that diverged, as `status.json` names them."""
+        try:
+            return list(json.loads((self.directory / "status.json").read_text())["frozen"])
+        except (OSError, ValueError, KeyError):
+            return []
 
 
 def run_sweep(file: str | Path) -> Path:

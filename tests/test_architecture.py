@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
         "progress",
         "provenance",
         "directory",
+        "health",
         "run",
         "custom",
     },  # the world

@@ -70,7 +70,7 @@ def test_results_have_one_row_per_member_and_step(tmp_path):
 
 
 def test_results_mark_a_frozen_agent_from_its_step_on(tmp_path):
-    write_run(tmp_path / "a", frozen=[{"member": 1, "seed": 1, "update": 30, "step": 150}])
+    write_run(tmp_path / "a", frozen=[{"member": 1, "seed": 1, "update": 30, "step": 150, "cause": "q"}])
     assert [(r["member"], r["step"]) for r in results(tmp_path) if r["frozen"]] == [(1, 200)]
 
 

@@ -47,7 +47,7 @@ def write_run(path, env, finals, label="", state="finished", last=None, frozen=(
 def sweep(tmp_path):
     """Two environments, two cells, three seeds; seed 2 of one run diverged, one run is at half its steps."""
     root = tmp_path / "my sweep"
-    frozen = [{"member": 2, "seed": 2, "update": 1234, "step": 2300}]
+    frozen = [{"member": 2, "seed": 2, "update": 1234, "step": 2300, "cause": "critic_loss"}]
     write_run(root / "hopper" / "plain", "Hopper-v5", [100.0, 200.0, 300.0])
     write_run(root / "hopper" / "big", "Hopper-v5", [150.0, 160.0, 20.0], label="big", frozen=frozen)
     write_run(root / "walker", "dmc/walker-run", [4.0, 6.0, 8.0])
@@ -110,8 +110,18 @@ def test_frozen_agent_stays_in_statistics_and_is_named(sweep):
     # (150 + 160 + 20) / 3 = 110
     assert float(row["mean"]) == 110.0
     assert row["frozen_seeds"] == "2"
-    assert "Diverged: seed 2 (member 2) of run hopper/big (sac, Hopper-v5) was frozen at step 2300, update 1234" in page
-    assert "diverged, frozen at step 2300" in page
+    who = "Diverged: seed 2 (member 2) of run hopper/big (sac, Hopper-v5)"
+    assert f"{who} was frozen at step 2300, update 1234: critic_loss was not finite." in page
+    assert "diverged, frozen at step 2300: critic_loss" in page
+
+
+def test_run_that_ended_with_all_agents_diverged_is_named_and_not_unfinished(tmp_path):
+    frozen = [{"member": m, "seed": m, "update": 9, "step": 9_000, "cause": "reward"} for m in range(2)]
+    write_run(tmp_path / "a", "Pendulum-v1", [-400.0, -200.0], state="diverged", last=10_000, frozen=frozen)
+    page = write_report(tmp_path).read_text()
+    assert "All agents of run a (sac, Pendulum-v1) diverged: it ended at step 10000." in page
+    assert "Unfinished" not in page
+    assert summary(tmp_path)["Pendulum-v1", ""]["frozen_seeds"] == "0 1"
 
 
 def test_unfinished_run_is_named(sweep):

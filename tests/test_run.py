@@ -369,77 +369,6 @@ def test_max_hours_stops_each_call_and_the_run_continues(tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-# --- frozen agents ---
-
-POISON = """
-import gymnasium
-from deeprl.envs import env_seeds
-
-class Poison(gymnasium.Wrapper):
-    '''NaN rewards from step 40 on in the training environment of the agent with seed 1.'''
-    steps = 0
-    poisoned = False
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.poisoned = seed == env_seeds(1, "env", 1)[0]
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action):
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self.steps += 1
-        if self.poisoned and self.steps >= 40:
-            reward = float("nan")
-        return obs, reward, terminated, truncated, info
-"""
-
-
-@pytest.mark.parametrize("backend", ["vmap", "loop"])
-def test_diverged_agent_is_frozen_and_the_others_go_on(backend, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    module = f"poison_{backend}"
-    (tmp_path / f"{module}.py").write_text(POISON)
-    settings = {"seeds": (0, 1, 2), "backend": backend}
-    run = sac.train(config(tmp_path / "run", wrappers=(f"{module}:Poison",), **settings))
-    shown = capsys.readouterr().out
-    (frozen,) = run.frozen
-    assert (frozen["member"], frozen["seed"]) == (1, 1)
-    # Reward 40 is NaN; update i is done at step 31 + i, so the first that may sample it is update 9.
-    assert 9 <= frozen["update"] < 60
-    assert frozen["step"] % 7 == 0  # noticed when a row is logged
-    assert frozen["step"] >= 31 + frozen["update"]
-    assert status(tmp_path / "run")["frozen"] == [frozen]
-    assert f"seed 1 (member 1) diverged: a loss was not finite at update {frozen['update']}" in shown
-    assert shown.count("diverged") == 1
-    assert run.finished
-
-    # The others end as they do without the poison; the frozen one has finite parameters.
-    sac.train(config(tmp_path / "clean", **settings))
-    (_, found), (_, clean) = final(tmp_path / "run"), final(tmp_path / "clean")
-    assert found["frozen_at"].tolist() == [-1, frozen["update"], -1]
-    assert found["state.step"].tolist() == [60, frozen["update"], 60]
-    for name, value in found.items():
-        assert torch.equal(value[0], clean[name][0]), name
-        assert torch.equal(value[2], clean[name][2]), name
-        assert value.isfinite().all(), name
-    evaluations = rows(tmp_path / "run" / "evaluations.csv")
-    assert {r["member"] for r in evaluations} == {"0", "1", "2"}
-
-
-def test_frozen_agent_stays_reported_after_resume(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "poison_resume.py").write_text(POISON)
-    settings = {"seeds": (0, 1), "wrappers": ("poison_resume:Poison",)}
-    run = sac.train(config(tmp_path / "run", **settings), callback=lambda run: run.step == 85)
-    assert len(run.frozen) == 1
-    again = sac.train(config(tmp_path / "run", **settings))
-    assert again.frozen == run.frozen
-    assert status(tmp_path / "run")["frozen"] == run.frozen
-    assert capsys.readouterr().out.count("diverged") == 1
-    sac.train(config(tmp_path / "whole", **settings))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
 # --- the schedule ---
 
 
@@ -490,6 +419,7 @@ def test_callback_is_called_after_every_step(tmp_path):
 def bare_run(tmp_path, **settings):
     run = Run("sac", config(tmp_path / "bare", **settings), 0)
     run._progress = types.SimpleNamespace(update=lambda done: None)
+    run._attached["envs"] = types.SimpleNamespace(pop_faults=dict)
     return run
 
 

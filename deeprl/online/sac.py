@@ -298,7 +298,8 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
-        track = over_agents(freezing(functools.partial(observe, modules, config)), run.execution, donate=True)
+        observed = freezing(functools.partial(observe, modules, config), cause="observation")
+        track = over_agents(observed, run.execution, donate=True)
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(2,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
