@@ -27,8 +27,8 @@ from deeprl.history import Block, History
 FORMAT = 2
 _BLOCK_BYTES = 2**28  # rows are read and written in pieces of this size
 _MANY_BLOCKS = 256  # then all rows are written anew, into few blocks
-_NAME = re.compile(r"(\d{9,})(?:\.(\d+))?")  # the step; a number where there was one of that step
-_FILE = re.compile(r"[a-z_]+_\d{9,}\.pt")
+_NAME = re.compile(r"([0-9]{9,})(?:\.([0-9]+))?")  # the step; a number where there was one of that step
+_FILE = re.compile(r"[a-z_]+_[0-9]{9,}\.pt")
 
 
 def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
@@ -75,6 +75,8 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
     A broken one is named in a warning and the one before it is used. Raises DeeprlError if all are broken, or if one
     was written by another version of deeprl.
     """
+    if directory.exists() and not directory.is_dir():
+        raise DeeprlError(f"{directory} is no directory")
     broken: set[Path] = set()
     while found := [f for f in _found(directory) if f[2] not in broken]:
         step, _, path = found[-1]
@@ -84,9 +86,9 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
             raise
         except Exception as error:  # damaged and hostile files raise about everything that there is
             broken.add(path)
-            if path.exists():  # otherwise it was deleted by the run that is writing here
+            if os.path.lexists(path):  # otherwise it was deleted by the run that is writing here
                 warnings.warn(f"checkpoint {path} is broken ({first_line(error)})", stacklevel=2)
-    if any(path.exists() for path in broken):
+    if any(map(os.path.lexists, broken)):
         raise DeeprlError(
             f"all checkpoints in {directory} are broken; delete that directory to start from the beginning"
         )
@@ -201,10 +203,12 @@ class _HashingFile:
 
 
 def _read(path: Path, step: int, histories: bool) -> dict[str, Any]:
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads(_regular(path / "manifest.json").read_text())
     if "check" in manifest and manifest.pop("check") != _check(manifest):
         raise ValueError("its manifest is damaged")
-    written = int(manifest["format"])
+    written = manifest["format"]
+    if type(written) is not int:
+        raise ValueError(f"it has the format {written!r}")  # noqa: TRY004
     if written != FORMAT:
         age = "newer" if written > FORMAT else "older"
         raise DeeprlError(f"{path} has checkpoint format {written}, of a {age} deeprl; this one reads {FORMAT}")
@@ -219,8 +223,15 @@ def _read(path: Path, step: int, histories: bool) -> dict[str, Any]:
     return dict(_restored(torch.load(path / "state.pt", weights_only=True, map_location="cpu"), path, files))
 
 
+def _regular(file: Path) -> Path:
+    """The same path. Raises ValueError where reading would not end, or would not begin."""
+    if not file.is_file():
+        raise ValueError(f"{file.name} is no file")
+    return file
+
+
 def _verify(file: Path, about: dict[str, Any]) -> None:
-    if file.stat().st_size != about["bytes"] or _sha256(file) != about["sha256"]:
+    if _regular(file).stat().st_size != about["bytes"] or _sha256(file) != about["sha256"]:
         raise ValueError(f"the checksum of {file.name} does not match")
 
 

@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity
-from deeprl.errors import DeeprlError
-from deeprl.population import Execution, resolve_device, resolve_execution
+from deeprl.errors import DeeprlError, first_line
+from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
 
 FORMAT = 1
@@ -51,12 +51,17 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
     """How a run executes: as it has so far, or as its settings say if it is new or they have been changed since."""
     if stored is None or any(stored["config"].get(k) != getattr(config, k) for k in EXECUTION):
         return resolve_execution(config, updates)
-    try:
-        execution = Execution(**stored["execution"])
-    except TypeError as error:
-        raise DeeprlError(f"config.json: {error}") from error
-    resolve_device(execution.device)
-    return execution
+    values, usual = stored["execution"], dataclasses.asdict(Execution())
+    if (
+        values.keys() != usual.keys()
+        or any(type(values[k]) is not type(usual[k]) for k in usual)
+        or values["backend"] not in get_args(Backend)
+        or values["precision"] not in get_args(Precision)
+        or values["threads"] < 1
+    ):
+        raise DeeprlError(f"config.json: this is no way to execute a run: {values}")
+    resolve_device(values["device"])
+    return Execution(**values)
 
 
 def read_about(run_dir: Path) -> dict[str, Any]:
@@ -65,11 +70,12 @@ def read_about(run_dir: Path) -> dict[str, Any]:
         about = json.loads((run_dir / "config.json").read_text())
     except FileNotFoundError as error:
         raise DeeprlError(f"{run_dir} is no run directory: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise DeeprlError(f"{run_dir / 'config.json'}: {error}") from error
-    if not isinstance(about, dict) or not about.keys() >= {"format", "algorithm", "config", "execution"}:
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeeprlError(f"{run_dir / 'config.json'}: {first_line(error)}") from error
+    kinds = {"format": int, "algorithm": str, "config": dict, "execution": dict}
+    if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in kinds.items()):
         raise DeeprlError(f"{run_dir / 'config.json'} is no record of a run")
-    if about["format"] > FORMAT:
+    if not 1 <= about["format"] <= FORMAT:
         raise DeeprlError(f"{run_dir} has format {about['format']}; this deeprl reads up to {FORMAT}: update it")
     return about
 
@@ -129,7 +135,9 @@ def writing(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kept = checkpoint.steps(directory / "checkpoints")
-        safe = f"the checkpoint of step {kept[-1]:,} is safe" if kept else "there is no checkpoint yet"
+        safe = f"the checkpoint of step {kept[-1]:,} is safe" if kept else "there is no checkpoint in it"
+        if not directory.exists():
+            safe = "the directory is gone"
         what = f"cannot write to {error.filename or directory}: {error.strerror or error}"
         raise DeeprlError(f"{what}; {safe}; mend this and run the same command again") from error
 

@@ -2,8 +2,9 @@
 
 `population.freezing` stops an agent, within the compiled update, at the first metric that is not finite. Here is what
 the host sees beside that: observations, actions and rewards (`PopulationEnvs.pop_faults`) at every step, and the whole
-state of every agent when a row is logged and before a checkpoint. Everything is per agent: no other agent's numbers
-change. An agent that is frozen goes on acting, with the parameters that it has kept, and is evaluated like the others.
+state of every agent when a row is logged and at the end, at steps that no interruption moves. All is per agent: no
+other agent's numbers change. An agent that is frozen goes on acting, with the parameters that it has kept, and is
+evaluated like the others.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import math
 import os
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,29 +65,50 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """One TensorBoard sub-run per member of a population, made at its first value."""
+    """One TensorBoard sub-run per member of a population, made at its first value.
+
+    Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are on
+    the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on are
+    not to be shown any more.
+    """
 
     def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):
         self._directory, self._names, self._purge_step = directory, names, purge_step
-        self._writers: list[Any] = []
+        self._writers: dict[int, Any] = {}
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
-        if not self._writers:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-            self._writers = [
-                SummaryWriter(str(self._directory / name), purge_step=self._purge_step) for name in self._names
-            ]
-        for name, value in values.items():
-            self._writers[member].add_scalar(name, value, step)
+        if member not in self._writers:
+            self._open(member)
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        self._add(member, step=step, summary=summary)
+
+    def _open(self, member: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder = self._directory / self._names[member]
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+        self._writers[member] = RecordWriter((folder / name).open("wb"))
+        self._add(member, file_version="brain.Event:2")
+        if self._purge_step is not None:
+            self._add(member, step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, member: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writers[member].write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def sync(self) -> None:
         """Hand everything written so far to the operating system."""
-        for writer in self._writers:
+        for writer in self._writers.values():
             writer.flush()
 
     def close(self) -> None:
-        for writer in self._writers:
+        writers, self._writers = self._writers, {}
+        for writer in writers.values():
             writer.close()
 
 

@@ -101,7 +101,8 @@ class Execution:
         torch.set_float32_matmul_precision("highest" if self.precision == "strict" else "medium")
         keep_freed_memory()
         # A process that trains many populations would run into dynamo's limit of variants of one function.
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # importing it takes two seconds
+            torch.compiler.reset()
 
 
 def over_agents(

@@ -128,6 +128,8 @@ class Run:
                 write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
         if found:
             news += self._resume(*found)
+        elif self._stored is not None:
+            news.append(f"{self.directory} has no checkpoint: the run begins anew")
         elif envs.restorable == "no":
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
@@ -151,8 +153,12 @@ class Run:
             self._metrics_before, self._evaluated = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             health.know(own["causes"])
-            restored = {k: part.load_state_dict(content[k]) for k, part in self._attached.items() if k in content}
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            done = step >= self.config.steps or self.diverged
+            parts = ["agents"] if done else list(self._attached)
+            restored = {name: self._attached[name].load_state_dict(content[name]) for name in parts}
+        except DeeprlError:
+            raise
+        except Exception as error:  # what a forged one may raise knows no bounds
             where = f"the checkpoint of step {step:,} in {self.directory}"
             raise DeeprlError(f"{where} does not fit this run ({type(error).__name__}: {first_line(error)})") from error
         self.step = self._resumed_at = step

@@ -329,10 +329,13 @@ def test_absurd_learning_rate_freezes_its_agent_alone(clean: Clean, tmp_path: Pa
     assert_others_equal(clean(), tmp_path / "run")
 
 
-def test_parameters_are_looked_at_before_a_checkpoint(tmp_path: Path) -> None:
+def test_stop_names_bad_parameters_but_changes_nothing(tmp_path: Path) -> None:
+    whole = sac.train(config(tmp_path / "whole"), callback=spoiled_at(50, spoil_moments))
     run = sac.train(config(tmp_path / "run"), callback=spoiled_at(50, spoil_moments, stop=True))
     assert [(f["step"], f["update"]) for f in run.frozen] == [(50, 20)]
-    assert final(tmp_path / "run")["frozen_at"].tolist() == [-1, 20, -1]
+    assert final(tmp_path / "run")["frozen_at"].tolist() == [-1, -1, -1]
+    assert sac.train(config(tmp_path / "run")).frozen == whole.frozen
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_look_names_the_first_bad_leaf_of_each_agent_and_blames_no_parameter_for_bad_data() -> None:
