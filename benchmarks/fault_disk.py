@@ -1,13 +1,14 @@
 """Disks that are full or read-only, and directories that disappear, at the start of a run and in the middle of it.
 
 Two ways to a full disk: a small tmpfs with a file that takes the rest of it (needs the right to mount), and
-RLIMIT_FSIZE, a limit on the size of each file (needs no rights). Permissions do not bind root, so as root those cases
-run under another user.
+RLIMIT_FSIZE, a limit on the size of each file (needs no rights). Permissions do not bind root, who gives up that
+privilege in the cases about them (`obey_permissions`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium
 from fault_files import copy, unfinished_run
 from fault_runs import SELDOM, Attempt, Case, attempt, begin, checkpoints, compare, end, newest_step
 
@@ -30,7 +30,10 @@ _DQN += " --batch-size 16 --eval-every 200 --eval-episodes 2"
 SAVES = Case("dqn", 500, f"{_DQN} --log-every 100 --no-tensorboard", minutes=0.001)
 ROWS = Case("dqn", 500, f"{_DQN} --log-every 4 --no-tensorboard", minutes=0.001)
 CURVES = Case("dqn", 500, f"{_DQN} --log-every 4", minutes=0.001)
-NOBODY = 65534
+
+
+class NotAllowed(Exception):
+    """Mounting needs rights that this process does not have."""
 
 
 class Fault(NamedTuple):
@@ -40,6 +43,7 @@ class Fault(NamedTuple):
     case: Case
     meet: Callable[[Case, Path, Path], tuple[Attempt, Path]]
     names: str  # a file or directory, one of which the message must name
+    checkpoint: bool = True  # the message must name the newest checkpoint, where there is one
 
 
 def limit(size: int) -> None:
@@ -47,33 +51,39 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def as_nobody() -> None:
-    """Give up the rights of root, which permissions do not bind."""
-    gymnasium.make("CartPole-v1").close()  # imported while all files can be read
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+def obey_permissions() -> None:
+    """Give up what lets root write to files and directories that are not writable."""
+    if os.geteuid() != 0:
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the first 32 capabilities, then the others
+    if library.capget(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    sets[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH (linux/capability.h)
+    if library.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def allow(path: Path, write: bool) -> None:
-    """Make a directory and all below it writable, or not, for the user of `as_nobody`."""
-    for inner in (path, *path.rglob("*")):
-        if os.geteuid() == 0:
-            os.chown(inner, NOBODY, NOBODY)
-        inner.chmod((0o755 if inner.is_dir() else 0o644) if write else (0o555 if inner.is_dir() else 0o444))
+    """Make a directory and all below it writable, or not."""
+    for directory, _, files in os.walk(path, topdown=not write):
+        for inner in (Path(directory), *(Path(directory, name) for name in files)):
+            with contextlib.suppress(FileNotFoundError):  # the run deletes its old checkpoints meanwhile
+                inner.chmod((0o755 if write else 0o555) if inner.is_dir() else (0o644 if write else 0o444))
 
 
 def midway(words: list[str], out: Path, act: Callable[[], Any], before: Callable[[], Any] | None = None) -> Attempt:
     """Start a command, `act` once it has written something, and wait for its end."""
-    log = out.parent / "log"
-    log.write_text("")
-    sizes = _sizes(out)
-    process = begin(words, log, before)
-    while process.exitcode is None and _sizes(out) == sizes:
-        time.sleep(0.005)
-    act()
-    return end(process, log)
+    with tempfile.TemporaryDirectory() as directory:  # not on the disk that is to fail
+        log = Path(directory, "log")
+        log.touch()
+        sizes = _sizes(out)
+        process = begin(words, log, before)
+        while process.exitcode is None and _sizes(out) == sizes:
+            time.sleep(0.002)
+        act()
+        return end(process, log)
 
 
 def _sizes(out: Path) -> tuple[int, ...]:
@@ -113,11 +123,11 @@ def limited_curves(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
 
 @contextlib.contextmanager
 def small_disk(path: Path, size: int) -> Iterator[None]:
-    """A tmpfs of so many bytes. Raises OSError where mounting is not allowed."""
+    """A tmpfs of so many bytes. Raises NotAllowed where mounting is not allowed."""
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        raise PermissionError(f"mounting {path} is not allowed")
+        raise NotAllowed(f"mounting {path} is not allowed")
     try:
         yield
     finally:
@@ -127,7 +137,7 @@ def small_disk(path: Path, size: int) -> Iterator[None]:
 def fill(path: Path, left: int) -> None:
     """Take all of a file system but so many bytes."""
     free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
-    with (path / "filler").open("wb") as file:
+    with contextlib.suppress(OSError), (path / "filler").open("wb") as file:  # the run may be writing, too
         file.write(bytes(max(free - left, 0)))
 
 
@@ -184,7 +194,7 @@ def remounted(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
 def readonly_parent(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
     (place / "parent").mkdir()
     allow(place / "parent", False)
-    tried = attempt(case.command(place / "parent" / "run"), as_nobody)
+    tried = attempt(case.command(place / "parent" / "run"), obey_permissions)
     allow(place / "parent", True)
     return tried, place / "parent" / "run"
 
@@ -193,7 +203,7 @@ def readonly_resume(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]
     out = place / "run"
     copy(base, out)
     allow(out, False)
-    tried = attempt(case.command(out), as_nobody)
+    tried = attempt(case.command(out), obey_permissions)
     allow(out, True)
     return tried, out
 
@@ -202,7 +212,7 @@ def readonly_midway(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]
     out = place / "run"
     copy(base, out)
     allow(out, True)
-    tried = midway(case.command(out), out, functools.partial(allow, out, False), as_nobody)
+    tried = midway(case.command(out), out, functools.partial(allow, out, False), obey_permissions)
     allow(out, True)
     return tried, out
 
@@ -253,7 +263,7 @@ FAULTS = [
     Fault("full in TensorBoard's file (tmpfs)", CURVES, full_curves, "tensorboard"),
     Fault("read-only in the middle (tmpfs)", SAVES, remounted, "run"),
     Fault("read-only parent directory", SAVES, readonly_parent, "parent"),
-    Fault("read-only at a resume", SAVES, readonly_resume, "run"),
+    Fault("read-only at a resume", SAVES, readonly_resume, "run", checkpoint=False),
     Fault("read-only in the middle", SAVES, readonly_midway, "run"),
     Fault("parent directory is a file", SAVES, below_a_file, "parent"),
     Fault("moved away in the middle, checkpoint next", SAVES, moved_away, "run"),
@@ -263,32 +273,31 @@ FAULTS = [
 ]
 
 
-def judge(tried: Attempt, out: Path, names: str) -> list[str]:
+def judge(tried: Attempt, out: Path, fault: Fault) -> list[str]:
     """What is wrong with how a run ended."""
     problems = []
-    if not tried.refused:
+    if tried.status != 2 or len(tried.errors) != 1:
         problems.append(
             f"status {tried.status} instead of 2, {len(tried.errors)} lines of error: {tried.last_line[:200]}"
         )
     if "Traceback" in tried.output:
         problems.append("a traceback")
     said = " ".join(tried.errors) or tried.last_line
-    if not re.search(names, said):
+    if not re.search(fault.names, said):
         problems.append("does not name the file")
     step = newest_step(out)
-    if step >= 0 and not re.search(rf"\b0*{step}\b|\b{step:,}\b", said):
+    if fault.checkpoint and step >= 0 and not re.search(rf"\b0*{step}\b|\b{step:,}\b", said):
         problems.append("does not name the newest checkpoint")
     return problems
 
 
 def examine(fault: Fault, base: Path, whole: Path, place: Path) -> dict[str, Any]:
-    """One row of the table. Raises PermissionError where a mount is needed and not allowed."""
+    """One row of the table. Raises NotAllowed where a mount is needed and not allowed."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    place.chmod(0o755)
     with small_disk(place / "disk", 2**22) if "(tmpfs)" in fault.name else contextlib.nullcontext():
         tried, out = fault.meet(fault.case, base, place)
-        problems = judge(tried, out, fault.names)
+        problems = judge(tried, out, fault)
         after = attempt(fault.case.command(out, *SELDOM))
         if after.status == 0:
             problems += [f"afterwards: {text}" for text in compare(whole, out).differences[:2]]
@@ -301,19 +310,18 @@ def examine(fault: Fault, base: Path, whole: Path, place: Path) -> dict[str, Any
 
 
 def run(directory: Path, seed: int, only: list[str] | None) -> Iterator[dict[str, Any]]:
-    """All cases, or those with one of `only` in their names; in a place that other users can read."""
+    """All cases, or those with one of `only` in their names."""
     faults = [f for f in FAULTS if not only or any(part in f.name for part in only)]
-    with tempfile.TemporaryDirectory(prefix="faults_", dir=os.environ.get("TMPDIR", "/tmp")) as name:
-        home = Path(name)
-        home.chmod(0o755)
-        made: dict[Case, tuple[Path, Path]] = {}
-        for fault in faults:
-            if fault.case not in made:
-                made[fault.case] = home / f"base_{len(made)}", home / f"whole_{len(made)}"
-                unfinished_run(fault.case, made[fault.case][0], 200, 2)
-                if attempt(fault.case.command(made[fault.case][1], *SELDOM)).status != 0:
-                    raise SystemExit("the undisturbed run failed")
-            try:
-                yield examine(fault, *made[fault.case], home / "case")
-            except PermissionError as error:
-                print(f"left out: {fault.name}: {error}", flush=True)
+    home = directory / "disk"
+    shutil.rmtree(home, ignore_errors=True)
+    made: dict[Case, tuple[Path, Path]] = {}
+    for fault in faults:
+        if fault.case not in made:
+            made[fault.case] = home / f"base_{len(made)}", home / f"whole_{len(made)}"
+            unfinished_run(fault.case, made[fault.case][0], 200, 2)
+            if attempt(fault.case.command(made[fault.case][1], *SELDOM)).status != 0:
+                raise SystemExit("the undisturbed run failed")
+        try:
+            yield examine(fault, *made[fault.case], home / "case")
+        except NotAllowed as error:
+            print(f"left out: {fault.name}: {error}", flush=True)

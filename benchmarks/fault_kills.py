@@ -96,7 +96,8 @@ def torment(case: Case, out: Path, kills: int, draw: random.Random, number: sign
     planned = moments(kills, case.steps, draw)
     log = out.parent / f"{out.name}.log"
     struck: Counter[str] = Counter()
-    in_save, resumed, problems = 0, 0, []
+    in_save, resumed = 0, 0
+    problems: list[str] = []
     while planned and not problems:
         moment = planned.pop(0)
         old, printed = unfinished(out), log.stat().st_size if log.exists() else 0

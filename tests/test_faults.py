@@ -7,13 +7,14 @@ import os
 import random
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import fault_cases
+import fault_damage
 import fault_disk
 import fault_files
 import fault_kills
@@ -118,35 +119,33 @@ DAMAGES = [
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_file_is_noticed(name, damaged, tmp_path):
-    found = [d for d in fault_files.damages(damaged / "base", random.Random(0)) if d.name.startswith(name)]
+    found = [d for d in fault_cases.damages(damaged / "base", random.Random(0)) if d.name.startswith(name)]
     row = fault_files.examine(found[0], damaged / "base", damaged / "whole", tmp_path / "case")
     assert row["ok"], row
 
 
 def test_forged_manifest_passes_so_that_hostile_content_is_what_is_refused(damaged, tmp_path):
-    (same,) = (d for d in fault_files.damages(damaged / "base", random.Random(0)) if d.name.endswith("the same again"))
+    (same,) = (d for d in fault_cases.damages(damaged / "base", random.Random(0)) if d.name.endswith("the same again"))
     row = fault_files.examine(same, damaged / "base", damaged / "whole", tmp_path / "case")
-    assert row["outcome"] == fault_files.SAME
+    assert row["outcome"] == fault_cases.SAME
 
 
 def test_hostile_file_would_run_code_without_care(damaged, tmp_path):
     import torch
 
     fault_files.copy(damaged / "base", tmp_path / "case")
-    fault_files.hostile("torch zip", "state.pt", tmp_path / "case")
+    fault_damage.hostile("torch zip", "state.pt", tmp_path / "case")
     torch.load(checkpoints(tmp_path / "case")[-1] / "state.pt", weights_only=False)
-    assert fault_files.sentinel(tmp_path / "case").is_dir()
+    assert fault_damage.sentinel(tmp_path / "case").is_dir()
 
 
 # --- disks ---
 
 
 @pytest.fixture(scope="module")
-def disk():
-    """A place that other users can read, and in it the runs that `base` has been asked for."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name), {}
+def disk(tmp_path_factory):
+    """A place, and in it the runs that `runs_of` has been asked for."""
+    return tmp_path_factory.mktemp("disk"), {}
 
 
 def runs_of(case, disk):
