@@ -26,13 +26,13 @@ from fault_runs import SELDOM, Attempt, Case, attempt, begin, checkpoints, compa
 
 # Rows often, or checkpoints often, so that each kind of file can be the one that does not fit.
 _DQN = "--env CartPole-v1 --seeds 0-1 --prioritized --learning-starts 100 --train-every 4 --utd 0.25 --hidden 16"
-_DQN += " --batch-size 16 --eval-every 200 --eval-episodes 2"
-SAVES = Case("dqn", 500, f"{_DQN} --log-every 100 --no-tensorboard", minutes=0.001)
-ROWS = Case("dqn", 500, f"{_DQN} --log-every 4 --no-tensorboard", minutes=0.001)
-CURVES = Case("dqn", 500, f"{_DQN} --log-every 4", minutes=0.001)
+_DQN += " --batch-size 16 --eval-every 150 --eval-episodes 2"
+SAVES = Case("dqn", 300, f"{_DQN} --log-every 100 --no-tensorboard", minutes=0.001)
+ROWS = Case("dqn", 300, f"{_DQN} --log-every 4 --no-tensorboard", minutes=0.001)
+CURVES = Case("dqn", 300, f"{_DQN} --log-every 4", minutes=0.001)
 
 
-class NotAllowed(Exception):
+class MountError(Exception):
     """Mounting needs rights that this process does not have."""
 
 
@@ -123,11 +123,11 @@ def limited_curves(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
 
 @contextlib.contextmanager
 def small_disk(path: Path, size: int) -> Iterator[None]:
-    """A tmpfs of so many bytes. Raises NotAllowed where mounting is not allowed."""
+    """A tmpfs of so many bytes. Raises MountError where mounting is not allowed."""
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        raise NotAllowed(f"mounting {path} is not allowed")
+        raise MountError(f"mounting {path} is not allowed")
     try:
         yield
     finally:
@@ -248,7 +248,7 @@ def deleted(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
 
 def _delete(out: Path) -> None:
     out.rename(out.parent / "deleted")  # at once
-    shutil.rmtree(out.parent / "deleted")
+    shutil.rmtree(out.parent / "deleted", ignore_errors=True)  # the run may be deleting, too
 
 
 FAULTS = [
@@ -292,7 +292,7 @@ def judge(tried: Attempt, out: Path, fault: Fault) -> list[str]:
 
 
 def examine(fault: Fault, base: Path, whole: Path, place: Path) -> dict[str, Any]:
-    """One row of the table. Raises NotAllowed where a mount is needed and not allowed."""
+    """One row of the table. Raises MountError where a mount is needed and not allowed."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     with small_disk(place / "disk", 2**22) if "(tmpfs)" in fault.name else contextlib.nullcontext():
@@ -318,10 +318,10 @@ def run(directory: Path, seed: int, only: list[str] | None) -> Iterator[dict[str
     for fault in faults:
         if fault.case not in made:
             made[fault.case] = home / f"base_{len(made)}", home / f"whole_{len(made)}"
-            unfinished_run(fault.case, made[fault.case][0], 200, 2)
+            unfinished_run(fault.case, made[fault.case][0], 150, 2)
             if attempt(fault.case.command(made[fault.case][1], *SELDOM)).status != 0:
                 raise SystemExit("the undisturbed run failed")
         try:
             yield examine(fault, *made[fault.case], home / "case")
-        except NotAllowed as error:
+        except MountError as error:
             print(f"left out: {fault.name}: {error}", flush=True)

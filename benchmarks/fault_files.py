@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import shutil
@@ -75,7 +76,10 @@ def judge(tried: Attempt, damage: Damage, out: Path, whole: Path, before: dict[s
 
 def _result(tried: Attempt, out: Path, whole: Path) -> str:
     noticed = "broken" in tried.output
-    differ = compare(whole, out).differences
+    try:
+        differ = compare(whole, out).differences
+    except (OSError, ValueError, LookupError, csv.Error) as error:
+        return f"records that cannot be read: {error}"
     if not differ:
         return PREVIOUS if noticed else SAME
     files = {text.split(":")[0] for text in differ}

@@ -173,10 +173,11 @@ def _main(words: list[str], log: str, before: Callable[[], Any] | None) -> None:
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     try:
-        found = [(m, p) for p in (out / "checkpoints").iterdir() if (m := _CHECKPOINT.fullmatch(p.name))]
+        paths = [p for p in (out / "checkpoints").iterdir() if p.is_dir()]
     except OSError:
         return []
-    return [path for _, path in sorted(((int(m[1]), int(m[2] or 0)), p) for m, p in found)]
+    found = [(int(m[1]), int(m[2] or 0), p) for p in paths if (m := _CHECKPOINT.fullmatch(p.name))]
+    return [path for _, _, path in sorted(found)]
 
 
 def newest_step(out: Path) -> int:

@@ -80,9 +80,11 @@ def kills(args: argparse.Namespace) -> list[dict[str, Any]]:
 def others(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The cases of `files` or `disk`."""
     module = {"files": fault_files, "disk": fault_disk}[args.what]
-    rows = [{"test": args.what, "seed": args.seed} | row for row in module.run(args.out, args.seed, args.cases)]
-    if args.csv:
-        save(args.csv, rows)
+    rows = []
+    for row in module.run(args.out, args.seed, args.cases):
+        rows.append({"test": args.what, "seed": args.seed} | row)
+        if args.csv:
+            save(args.csv, rows[-1:])
     print(f"{args.what}: {sum(row['ok'] for row in rows)} of {len(rows)} cases as expected")
     return rows
 
