@@ -67,7 +67,7 @@ def judge(tried: Attempt, damage: Damage, out: Path, whole: Path, before: dict[s
         return f"no end within {LIMIT_S:.0f} s"
     if tried.refused:
         after = digests(out)
-        touched = [name for name, digest in before.items() if after.get(name) != digest]
+        touched = [k for k, digest in before.items() if after.get(k) != digest and k != "status.json"]
         return f"refused, but changed {touched[0]}" if touched else REFUSED
     if tried.status != 0 or "Traceback" in tried.output:
         return f"status {tried.status}: {tried.last_line[:160]}"
