@@ -19,6 +19,7 @@ from fault_damage import (
     deep,
     file_damages,
     find_seal,
+    flip,
     hostile,
     json_damages,
     make_directory,
@@ -33,7 +34,7 @@ from fault_damage import (
     reseal,
     tensors,
     truncate,
-)  # fmt: skip
+)
 from fault_runs import checkpoints
 
 # What may come of a case: the result of the undisturbed run; the same, having named what was broken; a refusal; the
@@ -55,10 +56,17 @@ class Damage(NamedTuple):
 def damages(base: Path, draw: random.Random) -> Iterator[Damage]:
     """Every case, for copies of the run in `base`."""
     newest, before = checkpoints(base)[-1], checkpoints(base)[-2]
-    for file in sorted(newest.iterdir()):
+    files = sorted(newest.iterdir())
+    blocks = [f for f in files if f.name not in ("state.pt", "manifest.json")]
+    in_part = blocks[1:-1]  # there may be many, all alike
+    for file in files:
         shared = file.stat().st_nlink > 1  # with the checkpoint before: then there may be none to go back to
+        allowed = NOTICED if shared else {PREVIOUS}
+        if file in in_part:
+            bit = draw.randrange(8 * file.stat().st_size)
+            yield Damage(f"{file.name}: bit {bit} flipped", _of(functools.partial(flip, bit=bit), file, base), allowed)
+            continue
         for name, change in file_damages(file, draw):
-            allowed = NOTICED if shared else {PREVIOUS}
             yield Damage(f"{file.name}: {name}", _of(change, file, base), allowed)
         if shared:
             yield Damage(f"{file.name}: random bytes in this checkpoint alone", _of(_own_noise, file, base), {PREVIOUS})
@@ -74,7 +82,7 @@ def damages(base: Path, draw: random.Random) -> Iterator[Damage]:
     for how in ("torch zip", "torch legacy", "plain pickle"):
         for file in sorted(newest.glob("*.pt"))[-2:]:
             apply = functools.partial(hostile, how, file.name)
-            yield Damage(f"hostile {how} as {file.name}", apply, {PREVIOUS})
+            yield Damage(f"hostile {how} as {file.name}", apply, NOTICED)
             yield Damage(f"hostile {how} as {file.name}, evaluate", apply, {SAME, *NOTICED}, "evaluate")
     for name, (made, allowed) in CONTENTS.items():
         yield Damage(f"state.pt, forged: {name}", functools.partial(content, made), allowed)

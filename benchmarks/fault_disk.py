@@ -276,7 +276,7 @@ FAULTS = [
 def judge(tried: Attempt, out: Path, fault: Fault) -> list[str]:
     """What is wrong with how a run ended."""
     problems = []
-    if tried.status != 2 or len(tried.errors) != 1:
+    if tried.status != 2 or tried.errors != [tried.last_line]:
         problems.append(
             f"status {tried.status} instead of 2, {len(tried.errors)} lines of error: {tried.last_line[:200]}"
         )

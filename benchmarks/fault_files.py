@@ -21,7 +21,7 @@ CASE = Case(
     "--env CartPole-v1 --seeds 0-1 --prioritized --n-step 2 --learning-starts 100 --train-every 4 --utd 0.25"
     " --hidden 16 --batch-size 16 --log-every 20 --eval-every 80 --eval-episodes 2 --keep-checkpoints 3"
     " --no-tensorboard",
-    minutes=0.0005,
+    minutes=0.002,
 )
 KILL_AT = 200
 LIMIT_S = 30.0

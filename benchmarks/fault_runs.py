@@ -113,7 +113,8 @@ class Attempt(NamedTuple):
     @property
     def refused(self) -> bool:
         """Whether it gave up as it should: one line, status 2, no traceback."""
-        return self.status == 2 and len(self.errors) == 1 and "Traceback" not in self.output
+        said = self.errors == [self.last_line]  # a message of two lines would end in another one
+        return self.status == 2 and said and "Traceback" not in self.output
 
     @property
     def errors(self) -> list[str]:
