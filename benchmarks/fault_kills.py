@@ -7,7 +7,9 @@ one of `KINDS`; then for a random time.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import os
 import random
 import shutil
@@ -41,14 +43,15 @@ class Moment(NamedTuple):
     after: float
 
 
-class Outcome(NamedTuple):
-    """struck: kills of a living process, by kind of moment. resumed: of the sessions after them, those that went on."""
+@dataclasses.dataclass
+class Tally:
+    """struck: signals to a living process, by kind of moment. failures: sessions that did not go on; complaints: those
+    that stopped badly."""
 
-    struck: Counter[str]
-    in_save: int
-    resumed: int
-    compared: str
-    problems: list[str]
+    struck: Counter[str] = dataclasses.field(default_factory=Counter)
+    in_save: int = 0
+    failures: list[str] = dataclasses.field(default_factory=list)
+    complaints: list[str] = dataclasses.field(default_factory=list)
 
 
 def moments(kills: int, steps: int, draw: random.Random) -> list[Moment]:
@@ -91,39 +94,43 @@ def wait(moment: Moment, ended: Callable[[], bool], out: Path) -> None:
         time.sleep(moment.after)
 
 
-def torment(case: Case, out: Path, kills: int, draw: random.Random, number: signal.Signals) -> Outcome:
-    """Train one run with so many kills."""
-    planned = moments(kills, case.steps, draw)
+def session(case: Case, out: Path, moment: Moment, number: signal.Signals, tally: Tally) -> bool:
+    """Start the command and strike at a moment. Returns False if the run ended by itself before."""
     log = out.parent / f"{out.name}.log"
-    struck: Counter[str] = Counter()
-    in_save, resumed = 0, 0
-    problems: list[str] = []
-    while planned and not problems:
-        moment = planned.pop(0)
-        old, printed = unfinished(out), log.stat().st_size if log.exists() else 0
-        running = _mtime(out / "status.json")
-        process = start(case.command(out), log)
+    old, printed = unfinished(out), _size(log)
+    status = _mtime(out / "status.json")
+    process = start(case.command(out), log)
+    try:
         wait(moment, functools.partial(_ended, process), out)
-        if process.poll() is None:
-            _strike(process, number)
-            struck[moment.kind] += 1
-            in_save += bool(unfinished(out) - old)
-            resumed += 1
-            if number is not signal.SIGKILL:
-                said = log.read_bytes()[printed:].decode(errors="replace")
-                looping = _mtime(out / "status.json") > running
-                problems += stopped_badly(process.returncode, said, out, number) if looping else []
-        elif process.returncode != 0:
-            problems.append(
-                f"status {process.returncode} of a session after {sum(struck.values())} kills: {_tail(log)}"
-            )
-        else:  # finished before the moment came: the run is complete, but this and the other kills are still to be had
-            planned.insert(0, Moment("start", -1, draw.uniform(0.0, KINDS["start"][0])))
-    if not problems:
-        process = start(case.command(out), log)
-        if process.wait() != 0:
-            problems.append(f"status {process.returncode} of the last session: {_tail(log)}")
-    return Outcome(struck, in_save, resumed, "", problems)
+    except TimeoutError as error:
+        tally.failures.append(str(error))
+    if _ended(process):
+        if process.returncode != 0:
+            tally.failures.append(f"status {process.returncode} after {tally.struck.total()} kills: {_tail(log)}")
+        return False
+    _strike(process, number)
+    tally.struck[moment.kind] += 1
+    tally.in_save += bool(unfinished(out) - old)
+    begun = _mtime(out / "status.json") > status  # a signal during imports ends any process
+    if number is not signal.SIGKILL and begun:
+        said = log.read_bytes()[printed:].decode(errors="replace")
+        tally.complaints += stopped_badly(process.returncode, said, out, number)
+    return True
+
+
+def torment(case: Case, out: Path, kills: int, draw: random.Random, number: signal.Signals) -> Tally:
+    """Train one run with so many kills."""
+    planned, tally = moments(kills, case.steps, draw), Tally()
+    while planned and not tally.failures:
+        if session(case, out, planned[0], number, tally):
+            planned.pop(0)
+        else:  # the run is complete, but this kill and the others are still to be had
+            planned[0] = Moment("start", -1, draw.uniform(0.0, KINDS["start"][0]))
+    if not tally.failures:
+        log = out.parent / f"{out.name}.log"
+        if (status := start(case.command(out), log).wait()) != 0:
+            tally.failures.append(f"status {status} of the last session: {_tail(log)}")
+    return tally
 
 
 def whole(case: Case, out: Path) -> float:
@@ -143,22 +150,20 @@ def kill(name: str, case: Case, directory: Path, kills: int, seed: int, number: 
     expected.parent.mkdir(parents=True)
     seconds = whole(case, expected)
     began = time.monotonic()
-    outcome = torment(case, out, kills, random.Random(f"{seed} {name}"), number)
-    problems = list(outcome.problems)
-    compared = ""
-    if not problems:
-        compared, problems = compare(expected, out)
-    same = not problems
-    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(outcome.struck.items()))
-    text = f"moments: {kinds}; compared: {compared}" if same else "; ".join(problems[:4])
+    tally = torment(case, out, kills, random.Random(f"{seed} {name}"), number)
+    compared, differ = ("", []) if tally.failures else compare(expected, out)
+    problems = tally.failures + tally.complaints + differ
+    same = not tally.failures and not differ
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(tally.struck.items()))
+    text = "; ".join(problems[:4]) or f"moments: {kinds}; compared: {compared}"
     text += f" ({len(problems)} problems)" if len(problems) > 4 else ""
-    total = sum(outcome.struck.values())
-    print(f"{name}: {total} kills, {outcome.in_save} in a save, {'identical' if same else text}", end="", flush=True)
+    total = tally.struck.total()
+    print(f"{name}: {total} kills, {tally.in_save} in a save, {text if problems else 'identical'}", end="", flush=True)
     print(f"; {seconds:.0f} s without, {time.monotonic() - began:.0f} s with them", flush=True)
     return {
-        "case": name, "outcome": "identical" if same else "not identical", "ok": same, "kills": total,
-        "in_save": outcome.in_save, "resumed": outcome.resumed - bool(outcome.problems),
-        "identical": total if same else 0, "detail": text, "seed": seed,
+        "case": name, "outcome": "identical" if same else "not identical", "ok": not problems, "kills": total,
+        "in_save": tally.in_save, "resumed": total - len(tally.failures), "identical": total if same else 0,
+        "detail": text, "seed": seed,
     }  # fmt: skip
 
 
@@ -181,7 +186,7 @@ def _strike(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def stopped_badly(status: int | None, said: str, out: Path, number: signal.Signals) -> list[str]:
     """What is wrong with how a run that had begun stopped at a signal."""
-    if status == 0:  # it ended by itself meanwhile
+    if json.loads((out / "status.json").read_text())["state"] == "finished":  # it had only to end
         return []
     problems = []
     if status != 128 + number:
