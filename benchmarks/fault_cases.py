@@ -255,7 +255,7 @@ def settings(base: Path) -> Iterator[Damage]:
         *((("format",), new) for new in formats),
         *(((name,), new) for name in ("algorithm", "config", "execution") for new in others),
         *((("execution", key), "x") for key in about["execution"]),
-        (("execution", "unknown"), 1), (("execution", "threads"), -1), (("execution", "threads"), 10**9),
+        (("execution", "unknown"), 1), (("execution", "threads"), -1), (("execution", "threads"), 0),
     ]  # fmt: skip
     for path, new in values:
         change = functools.partial(_about_change, path=path, new=new)
