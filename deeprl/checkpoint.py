@@ -208,7 +208,7 @@ def _read(path: Path, step: int, histories: bool) -> dict[str, Any]:
         raise ValueError("its manifest is damaged")
     written = manifest["format"]
     if type(written) is not int:
-        raise ValueError(f"it has the format {written!r}")  # noqa: TRY004
+        raise ValueError(f"it has the format {written!r}")
     if written != FORMAT:
         age = "newer" if written > FORMAT else "older"
         raise DeeprlError(f"{path} has checkpoint format {written}, of a {age} deeprl; this one reads {FORMAT}")

@@ -67,9 +67,9 @@ class CsvLog:
 class TensorBoardLog:
     """One TensorBoard sub-run per member of a population, made at its first value.
 
-    Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are on
-    the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on are
-    not to be shown any more.
+    Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are
+    on the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on
+    are not to be shown any more.
     """
 
     def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor
 
 from deeprl import checkpoint, health, rng
@@ -41,6 +40,8 @@ class Run:
     A run whose agents have all diverged ends at the next log row, after an evaluation: nothing would change any more.
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
+    keys("update", i): the agents' keys of a named random stream, int64 [S, 4].
+
     net: the function of own networks, to note in `config.json` that they are needed again.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
     """
@@ -60,7 +61,7 @@ class Run:
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
         self.execution = execution_of(self._stored, config, updates)
         self.execution.apply()
-        self.streams = rng.Streams(config.seeds, self.execution.device)
+        self.keys = rng.Streams(config.seeds, self.execution.device)
         self.finished = self.diverged = False
         self._episodes: list[Episode] = []
         self._previous_step = self._resumed_at = 0
@@ -201,10 +202,6 @@ class Run:
             self._learning_since = time.monotonic()
         self.updates = due.stop
         return due
-
-    def keys(self, stream: str, counter: int) -> Int[Tensor, "S 4"]:
-        """The agents' keys of a named random stream."""
-        return self.streams(stream, counter)
 
     def due(self, every: int) -> bool:
         """Whether the last step reached a multiple of `every` (0: never)."""
