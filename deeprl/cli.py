@@ -11,6 +11,7 @@ from typing import Any
 
 import deeprl
 from deeprl.errors import DeeprlError
+from deeprl.progress import show
 
 _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
@@ -35,11 +36,11 @@ def main(args: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(words)
         return int(options.run(options) or 0)
     except DeeprlError as error:
-        print(f"deeprl: {error}", file=sys.stderr)
+        show(f"deeprl: {error}", sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         if not error.args:  # a run that could end its step has said how to go on
-            print("deeprl: stopped at once; the same command goes on from the newest checkpoint", file=sys.stderr)
+            show("deeprl: stopped at once; the same command goes on from the newest checkpoint", sys.stderr)
         return 130
     except BrokenPipeError:  # `deeprl list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,7 +103,7 @@ def _train(words: list[str]) -> int:
 
 def _trained(run: Any) -> int:
     state = "finished" if run.finished else "all diverged" if run.diverged else "stopped"
-    print(f"{state} at step {run.step:,} after {run.wall_s:,.0f} s; records in {run.directory}")
+    show(f"{state} at step {run.step:,} after {run.wall_s:,.0f} s; records in {run.directory}")
     return _diverged(run.directory, run.frozen, len(run.config.seeds))
 
 
@@ -111,7 +112,7 @@ def _diverged(run_dir: Path, frozen: list[dict[str, Any]], agents: int) -> int:
     if not frozen:
         return 0
     who = ", ".join(f"seed {f['seed']} (member {f['member']}, step {f['step']}: {f['cause']})" for f in frozen)
-    print(f"{len(frozen)} of {agents} agents of {run_dir} diverged: {who}")
+    show(f"{len(frozen)} of {agents} agents of {run_dir} diverged: {who}")
     return 3
 
 

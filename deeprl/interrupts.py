@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from typing import Any
+
+from deeprl.progress import show
 
 
 class Interrupts:
@@ -31,14 +34,15 @@ class Interrupts:
         self._restore()
         name = signal.Signals(signum).name
         line = f"\n{name}: finishing this step and writing a checkpoint; once more stops at once\n"
-        os.write(2, line.encode())  # print() may be in the middle of a line of its own
+        with contextlib.suppress(OSError):  # whoever reads it may have got the signal too
+            os.write(2, line.encode())  # print() may be in the middle of a line of its own
 
     def leave(self, state: str, again: str) -> None:
         """If a signal has come, say where the run stands and end the program as the signal would have."""
         if self.signum is None:
             return
         line = f"{state}; to go on from the newest checkpoint: {again}"
-        print(line, flush=True)
+        show(line)
         if self.signum == signal.SIGINT:
             raise KeyboardInterrupt(line)
         raise SystemExit(128 + self.signum)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 _LINE_SECONDS = 15.0
+
+
+def show(line: str, file: TextIO | None = None) -> None:
+    """Print a line to `file`, stdout by default. If that is gone, nothing is shown from then on, and work goes on.
+
+    Ctrl-C also ends the `tee` of `deeprl train ... | tee log`, before the run has written its checkpoint.
+    """
+    file = file or sys.stdout
+    try:
+        print(line, file=file, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered would fail again at exit
 
 
 class Progress:
@@ -37,7 +50,7 @@ class Progress:
         if self._terminal:
             self._draw(done, f"{speed}  {_clock(left)} left  {self._note}")
         else:
-            print(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {self._note}", flush=True)
+            show(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {self._note}")
 
     def _draw(self, done: int, text: str) -> None:
         if self._bar is None:
@@ -61,7 +74,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:
-            print(line, flush=True)
+            show(line)
 
     def close(self) -> None:
         if self._bar is not None:

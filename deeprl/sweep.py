@@ -38,6 +38,7 @@ from deeprl.directory import COMPLETE, stored_run
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import make_env
 from deeprl.population import resolve_device
+from deeprl.progress import show
 from deeprl.report import write_report
 from deeprl.spaces import env_spec
 
@@ -94,13 +95,13 @@ def run_sweep(file: str | Path) -> Path:
         except DeeprlError as error:
             raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
-    print(f"{file}: {agents} agents in {len(plan)} populations, records in {out}", flush=True)
+    show(f"{file}: {agents} agents in {len(plan)} populations, records in {out}")
     for number, planned in enumerate(plan, 1):
         name = f"[{number}/{len(plan)}] {planned.algorithm} {planned.config.env} {planned.config.label}".rstrip()
         if planned.finished():
-            print(f"{name}: finished before", flush=True)
+            show(f"{name}: finished before")
             continue
-        print(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps", flush=True)
+        show(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps")
         algorithm_module(planned.algorithm).train(planned.config)
     return write_report(out)
 

@@ -126,6 +126,20 @@ def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
     assert_same_run(tmp_path / "whole", out)
 
 
+def test_signal_that_ended_the_reader_of_the_output_too(tmp_path: Path) -> None:
+    """`deeprl train ... 2>&1 | tee log`: Ctrl-C ends both, and the lines of the run meet a broken pipe."""
+    process = begun(tmp_path / "run", 47)
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert process.wait(60) == 130
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [47]
+
+
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process = begun(tmp_path / "run", 47)
     for _ in range(2):  # it waits in its callback, which is the middle of a step
