@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from deeprl.errors import DeeprlError
 from deeprl.make_env import MakeEnv
 
 _UNHEEDED = (signal.SIGINT, signal.SIGTERM)
@@ -41,6 +43,28 @@ class Unheeding:
         return self.make()
 
 
+class Workers(AsyncVectorEnv):
+    """As there; that one of its processes was killed is said in one line, and ends the others."""
+
+    def step(self, actions: Any) -> Any:
+        try:
+            return super().step(actions)
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            _kill(self.processes)  # `close` would wait for steps that have been read already
+            raise DeeprlError(
+                "the process of an environment was killed (too little memory?); the same command goes on from the newest"
+                " checkpoint"
+            ) from error
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        try:
+            super().close_extras(timeout, terminate)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            _kill(self.processes)
+            for process in self.processes:
+                process.join()
+
+
 def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
     """`n` environments in a process each, which reset in the step that ends an episode."""
     fns = [Unheeding(make, os.getpid())] * n
@@ -49,7 +73,7 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
     try:
         # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
-        vector = AsyncVectorEnv(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+        vector = Workers(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     Finalize(vector, _kill, (vector.processes,), exitpriority=20)
@@ -57,6 +81,6 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
-    """At the exit of a process that has not closed them, where multiprocessing would send SIGTERM and wait."""
+    """Also at the exit of a process that has not closed them, where multiprocessing would send SIGTERM and wait."""
     for process in processes:
         process.kill()

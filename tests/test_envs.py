@@ -469,3 +469,15 @@ def test_load_object_gives_the_object():
 def test_factory_is_picklable():
     made = pickle.loads(pickle.dumps(PENDULUM))()
     assert made.spec.max_episode_steps == 12
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_killed_worker_is_named_and_the_other_one_ends(which):
+    envs = PopulationEnvs(PENDULUM, [0, 1], backend="async")
+    processes = envs.vector.processes
+    processes[which].kill()
+    with pytest.raises(DeeprlError, match="the process of an environment was killed"):
+        for _ in range(3):
+            envs.step(np.zeros((2, 1, 1), np.float32))
+    envs.close()
+    assert [p.is_alive() for p in processes] == [False, False]
