@@ -29,14 +29,16 @@ _BLOCK_BYTES = 2**28  # rows are read and written in pieces of this size
 _MANY_BLOCKS = 256  # then all rows are written anew, into few blocks
 _NAME = re.compile(r"([0-9]{9,})(?:\.([0-9]+))?")  # the step; a number where there was one of that step
 _FILE = re.compile(r"[a-z_]+_[0-9]{9,}\.pt")
+_LOADABLE = (bool, int, float, str, bytes, type(None))  # with `weights_only`: these, but not their subclasses
 
 
 def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
     """Write checkpoint `step`; keep it and the `keep - 1` before it, delete all others.
 
-    content: nested dicts and lists of numbers, strings, tensors, arrays and histories.
+    content: nested dicts, lists and tuples of numbers, strings, tensors, arrays and histories.
 
-    Raises OSError, with the checkpoints of before as they were, if it cannot be written.
+    Raises OSError, with the checkpoints of before as they were, if it cannot be written, and TypeError for anything
+    else in it, which could not be loaded.
     """
     directory.mkdir(exist_ok=True)
     for left in directory.glob(".*"):  # of a process that was killed
@@ -121,9 +123,9 @@ class _Writer:
     def savable(self, value: Any, name: str = "") -> Any:
         """A value in the form that goes into state.pt; its histories go into files of their own."""
         if isinstance(value, dict):
-            return {k: self.savable(v, f"{name}_{k}" if name else str(k)) for k, v in value.items()}
+            return {self.savable(k): self.savable(v, f"{name}_{k}" if name else str(k)) for k, v in value.items()}
         if isinstance(value, list | tuple):
-            return [self.savable(v, name) for v in value]
+            return (list if isinstance(value, list) else tuple)(self.savable(v, name) for v in value)
         if isinstance(value, History):
             blocks = self._store(value, name)
             self.histories.append((value, blocks))
@@ -174,7 +176,10 @@ def _plain(value: Any) -> Any:
         return own.clone() if own.numel() * own.element_size() < own.untyped_storage().nbytes() else own
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.asarray(value, order="C"))
-    return value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    if type(value) not in _LOADABLE:
+        raise TypeError(f"a checkpoint cannot hold {value!r} of type {type(value).__name__}")
+    return value
 
 
 class _HashingFile:

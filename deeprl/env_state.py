@@ -8,6 +8,7 @@ remember numbers, arrays, lists, queues, running statistics and generators. Any 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 from gymnasium.wrappers import PassiveEnvChecker
 from gymnasium.wrappers.utils import RunningMeanStd
 
-_PLAIN = (bool, int, float, str, type(None), np.bool_, np.integer, np.floating)
+from deeprl.errors import DeeprlError
+
+_PLAIN = (bool, int, float, str, type(None))  # not their subclasses: a checkpoint with these could not be loaded
 _STATELESS = {
     "env",
     "_action_space",
@@ -32,7 +35,10 @@ class _OpaqueError(Exception):
 
 
 def capture(env: gym.Env) -> dict[str, Any] | None:
-    """The state of `env` (numbers, strings, lists and arrays only), or None where it cannot be captured."""
+    """The state of `env` (numbers, strings, lists and arrays only), or None where it cannot be captured.
+
+    Raises DeeprlError where an environment's own `state_dict` gives something else.
+    """
     base = env.unwrapped
     inner = _inner_state(base)
     if inner is None:
@@ -95,8 +101,8 @@ def arrays(value: Any) -> Any:
     """A copy with arrays in place of tensors, which a checkpoint gives back for them."""
     if isinstance(value, dict):
         return {k: arrays(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [arrays(v) for v in value]
+    if isinstance(value, list | tuple):
+        return type(value)(arrays(v) for v in value)
     if not hasattr(value, "dtype"):
         return value
     return np.array(value.numpy() if hasattr(value, "numpy") else value)
@@ -104,7 +110,10 @@ def arrays(value: Any) -> Any:
 
 def _inner_state(base: Any) -> dict[str, Any] | None:
     if hasattr(base, "state_dict") and hasattr(base, "load_state_dict"):
-        return base.state_dict()
+        state = base.state_dict()
+        if not _is_savable(state):
+            raise DeeprlError(f"{type(base).__name__}.state_dict() gives more than numbers, strings, lists and arrays")
+        return state
     if _is_mujoco(base):
         return _mujoco_state(base.data)
     if _is_ale(base):
@@ -195,7 +204,20 @@ def _restore_minatar(game: Any, state: dict[str, Any]) -> None:
 
 
 def _plain_attributes(layer: Any) -> dict[str, Any]:
-    return {k: v for k, v in vars(layer).items() if isinstance(v, _PLAIN)}
+    return {k: v for k, v in vars(layer).items() if _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or isinstance(value, np.bool_ | np.number)
+
+
+def _is_savable(value: Any) -> bool:
+    if type(value) is dict:
+        return all(_is_savable(k) and _is_savable(v) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return all(map(_is_savable, value))
+    array = isinstance(value, np.ndarray) and value.dtype.kind in "bfiu"
+    return array or _is_plain(value) or type(value).__module__ == "torch"
 
 
 def _remembered(wrapper: gym.Env) -> dict[str, Any]:
@@ -211,16 +233,16 @@ def _own(wrapper: gym.Env) -> dict[str, Any]:
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
+    if _is_plain(value):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "bfiu":
         return value.copy()
     if isinstance(value, list | tuple | deque):
-        return [_pack(v) for v in value]
+        return (tuple if isinstance(value, tuple) else list)(_pack(v) for v in value)
     if isinstance(value, np.random.Generator):
         return value.bit_generator.state
     if isinstance(value, dict | RunningMeanStd):
-        return {k: _pack(v) for k, v in (value if isinstance(value, dict) else vars(value)).items()}
+        return {_pack(k): _pack(v) for k, v in (value if isinstance(value, dict) else vars(value)).items()}
     raise _OpaqueError
 
 
@@ -232,9 +254,22 @@ def _unpack(old: Any, packed: Any) -> Any:
     if isinstance(old, RunningMeanStd) and isinstance(packed, dict):
         vars(old).update(packed)
         return old
-    if isinstance(old, deque) and isinstance(packed, list):
-        return deque(packed, old.maxlen)
-    return tuple(packed) if isinstance(old, tuple) and isinstance(packed, list) else packed
+    if isinstance(old, dict) and isinstance(packed, dict):
+        kept = copy.copy(old)  # such as a defaultdict, with what it makes of new keys
+        kept.clear()
+        kept.update({k: _unpack(old.get(k), v) for k, v in packed.items()})
+        return kept
+    return _unpack_all(old, packed) if isinstance(packed, list | tuple) else packed
+
+
+def _unpack_all(old: Any, packed: list[Any] | tuple[Any, ...]) -> Any:
+    alike = isinstance(old, list | tuple | deque) and len(old) == len(packed)
+    values = [_unpack(o, v) for o, v in zip(old if alike else [None] * len(packed), packed, strict=True)]
+    if isinstance(old, deque):
+        return deque(values, old.maxlen)
+    if hasattr(old, "_make"):
+        return old._make(values)
+    return tuple(values) if isinstance(packed, tuple) else values
 
 
 def _wrappers(env: gym.Env) -> list[gym.Env]:

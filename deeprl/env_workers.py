@@ -51,10 +51,8 @@ class Workers(AsyncVectorEnv):
             return super().step(actions)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             _kill(self.processes)  # `close` would wait for steps that have been read already
-            raise DeeprlError(
-                "the process of an environment was killed (too little memory?); the same command goes on from the newest"
-                " checkpoint"
-            ) from error
+            what = "the process of an environment was killed (too little memory?)"
+            raise DeeprlError(f"{what}; the same command goes on from the newest checkpoint") from error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         try:

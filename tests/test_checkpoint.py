@@ -55,7 +55,7 @@ def test_nested_data_come_back_equal(tmp_path):
     assert torch.equal(loaded["half"], saved["half"])
     assert loaded["list"][:5] == [1, 2.5, "text", None, True]
     assert torch.equal(loaded["list"][5][0], torch.ones(2))
-    assert loaded["tuple"] == [1, 2]
+    assert loaded["tuple"] == (1, 2)
     assert loaded["generator"] == generator
     assert loaded["not finite"] == saved["not finite"]
 
@@ -280,3 +280,15 @@ def test_failed_save_leaves_the_old_ones(two):
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         checkpoint.save(two.parent, 30, {"x": lambda: 0})
     assert_loads(two.parent, 20, 2.0)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), type("Word", (str,), {})("a"), {frozenset(): 1}])
+def test_what_could_not_be_loaded_is_not_saved(value, tmp_path):
+    with pytest.raises(TypeError, match="a checkpoint cannot hold"):
+        checkpoint.save(tmp_path, 1, {"x": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_may_be_keys(tmp_path):
+    checkpoint.save(tmp_path, 1, {"x": {np.int64(3): 1, (np.int64(1), "a"): (2, [3])}})
+    assert checkpoint.load(tmp_path)[1]["x"] == {3: 1, (1, "a"): (2, [3])}

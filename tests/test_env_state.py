@@ -1,9 +1,15 @@
+import enum
+from collections import defaultdict, deque
+from typing import NamedTuple
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import wrappers
+from gymnasium.wrappers.utils import RunningMeanStd
 
 from deeprl import checkpoint, env_state
+from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
 
 ENVS = [
@@ -364,3 +370,67 @@ def test_atari_with_sticky_actions_of_ale_gives_none():
     env = gym.make("ALE/Pong-v5", repeat_action_probability=0.0)
     env.reset(seed=0)
     assert env_state.capture(env) is not None
+
+
+class Mode(enum.IntEnum):
+    EASY = 1
+
+
+class Place(NamedTuple):
+    x: int
+    y: int
+
+
+class Remembers(gym.Wrapper):
+    """Holds what loses its type when it is taken for a plain list or dict."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.visits = defaultdict(int)
+        self.generators = {"noise": np.random.default_rng(0)}
+        self.place, self.last = Place(0, 0), None
+        self.statistics = [RunningMeanStd(shape=(1,))]
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.place = Place(self.place.x + 1, int(obs[0] > 0))
+        self.visits[np.int64(self.place.y), "side"] += 1
+        self.statistics[0].update(np.array([[reward]]))
+        again, self.last = float(self.last == (0, 1)), (0, self.place.y)
+        reward += self.visits[0, "side"] + self.generators["noise"].random() + self.statistics[0].mean[0] + again
+        return obs, float(reward), terminated, truncated, info
+
+
+def test_containers_of_wrappers_keep_their_types(tmp_path):
+    env, other = (Remembers(gym.make("Pendulum-v1", max_episode_steps=30)) for _ in range(2))
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    actions = [env.action_space.sample() for _ in range(80)]
+    roll(env, actions[:40])
+    state = through_disk(env_state.capture(env), tmp_path)
+    expected = roll(env, actions[40:])[0]
+    other.reset(seed=1)
+    env_state.restore(other, state)
+    assert_same(expected, roll(other, actions[40:])[0])
+
+
+def test_attribute_that_no_checkpoint_could_be_loaded_with_is_not_captured():
+    env = gym.make("Pendulum-v1")
+    env.reset(seed=0)
+    env = gym.Wrapper(env)
+    env.mode = Mode.EASY
+    assert env_state.capture(env) is None
+
+
+def test_own_state_of_other_types_is_refused():
+    class Own(gym.Env):
+        observation_space = action_space = gym.spaces.Box(-1, 1)
+
+        def state_dict(self):
+            return {"queue": deque([1, 2])}
+
+        def load_state_dict(self, state):
+            raise AssertionError
+
+    with pytest.raises(DeeprlError, match=r"Own.state_dict\(\) gives more than numbers"):
+        env_state.capture(Own())

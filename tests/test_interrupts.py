@@ -129,7 +129,9 @@ def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
 def test_signal_that_ended_the_reader_of_the_output_too(tmp_path: Path) -> None:
     """`deeprl train ... 2>&1 | tee log`: Ctrl-C ends both, and the lines of the run meet a broken pipe."""
     process = begun(tmp_path / "run", 47)
-    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     process.stderr.close()
     process.send_signal(signal.SIGINT)
