@@ -71,9 +71,8 @@ class Run:
         self._wall_before = self._learning_s = 0.0
         self._started = self._saved_at = time.monotonic()
         self._learning_since: float | None = None
-        self._compiled = False
+        self._compiled, self._evaluated = False, -1
         self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
-        self._evaluated = -1
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened = False
@@ -98,12 +97,14 @@ class Run:
 
     def make_envs(self) -> PopulationEnvs:
         """The environments that the agents act in."""
-        self._make_env().close()  # a clear error before S x N environments are made
+        probe = self._make_env()  # a clear error before S x N environments are made
+        own_state = hasattr(probe.unwrapped, "state_dict")
+        probe.close()
         config = self.config
         envs = PopulationEnvs(self._make_env, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
-        # One that remembers earlier episodes would be another after a resume.
-        keep = not config.wrappers and envs.restorable != "no"
+        # One that may remember earlier episodes would be another after a resume.
+        keep = not config.wrappers and not own_state and envs.restorable != "no"
         self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=keep)
         self._closing.callback(self._evaluator.close)
         return envs

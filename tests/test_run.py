@@ -9,8 +9,10 @@ import time
 import types
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 from deeprl import checkpoint
 from deeprl.errors import DeeprlError
@@ -483,6 +485,35 @@ def test_env_that_cannot_be_restored_says_so_and_goes_on(tmp_path, capsys):
     capsys.readouterr()
     assert sac.train(config(tmp_path / "run", **settings)).finished
     assert "Unseeded-v0 cannot be restored exactly: 2 episodes start anew" in capsys.readouterr().out
+
+
+class Curriculum(PendulumEnv):
+    """Rewards shrink from one episode to the next."""
+
+    episodes = 0
+
+    def reset(self, **kwargs):
+        self.episodes += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, float(reward) - self.episodes, terminated, truncated, info
+
+    def state_dict(self):
+        return {"state": self.state, "episodes": self.episodes}
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
+
+def test_env_that_remembers_episodes_is_evaluated_alike_after_a_resume(tmp_path):
+    gym.register("Curriculum-v0", Curriculum)
+    settings = {"env": "Curriculum-v0", "seeds": (0, 1)}
+    sac.train(config(tmp_path / "whole", **settings))
+    train_with_stops(config(tmp_path / "parts", **settings), (30, 60))
+    gym.registry.pop("Curriculum-v0")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path):
