@@ -55,6 +55,7 @@ def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> 
         _flush_directory(temporary)
         os.replace(temporary, final)
         _flush_directory(directory)
+        _flush_directory(directory.parent)  # where this directory and the logs beside it are entered
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

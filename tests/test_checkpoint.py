@@ -292,3 +292,10 @@ def test_what_could_not_be_loaded_is_not_saved(value, tmp_path):
 def test_numbers_of_numpy_may_be_keys(tmp_path):
     checkpoint.save(tmp_path, 1, {"x": {np.int64(3): 1, (np.int64(1), "a"): (2, [3])}})
     assert checkpoint.load(tmp_path)[1]["x"] == {3: 1, (1, "a"): (2, [3])}
+
+
+def test_the_place_of_the_logs_is_brought_to_the_disk_as_well(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    checkpoint.save(tmp_path / "checkpoints", 1, {"x": 1})
+    assert tmp_path.stat().st_ino in flushed

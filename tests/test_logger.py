@@ -1,4 +1,5 @@
 import csv
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -152,3 +153,17 @@ def test_tensorboard_without_values_writes_nothing(tmp_path):
     log = TensorBoardLog(tmp_path / "tb", ["a"])
     log.close()
     assert not (tmp_path / "tb").exists()
+
+
+def test_tensorboard_values_are_seen_at_once_and_brought_to_the_disk(tmp_path, monkeypatch):
+    log = TensorBoardLog(tmp_path, ["a", "b"])
+    log.write(10, 0, {"x": 1.5})
+    log.write(10, 1, {"x": 2.5})
+    seen = EventAccumulator(str(tmp_path / "b"))
+    seen.Reload()
+    assert [(v.step, v.value) for v in seen.Scalars("x")] == [(10, 2.5)]
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    log.sync()
+    assert flushed == [next((tmp_path / name).iterdir()).stat().st_ino for name in ("a", "b")]
+    log.close()
