@@ -37,8 +37,8 @@ class Lock:
         Raises DeeprlError, naming the owner, if another process holds it.
         """
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        owner = _read_owner(file)
-        if not _locked(file, owner):
+        locked, owner = _locked(file), _read_owner(file)  # in this order: the owner may be about to leave
+        if not locked:
             os.close(file)
             raise DeeprlError(f"{self.path.parent} is in use by {_named(owner)}; {_advice(owner, self.path)}")
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -56,16 +56,18 @@ class Lock:
             self._file = None
 
 
-def _locked(file: int, owner: dict[str, Any]) -> bool:
+def _locked(file: int) -> bool:
     """Whether the lock is ours now; where the file system has no locks, whether the owner on record has ended."""
-    if fcntl is None:
-        return not owner or _gone(owner)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        unknown = error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-        return unknown and (not owner or _gone(owner))
-    return True
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+        else:
+            return True
+    owner = _read_owner(file)
+    return not owner or _gone(owner)
 
 
 def _read_owner(file: int) -> dict[str, Any]:

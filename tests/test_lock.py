@@ -81,6 +81,21 @@ def test_damaged_content_does_not_hold_anybody_up(content, tmp_path):
     mine.release()
 
 
+def test_owner_that_leaves_at_this_moment_has_left_in_order(tmp_path, monkeypatch):
+    first = Lock(tmp_path)
+    first.acquire()
+    flock = lock.fcntl.flock
+
+    def after_release(*args):
+        first.release()
+        return flock(*args)
+
+    monkeypatch.setattr(lock.fcntl, "flock", after_release)
+    second = Lock(tmp_path)
+    assert second.acquire() == ""
+    second.release()
+
+
 # --- file systems without locks: the content decides ---
 
 
