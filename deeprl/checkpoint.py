@@ -76,7 +76,7 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
     histories: whether the blocks of rows are checked as well, as they must be before they are read.
 
     A broken one is named in a warning and the one before it is used. Raises DeeprlError if all are broken, or if one
-    was written by another version of deeprl.
+    was written by another version of deeprl, and PermissionError for one that may not be read.
     """
     if directory.exists() and not directory.is_dir():
         raise DeeprlError(f"{directory} is no directory")
@@ -85,7 +85,7 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
         step, _, path = found[-1]
         try:
             return step, _read(path, step, histories)
-        except DeeprlError:
+        except (DeeprlError, PermissionError):  # the latter may be as good as new
             raise
         except Exception as error:  # damaged and hostile files raise about everything that there is
             broken.add(path)

@@ -299,3 +299,16 @@ def test_the_place_of_the_logs_is_brought_to_the_disk_as_well(tmp_path, monkeypa
     monkeypatch.setattr("os.fsync", lambda file: flushed.append(os.fstat(file).st_ino))
     checkpoint.save(tmp_path / "checkpoints", 1, {"x": 1})
     assert tmp_path.stat().st_ino in flushed
+
+
+def test_checkpoint_that_may_not_be_read_is_not_taken_for_broken(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"x": step})
+    monkeypatch.setattr("builtins.open", _denied)
+    monkeypatch.setattr("pathlib.Path.open", _denied)
+    with pytest.raises(PermissionError):
+        checkpoint.load(tmp_path)
+
+
+def _denied(*args, **settings):
+    raise PermissionError(13, "Permission denied")
