@@ -141,7 +141,7 @@ class _Writer:
             old, begin = [], history.first
         blocks = [b._replace(path=self._final / b.path.name) for b in old]
         while begin < history.last:
-            row_bytes = sum(_bytes(v) for v in history.read(begin, begin + 1).values())
+            row_bytes = sum(v.nbytes for v in history.read(begin, begin + 1).values())
             end = min(history.last, begin + max(1, _BLOCK_BYTES // max(row_bytes, 1)))
             file = f"{name}_{begin:09d}.pt"
             while file in self._files:  # rows that were changed after they had been stored
@@ -174,7 +174,7 @@ def _plain(value: Any) -> Any:
     """Tensors that own just their data and plain Python: what `weights_only=True` will load."""
     if isinstance(value, torch.Tensor):
         own = value.detach().cpu()
-        return own.clone() if own.numel() * own.element_size() < own.untyped_storage().nbytes() else own
+        return own.clone() if own.nbytes < own.untyped_storage().nbytes() else own
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.asarray(value, order="C"))
     value = value.item() if isinstance(value, np.generic) else value
@@ -282,10 +282,6 @@ def _check(manifest: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _bytes(value: Any) -> int:
-    return value.numel() * value.element_size()
 
 
 def _flush(file: Any) -> None:
