@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 _LINE_SECONDS = 15.0
 
 
-def show(line: str, file: TextIO | None = None) -> None:
+def show(line: str, file: Any = None) -> None:
     """Print a line to `file`, stdout by default. If that is gone, nothing is shown from then on, and work goes on.
 
     Ctrl-C also ends the `tee` of `deeprl train ... | tee log`, before the run has written its checkpoint.

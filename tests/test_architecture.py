@@ -140,11 +140,11 @@ def test_every_algorithm_of_the_catalogue_is_there() -> None:
         assert all(hasattr(module, part) for part in ("Config", "State", "init", "act", "update", "train", "build_net"))
 
 
-@pytest.mark.parametrize("name", ["__init__", "cli", "errors"])
+@pytest.mark.parametrize("name", ["__init__", "cli", "errors", "progress"])
 def test_front_door_imports_nothing_heavy(name: str) -> None:
     for other in imported(PACKAGE / f"{name}.py", top_level_only=True):
         assert other.split(".")[0] not in HEAVY
-        assert not other.startswith("deeprl.") or other.split(".")[1] in {"errors"}
+        assert not other.startswith("deeprl.") or other.split(".")[1] in {"errors", "progress"}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"]])
