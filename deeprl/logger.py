@@ -75,6 +75,7 @@ class TensorBoardLog:
     def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):
         self._directory, self._names, self._purge_step = directory, names, purge_step
         self._writers: dict[int, Any] = {}
+        self._files: list[Any] = []
 
     def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -83,6 +84,7 @@ class TensorBoardLog:
             self._open(member)
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
         self._add(member, step=step, summary=summary)
+        self._writers[member].flush()
 
     def _open(self, member: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
@@ -91,7 +93,8 @@ class TensorBoardLog:
         folder = self._directory / self._names[member]
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
-        self._writers[member] = RecordWriter((folder / name).open("wb"))
+        self._files.append((folder / name).open("wb"))
+        self._writers[member] = RecordWriter(self._files[-1])
         self._add(member, file_version="brain.Event:2")
         if self._purge_step is not None:
             self._add(member, step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
@@ -102,14 +105,14 @@ class TensorBoardLog:
         self._writers[member].write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def sync(self) -> None:
-        """Hand everything written so far to the operating system."""
-        for writer in self._writers.values():
-            writer.flush()
+        """Have everything written so far on the disk itself."""
+        for file in self._files:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        writers, self._writers = self._writers, {}
-        for writer in writers.values():
+        for writer in self._writers.values():
             writer.close()
+        self._writers, self._files = {}, []
 
 
 class RunLogs:
