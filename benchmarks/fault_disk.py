@@ -161,7 +161,7 @@ def full_curves(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
     """TensorBoard's directory alone is on the small disk."""
     out = place / "run"
     copy(base, out)
-    with small_disk(out / "tensorboard", 16_384):
+    with small_disk(out / "tensorboard", 4_096):
         tried = attempt(case.command(out, *SELDOM))
     return tried, out
 

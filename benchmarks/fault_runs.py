@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,12 +96,21 @@ CASES = {
 
 
 def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """`python -m deeprl` as a process group of its own; what it prints is added to `log`."""
+    """`python -m deeprl` as a process group of its own; what it prints is added to `log`.
+
+    It heeds Ctrl-C, which a program that was itself begun in the background would hand on as ignored.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     settings = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "deeprl", *words], stdout=file, stderr=file, env=settings, start_new_session=True
+            [sys.executable, "-m", "deeprl", *words],
+            stdout=file,
+            stderr=file,
+            env=settings,
+            start_new_session=True,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
     agents diverged. 130, 143: ended by Ctrl-C or SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
+    warnings.formatwarning = _warning
     try:
         if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
             return _train(words[1:])
@@ -48,6 +50,15 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:  # a file or directory that cannot be read or written
         print(f"deeprl: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Warnings of deeprl as lines for its user, those of others with their place in the code."""
+    if Path(filename).is_relative_to(Path(deeprl.__file__).parent):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _parser() -> argparse.ArgumentParser:

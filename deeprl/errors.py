@@ -10,6 +10,10 @@ class DeeprlError(Exception):
     """Bad input (a name, a setting, a file). The message is one line: what is wrong, what would be right."""
 
 
+class InUseError(DeeprlError):
+    """Another process works in a run directory."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean A, B?"` with up to three of `known` that resemble `name`, or an empty string."""
     lowered = {k.lower(): k for k in known}

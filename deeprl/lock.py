@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deeprl.errors import DeeprlError
+from deeprl.errors import InUseError
 
 try:
     import fcntl
@@ -34,13 +34,13 @@ class Lock:
     def acquire(self) -> str:
         """Take the lock. Returns a line about an owner that ended without a release, or "".
 
-        Raises DeeprlError, naming the owner, if another process holds it.
+        Raises InUseError, naming the owner, if another process holds it.
         """
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         locked, owner = _locked(file), _read_owner(file)  # in this order: the owner may be about to leave
         if not locked:
             os.close(file)
-            raise DeeprlError(f"{self.path.parent} is in use by {_named(owner)}; {_advice(owner, self.path)}")
+            raise InUseError(f"{self.path.parent} is in use by {_named(owner)}; {_advice(owner, self.path)}")
         about = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(about).encode(), 0)

@@ -84,7 +84,7 @@ class TensorBoardLog:
             self._open(member)
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
         self._add(member, step=step, summary=summary)
-        self._writers[member].flush()  # for who looks on
+        self._writers[member].flush()
 
     def _open(self, member: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
@@ -105,14 +105,14 @@ class TensorBoardLog:
         self._writers[member].write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def sync(self) -> None:
-        """Bring everything written so far to the disk."""
+        """Have everything written so far on the disk itself."""
         for file in self._files:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        files, self._files, self._writers = self._files, [], {}
-        for file in files:
-            file.close()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers, self._files = {}, []
 
 
 class RunLogs:

@@ -21,7 +21,7 @@ from deeprl import checkpoint, health, rng
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
-from deeprl.errors import DeeprlError, first_line
+from deeprl.errors import DeeprlError, InUseError, first_line
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.interrupts import Interrupts
 from deeprl.lock import Lock
@@ -125,7 +125,7 @@ class Run:
                 step = found[0] if found else 0
                 news.append(note_changes(self.directory, self._stored, self.config, self.execution, step))
             elif (self.directory / "config.json").exists():
-                raise DeeprlError(f"{self.directory}: another process has just begun this run; try again")
+                raise InUseError(f"{self.directory}: another process has just begun this run; try again")
             else:
                 write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
         if found:

@@ -17,7 +17,8 @@
 
 Agents that differ only in their seed and in per-agent settings (learning rates, discount, ...) train in one
 population. Everything else, such as `hidden`, makes a population of its own. A sweep that is called again skips what
-is finished and continues what is not.
+is finished and continues what is not. Called twice at once, each process takes the populations that the other is not
+at: the way to use many cores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
 from deeprl.directory import COMPLETE, stored_run
-from deeprl.errors import DeeprlError, nearest
+from deeprl.errors import DeeprlError, InUseError, nearest
 from deeprl.make_env import make_env
 from deeprl.population import resolve_device
 from deeprl.progress import show
@@ -102,7 +103,10 @@ def run_sweep(file: str | Path) -> Path:
             show(f"{name}: finished before")
             continue
         show(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps")
-        algorithm_module(planned.algorithm).train(planned.config)
+        try:
+            algorithm_module(planned.algorithm).train(planned.config)
+        except InUseError as error:
+            show(f"{name}: left to another process ({error})")
     return write_report(out)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -170,3 +172,19 @@ def test_plain_output_has_progress_lines(tmp_path: Path) -> None:
     words += ["--steps", "2700", "--learning-starts", "2400", "--out", str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert re.search(r"sac Pendulum-v1 x1: [\d,]+/2,700 .* steps/s .* left .*return -[\d,.]+ at", done.stdout)
+
+
+def test_warnings_are_lines_for_users(run_dir: Path, tmp_path: Path) -> None:
+    """In a process of its own: pytest takes over how warnings are shown."""
+    broken = tmp_path / "run"
+    shutil.copytree(run_dir, broken)
+    (newest,) = (broken / "checkpoints").iterdir()
+    (newest / "state.pt").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "deeprl", "evaluate", str(broken)], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    warning, error = done.stderr.splitlines()
+    assert warning == f"warning: checkpoint {newest} is broken (the checksum of state.pt does not match)"
+    assert error.startswith(f"deeprl: all checkpoints in {newest.parent} are broken; delete that directory")

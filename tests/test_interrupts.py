@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ from deeprl.interrupts import Interrupts
 from deeprl.online import sac
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """A test run that was begun in the background has inherited that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_first_signal_is_noted_and_the_second_acts(capfd: pytest.CaptureFixture[str]) -> None:

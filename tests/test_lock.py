@@ -10,7 +10,7 @@ import time
 import pytest
 
 from deeprl import lock
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, InUseError
 from deeprl.lock import Lock
 
 HOLD = """
@@ -39,7 +39,7 @@ def holder(tmp_path):
 
 def test_second_process_is_refused_and_told_who_holds_it(holder, tmp_path):
     with pytest.raises(
-        DeeprlError, match=rf"is in use by process {holder.pid} on {platform.node()} \(since 20.*\); wait for it"
+        InUseError, match=rf"is in use by process {holder.pid} on {platform.node()} \(since 20.*\); wait for it"
     ):
         Lock(tmp_path).acquire()
     assert owner(tmp_path)["pid"] == holder.pid  # the refused one has not written over it

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from deeprl.errors import DeeprlError
+from deeprl.lock import Lock
 from deeprl.sweep import read_sweep, run_sweep
 
 TINY = """
@@ -141,3 +143,32 @@ def test_the_files_that_are_shipped_are_right() -> None:
     assert shipped
     for file in shipped:
         assert read_sweep(file)[1]
+
+
+def test_population_that_another_process_trains_is_left_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(
+        tmp_path,
+        f'out = "{tmp_path / "runs"}"\n'
+        + TINY
+        + """
+[[experiment]]
+algorithm = "sac"
+env = ["Pendulum-v1", "MountainCarContinuous-v0"]
+""",
+    )
+    taken = tmp_path / "runs" / "sac" / "Pendulum-v1"
+    taken.mkdir(parents=True)
+    other = Lock(taken)
+    other.acquire()
+    run_sweep(file)
+    shown = capsys.readouterr().out
+    assert f"[1/2] sac Pendulum-v1: left to another process ({taken} is in use by process" in shown
+    assert [p.name for p in taken.iterdir()] == ["run.lock"]
+    other.release()
+    run_sweep(file)
+    shown = capsys.readouterr().out
+    assert "left to another process" not in shown
+    assert "[2/2] sac MountainCarContinuous-v0: finished before" in shown
+    assert json.loads((taken / "status.json").read_text())["state"] == "finished"

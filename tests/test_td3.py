@@ -326,7 +326,8 @@ def test_policy_of_a_run_moves_at_every_third_update_if_so_set(tmp_path: Path) -
 
 def test_run_acts_at_random_first_and_then_by_the_policy_with_noise(tmp_path: Path) -> None:
     config = build(td3.Config, TINY | {"actor_lr": 0.0, "exploration_noise": 0.3})  # the policy stays as it was
-    rows = trained(config, tmp_path, callback=lambda run: run.step == 40)["replay"]["rows"]
+    saved = trained(config, tmp_path, callback=lambda run: run.step == 40)["replay"]
+    ((_, rows),) = saved["rows"].parts()
     net = td3.build_net(EnvSpec((3,), 1, (-2.0,), (2.0,)), config)
     state, first = td3.init(net, config, rng.key(0, "init")), torch.zeros(1, dtype=torch.bool)
     for t in range(40):
