@@ -20,7 +20,8 @@ _EPILOG = """examples:
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
 
 exit status:
-  0 fine; 2 bad input; 3 done, but agents diverged; 130 and 143 ended by Ctrl-C and SIGTERM
+  0 fine; 2 bad input; 3 done, but agents diverged; 130, 143 and 129 ended by Ctrl-C, SIGTERM and a
+  closed terminal
 """
 
 
@@ -28,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status.
 
     0: fine. 2: bad input, with one line on stderr. 3: `train`, `resume` or `sweep` is through, or was stopped, and
-    agents diverged. 130, 143: ended by Ctrl-C or SIGTERM.
+    agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a closed terminal.
     """
     words = list(sys.argv[1:] if args is None else args)
     warnings.formatwarning = _warning

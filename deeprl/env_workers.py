@@ -1,8 +1,9 @@
 """Environments in processes of their own: what reaches these processes, and how they end.
 
-Ctrl-C in a terminal goes to a whole process group, and schedulers send SIGTERM to every process of a job. Workers heed
-neither, so that their parent can finish its step with them and save. They end when their parent closes them or ends in
-whatever way: then their pipes are closed, which they notice once they have finished their step.
+Ctrl-C in a terminal goes to a whole process group, as does the end of a connection, and schedulers send SIGTERM to
+every process of a job. Workers heed none of these, so that their parent can finish its step with them and save. They
+end when their parent closes them or ends in whatever way: then their pipes are closed, which they notice once they
+have finished their step.
 
 Programs that an environment starts are not concerned: they get the signals as usual.
 """
@@ -22,9 +23,8 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from deeprl.errors import DeeprlError
+from deeprl.interrupts import HEEDED
 from deeprl.make_env import MakeEnv
-
-_UNHEEDED = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Unheeding:
 
     def __call__(self) -> gym.Env:
         if os.getpid() != self.parent:  # Gymnasium makes one there too, for its spaces
-            for number in _UNHEEDED:
+            for number in HEEDED:
                 # Not SIG_IGN, which programs that the environment starts would inherit.
                 signal.signal(number, lambda *_: None)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _UNHEEDED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
         return self.make()
 
 
@@ -68,7 +68,7 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
     fns = [Unheeding(make, os.getpid())] * n
     resource_tracker.ensure_running()  # started below, it would let the signals through again
     # New processes inherit that signals wait, and so do not die of one before their first line; here they wait as well.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
     try:
         # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
         vector = Workers(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as requests: the first one lets the current step end, the second one acts as it always does."""
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal, a lost connection) as requests to stop after the current step.
+
+The second Ctrl-C or SIGTERM acts as it always does.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from typing import Any
 
 from deeprl.progress import show
 
+_HANGUP = signal.SIGHUP if hasattr(signal, "SIGHUP") else None  # Windows has none
+HEEDED = [s for s in (signal.SIGINT, signal.SIGTERM, _HANGUP) if s is not None]
+
 
 class Interrupts:
-    """Within `with`: `signum` is the number of the first SIGINT or SIGTERM that came, None so far.
+    """Within `with`: `signum` is the number of the first such signal that came, None so far.
 
     Takes over only what Python does by default, in the main thread: handlers of a program's own stay, and so does a
     signal that is ignored (`nohup`).
@@ -21,17 +27,22 @@ class Interrupts:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._before: dict[int, Any] = {}
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for signum, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-                if signal.getsignal(signum) == default:
+            for signum in HEEDED:
+                if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[signum] = signal.signal(signum, self._note)
         return self
 
     def _note(self, signum: int, frame: Any) -> None:
         self.signum = signum
         self._restore()
+        if signum == _HANGUP:
+            signal.signal(signum, signal.SIG_IGN)  # the shell and the terminal each send one
+            for fd in self._terminals:  # where every further line would be an error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         name = signal.Signals(signum).name
         line = f"\n{name}: finishing this step and writing a checkpoint; once more stops at once\n"
         with contextlib.suppress(OSError):  # whoever reads it may have got the signal too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def test_first_signal_is_noted_and_the_second_acts(capfd: pytest.CaptureFixture[
 def test_handlers_are_given_back() -> None:
     with Interrupts():
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -149,6 +150,28 @@ def test_signal_that_ended_the_reader_of_the_output_too(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(60) == 130
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [47]
+
+
+def test_closed_terminal_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """The terminal is gone, with all that the progress bar would write to, and both it and the shell send a SIGHUP."""
+    out = tmp_path / "run"
+    terminal, inside = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+    code = RUN.replace("sys.stdin.readline()", "time.sleep(3)").replace("import sys", "import sys, time", 1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "47", *words(out)],
+        stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    while b"ready" not in shown:
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+    assert process.wait(timeout=60) == 129
+    assert checkpoint.steps(out / "checkpoints") == [47]
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
