@@ -96,14 +96,10 @@ CASES = {
 
 
 def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """`python -m deeprl` as a process group of its own; what it prints is added to `log`.
-
-    It heeds Ctrl-C, which a program that was itself begun in the background would hand on as ignored.
-    """
+    """`python -m deeprl` as a process group of its own; what it prints is added to `log`."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     settings = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    heed_ctrl_c()
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "deeprl", *words],
@@ -112,6 +108,12 @@ def start(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             env=settings,
             start_new_session=True,
         )
+
+
+def heed_ctrl_c() -> None:
+    """A program that was begun in the background ignores Ctrl-C, and so would what it starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Attempt(NamedTuple):
@@ -170,6 +172,7 @@ def _main(words: list[str], log: str, before: Callable[[], Any] | None) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    heed_ctrl_c()
     sys.argv = ["deeprl", *words]
     if before is not None:
         before()
