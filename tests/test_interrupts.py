@@ -25,10 +25,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
-    """A test run that was begun in the background has inherited that Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A test run that was begun in the background, or by nohup, has inherited that these signals are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def test_first_signal_is_noted_and_the_second_acts(capfd: pytest.CaptureFixture[str]) -> None:
