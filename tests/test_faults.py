@@ -83,7 +83,6 @@ def test_run_killed_again_and_again_ends_as_one_that_was_not(name, tmp_path):
     assert compare(whole, out).differences == []
 
 
-# Expects signals that stop a run with a checkpoint.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_with_a_checkpoint_and_the_command_that_resumes(number, tmp_path):
     case = KILLED["dqn"][0]
