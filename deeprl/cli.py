@@ -162,8 +162,8 @@ def _watch(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from deeprl.sweep import read_sweep, run_sweep
 
+    _, plan = read_sweep(options.file)  # before the days in which somebody may edit the file
     print(f"report: {run_sweep(options.file)}")
-    _, plan = read_sweep(options.file)
     return max(_diverged(p.directory, p.frozen(), len(p.config.seeds)) for p in plan)
 
 

@@ -44,9 +44,9 @@ def look(agents: Agents) -> None:
     data = {cause_code(cause) for cause in _DATA}
     for member in (~finite.all(0)).nonzero().flatten().tolist():
         if int(agents.cause[member]) not in data:
-            first = finite[:, member].tolist().index(False)
-            freeze(agents, {member: ""})
-            agents.cause[member] = cause_code(f"parameter {names[first]}")
+            cause = f"parameter {names[finite[:, member].tolist().index(False)]}"
+            freeze(agents, {member: cause})
+            agents.cause[member] = cause_code(cause)  # also of one that was frozen before
 
 
 def records(agents: Agents, seeds: Sequence[int], step: int) -> list[Record]:
