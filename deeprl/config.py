@@ -154,6 +154,8 @@ class RunConfig:
     """`strict` f32; `fast` f32 by the library's fastest path (TF32 on CUDA); `bf16` matrix products."""
     threads: int = 0
     """Threads of PyTorch; 0 takes all cores."""
+    cuda_graphs: bool = True
+    """On a GPU, compiled functions are recorded and replayed with one launch each."""
 
     def __post_init__(self) -> None:
         _require(len(self.seeds) > 0, "seeds: at least one is needed")

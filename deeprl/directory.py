@@ -18,7 +18,7 @@ from deeprl.spec import EnvSpec
 
 FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
-EXECUTION = ("device", "backend", "compile", "precision", "threads")
+EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graphs")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 

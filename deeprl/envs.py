@@ -8,6 +8,7 @@ in them: `env_replay`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -78,34 +79,37 @@ class PopulationEnvs:
         reward, terminated = reward.reshape(shape), terminated.reshape(shape)
         truncated = truncated.reshape(shape)
         before, self.obs = self.obs, self._shaped(obs)
-        next_obs = self.obs
+        began, next_obs = self.is_first, self.obs
         ended = terminated | truncated
-        if ended.any():
+        any_ended = bool(ended.any())
+        if any_ended:
             next_obs = next_obs.copy()
             final = info["final_obs"].reshape(shape)
             for m, e in np.argwhere(ended):
                 next_obs[m, e] = final[m, e]
         self.is_first = ended
-        self._record(reward, ended, truncated, info)
+        self._steps += 1
+        self._returns += reward
+        self._lengths += 1
+        if any_ended:
+            self._record(ended, truncated, info)
         transition = Transition(before, action, reward.astype(np.float32), terminated, truncated, next_obs)
-        self._check(transition)
+        self._check(transition, began)
         return transition
 
-    def _check(self, transition: Transition) -> None:
+    def _check(self, transition: Transition, began: np.ndarray) -> None:
         """Note the agents whose part of a step is not finite; what an agent cannot help comes before its actions."""
         kinds = {"obs": "observation", "action": "action", "next_obs": "observation", "reward": "reward"}
         for field, kind in kinds.items():
             values = getattr(transition, field)
-            if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
-                for m in np.flatnonzero(~finite.reshape(self.agents, -1).all(1)):
+            if values.dtype.kind != "f" or (field == "obs" and not began.any()):  # else it was the last step's next_obs
+                continue
+            flat = values.ravel()
+            if not math.isfinite(flat.dot(flat)):  # much faster than to look at each number; an overflow is seen below
+                for m in np.flatnonzero(~np.isfinite(values).reshape(self.agents, -1).all(1)):
                     self._faults.setdefault(int(m), kind)
 
-    def _record(self, reward: np.ndarray, ended: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> None:
-        self._steps += 1
-        self._returns += reward
-        self._lengths += 1
-        if not ended.any():
-            return
+    def _record(self, ended: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> None:
         counted = {"game_over": ended, "game_return": self._returns, "game_length": self._lengths}
         final = info.get("final_info", {})
         over, returns, lengths = (final.get(k, own).reshape(ended.shape) for k, own in counted.items())

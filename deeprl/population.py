@@ -16,6 +16,7 @@ import functools
 import os
 import shutil
 import sys
+import types
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,12 +29,15 @@ from torch import Tensor
 
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
+from deeprl.graphs import Recorded
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
 
 T = TypeVar("T")
 Backend = Literal["vmap", "loop"]
 Precision = Literal["strict", "fast", "bf16"]
+
+_ONEDNN_PAYS = 2**21  # multiplications of one product of one agent: 128 rows by 128 x 128
 
 
 class Agents(NamedTuple):
@@ -85,8 +89,9 @@ def new_agents(states: Sequence[Any], device: torch.device | str = "cpu") -> Age
 class Execution:
     """How the functions of a population run; resolved once per run and stored with it.
 
-    precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; oneDNN on a
-    CPU, which may round to bf16 on processors with bf16 matrix units); `bf16` products under autocast, f32 weights.
+    precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; for products
+    that are large enough oneDNN on a CPU, which may round to bf16 on processors with bf16 matrix units); `bf16`
+    products under autocast, f32 weights.
     """
 
     backend: Backend = "vmap"
@@ -94,6 +99,7 @@ class Execution:
     precision: Precision = "fast"
     threads: int = 1
     device: str = "cpu"
+    cuda_graphs: bool = True
 
     def apply(self) -> None:
         """Set the process-wide switches: threads, precision of products, and what malloc does with freed memory."""
@@ -104,6 +110,17 @@ class Execution:
         if "torch._dynamo" in sys.modules:  # importing it takes two seconds
             torch.compiler.reset()
 
+    def fit(self, state: Any, rows: int) -> None:
+        """Choose the library of `fast` products for the networks of a population's state and batches of `rows`.
+
+        On a CPU a call of oneDNN costs 15 us more than one of the default library and then runs up to a fifth faster
+        where several agents share it. The choice looks at one agent's largest product, so that an agent alone and in a
+        population makes the same one.
+        """
+        if self.precision == "fast" and self.device == "cpu":
+            widest = max((leaf[0].shape[-2:].numel() for leaf in tree_leaves(state) if leaf.dim() >= 3), default=0)
+            torch.set_float32_matmul_precision("medium" if rows * widest >= _ONEDNN_PAYS else "highest")
+
 
 def over_agents(
     function: Callable[..., Any], execution: Execution, *, shared: Sequence[int] = (), donate: bool = False
@@ -112,7 +129,8 @@ def over_agents(
 
     shared: positions of arguments that are the same for all agents and have no such axis.
     donate: the first argument is a state that the function returns, renewed, as the first of its results; it is
-    overwritten in place, and the lifted function returns the other results alone.
+    overwritten in place, and the lifted function returns the other results alone. As a CUDA graph, it returns them in
+    memory that its next call overwrites.
     """
 
     @functools.wraps(function)
@@ -135,8 +153,9 @@ def over_agents(
         members = [[a if j in shared else _view(a, i) for j, a in enumerate(args)] for i in range(size)]
         return stack([run(*member_args) for member_args in members])
 
-    lifted = run if execution.backend == "vmap" else looped
-    return torch.no_grad()(lifted)
+    lifted = torch.no_grad()(run if execution.backend == "vmap" else looped)
+    on_gpu = execution.device.startswith("cuda")
+    return Recorded(lifted, keep=not donate) if on_gpu and execution.compile and execution.cuda_graphs else lifted
 
 
 def freezing(
@@ -175,6 +194,7 @@ def resolve_execution(config: RunConfig, updates: int) -> Execution:
         precision=config.precision,
         threads=config.threads or (int(asked) if asked.isdigit() and int(asked) > 0 else cores),
         device=resolve_device(config.device),
+        cuda_graphs=config.cuda_graphs,
     )
 
 
@@ -230,4 +250,20 @@ def _view(tree: Any, index: int) -> Any:
 
 
 def _compiled(function: Callable[..., Any], execution: Execution) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False) if execution.compile else function
+    """`function` as one graph, entered through as few checks as possible: of the tensors that it is called with alone.
+
+    By default every call also checks all modules, settings and globals that the graph was made from (0.5 ms of SAC's
+    16 ms). They belong to the closures of a run and stay as they are; but Dynamo looks graphs up by code object, which
+    all closures of one function share, so that each gets a copy of its own here. Sizes need no second check, and in
+    C++ the calls of a graph's kernels cost half of what they cost in Python.
+    """
+    if not execution.compile:
+        return function
+    assert isinstance(function, types.FunctionType)
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe, "size_asserts": False}
+    if execution.device == "cpu":
+        options["cpp_wrapper"] = True
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)

@@ -82,6 +82,9 @@ class Replay:
         self._inserted = 0
         self.history = History(self._read)
         self._allocate()
+        self._on_cpu = self.extent.size.device.type == "cpu"
+        # NumPy writes a few numbers into memory in a tenth of torch's time.
+        self._arrays = {k: v.numpy() if self._on_cpu else v for k, v in self.data._asdict().items()}
 
     @property
     def size(self) -> Tensor:
@@ -106,9 +109,9 @@ class Replay:
     def _insert(self, values: dict[str, Any]) -> slice:
         start = self._inserted % self.capacity
         rows = slice(start, start + self.envs)
-        for name, stored in self.data._asdict().items():
+        for name, stored in self._arrays.items():
             if name in values:
-                stored[:, rows].copy_(torch.as_tensor(values[name]))
+                stored[:, rows] = values[name] if self._on_cpu else torch.as_tensor(values[name]).to(stored.device)
         self._inserted += self.envs
         self._measure()
         return rows

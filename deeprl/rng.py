@@ -58,12 +58,13 @@ class Streams:
     """The keys of a population: `streams("update", t)` is int64 [S, 4], one key for each agent's seed."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
-        self._base = {s: torch.stack([key(seed, s) for seed in seeds]).to(device) for s in STREAMS}
+        self._base = {s: torch.stack([key(seed, s) for seed in seeds]).numpy() for s in STREAMS}
+        self._device = device
 
     def __call__(self, stream: str, counter: int) -> Int[Tensor, "S 4"]:
-        keys = self._base[stream].clone()
+        keys = self._base[stream].copy()  # NumPy: a tenth of the time of the same in torch
         keys[:, 2] = counter
-        return keys
+        return torch.from_numpy(keys).to(self._device)
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:

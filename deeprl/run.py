@@ -115,6 +115,7 @@ class Run:
         Raises DeeprlError if another process works in the directory, or what is in it cannot be read.
         """
         self._attached = {"agents": TreeState(agents), "envs": envs, **parts}
+        self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             lock = Lock(self.directory)

@@ -112,8 +112,9 @@ class Priorities:
         self.largest = torch.ones(agents, device=device)
 
     def add(self, rows: slice) -> None:
-        """New transitions in these rows of each agent (a slice of P)."""
-        self.values[:, rows] = self.largest[:, None]
+        """New transitions in these rows of each agent (a slice of P); nothing happens where no priorities are kept."""
+        if self.values.numel():
+            self.values[:, rows] = self.largest[:, None]
 
     def update(self, row: Int[Tensor, "S B"], priority: Float[Tensor, "S B"]) -> None:
         """Set the priorities [S, B] of the rows [S, B] that an update has just learned from."""

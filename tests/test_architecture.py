@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every module of the library stands on one floor and imports only from floors below, or from its own.
 FLOORS: list[set[str]] = [
     {"errors", "spec", "tree", "rng", "stats", "nets"},  # pure: values in, values out
-    {"config", "optim", "population", "history", "replay", "samplers"},  # settings, and state on the device
+    {"config", "optim", "graphs", "population", "history", "replay", "samplers"},  # settings, and state on the device
     {
         "atari",
         "pool",

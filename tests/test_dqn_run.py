@@ -125,7 +125,8 @@ def learn_some(config: dqn.Config, replay: Replay, execution: Execution, updates
     metrics = {}
     for t in range(updates):
         keys = rng.Streams(seeds)("sample", t)
-        metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, keys, torch.tensor(t / updates))
+        step = torch.tensor(t * config.steps // updates)
+        metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, keys, step)
         priorities.update(*drawn)
     return agents, metrics, priorities.values
 
@@ -138,7 +139,8 @@ def test_learner_is_sampler_and_update_with_the_agents_own_settings(is_prioritiz
     net, replay = dqn.build_net(SPEC, config), filled_replay(1, 64)
     state, data = dqn.init(net, config, rng.key(0, "init")), tree_map(lambda x: x[0], replay.data)
     priority, key, window = torch.arange(256.0), rng.key(0, "sample"), Window(3, 1)
-    new, metrics, (row, _) = dqn.learner(net, config)(state, data, replay.extent, priority, key, torch.tensor(0.25))
+    step = torch.tensor(config.steps // 4)
+    new, metrics, (row, _) = dqn.learner(net, config)(state, data, replay.extent, priority, key, step)
     weight = None
     if is_prioritized:
         drawn, weight = prioritized(data, replay.extent, priority, key, 16, window, torch.tensor(0.55))

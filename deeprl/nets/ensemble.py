@@ -29,8 +29,9 @@ class EnsembleLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Float[Tensor, "E B I"]) -> Float[Tensor, "E B J"]:
-        return x @ self.weight + self.bias.unsqueeze(-2)
+    def forward(self, x: Float[Tensor, "E B I"], first: int | None = None) -> Float[Tensor, "E B J"]:
+        """first: compute only so many layers of the ensemble, for an x [first, B, I]."""
+        return x @ self.weight[:first] + self.bias[:first].unsqueeze(-2)
 
 
 class CriticEnsemble(nn.Module):
@@ -42,8 +43,11 @@ class CriticEnsemble(nn.Module):
         self.size = size
         self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in itertools.pairwise(dims))
 
-    def forward(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B"]:
-        x = torch.cat([obs, action], dim=-1).expand(self.size, -1, -1)
+    def forward(
+        self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"], first: int | None = None
+    ) -> Float[Tensor, "E B"]:
+        """Q values of all networks, or only of the `first` so many: [first, B]."""
+        x = torch.cat([obs, action], dim=-1).expand(first or self.size, -1, -1)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
-        return self.layers[-1](x).squeeze(-1)
+            x = torch.relu(layer(x, first))
+        return self.layers[-1](x, first).squeeze(-1)

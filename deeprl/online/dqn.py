@@ -25,8 +25,7 @@ Differences from the authors' code:
   last layer, where Double DQN's tuned version shares one.
 - HL-Gauss takes m bins between v_min and v_max, C51 and two-hot m atoms from v_min to v_max: each as in its paper.
 
-Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of the mean values), grad_norm (before it is
-clipped), epsilon.
+Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of mean values), unclipped grad_norm, epsilon.
 
     python -m deeprl.online.dqn --env CartPole-v1 --seeds 0-7 --steps 100_000
 """
@@ -223,7 +222,7 @@ def act(
     return torch.where(coin < (state.epsilon if explore else config.eval_epsilon), random, greedy), carry
 
 
-def observe(config: Config, state: State, env_step: int) -> State:
+def observe(config: Config, state: State, env_step: int | Int[Tensor, ""]) -> State:
     """Epsilon for the step after `env_step` steps. Elementwise: takes one agent's state or a population's."""
     h = state.hparams
     part = ((env_step - config.learning_starts) / h["epsilon_steps"]).clamp(0.0, 1.0)
@@ -335,27 +334,25 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         run.restore(agents=agents, replay=replay, priorities=priorities, envs=envs)
         replay.cut(envs.is_first)
 
-        explore = over_agents(functools.partial(act, module, config, explore=True), run.execution)
+        explore = over_agents(explorer(module, config), run.execution, shared=(4,))
         learn = over_agents(freezing(learner(module, config)), run.execution, shared=(2, 5), donate=True)
         greedy = greedy_policy(functools.partial(act, module, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
-        progress = torch.zeros((), device=device)
+        step = torch.zeros((), dtype=torch.int64, device=device)
+        seen = agents.state._replace(target={}, moments=())  # what acting looks at: every tensor costs a call some time
 
         while run.running():
-            agents.state.epsilon.copy_(observe(config, agents.state, run.step).epsilon)
             obs, first = (torch.from_numpy(x).to(device) for x in (envs.obs, envs.is_first))
-            action, _ = explore(agents.state, (), obs, first, run.keys("explore", run.step))
+            action, epsilon = explore(seen, obs, first, run.keys("explore", run.step), step.fill_(run.step))
+            agents.state.epsilon.copy_(epsilon)
             transition = envs.step(action.cpu().numpy())
             if config.reward_clip:
                 transition = transition._replace(reward=transition.reward.clip(-config.reward_clip, config.reward_clip))
-            rows = replay.add(transition)
-            if config.prioritized:
-                priorities.add(rows)
+            priorities.add(replay.add(transition))
             run.advance(envs.pop_episodes())
-            progress.fill_(min(1.0, run.step / config.steps))
             for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
                 key = run.keys("sample", i)
-                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, progress)
+                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, step)
                 if config.prioritized:
                     priorities.update(*drawn)
             if run.due(config.target_every):
@@ -366,21 +363,30 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
     return run
 
 
+def explorer(net: Net, config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Actions under the epsilon of this step, and that epsilon, as one function, compiled together."""
+
+    def explore(state: State, obs: Tensor, is_first: Tensor, key: rng.Key, env_step: Tensor) -> tuple[Tensor, Tensor]:
+        state = observe(config, state, env_step)
+        return act(net, config, state, (), obs, is_first, key, explore=True)[0], state.epsilon
+
+    return explore
+
+
 def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[Tensor, Tensor]]]:
     """Sampling and update of one agent as one function, compiled together."""
     window = Window(config.n_step, config.envs_per_agent, net.spec.frame_stack)
 
     def learn(
-        state: State, data: Stored | StoredFrames, extent: Extent, priority: Tensor, key: rng.Key, progress: Tensor
+        state: State, data: Stored | StoredFrames, extent: Extent, priority: Tensor, key: rng.Key, env_step: Tensor
     ) -> tuple[State, Metrics, tuple[Tensor, Tensor]]:
         h, weight = state.hparams, None
         if config.prioritized:
-            beta = h["priority_beta"] + (1.0 - h["priority_beta"]) * progress
+            beta = h["priority_beta"] + (1.0 - h["priority_beta"]) * (env_step / config.steps).clamp(max=1.0)
             row, weight = prioritized(data, extent, priority, key, config.batch_size, window, beta)
         else:
             row = uniform(data, extent, key, config.batch_size, window)
-        batch = n_step(data, row, window, h["discount"])
-        new, metrics, new_priority = update(net, config, state, batch, weight)
+        new, metrics, new_priority = update(net, config, state, n_step(data, row, window, h["discount"]), weight)
         return new, metrics, (row, new_priority)
 
     return learn

@@ -194,7 +194,8 @@ def critic_loss(
 def actor_loss(actor: Params, net: Net, critic: Params, obs: Float[Tensor, "B O"]) -> Float[Tensor, ""]:
     """The first critic's value of the policy's own actions, negated."""
     action = functional_call(net.actor, actor, (obs,))
-    return -functional_call(net.critic, critic, (obs, action)).to(obs.dtype)[0].mean()
+    alone = {"first": 1} if isinstance(net.critic, nets.CriticEnsemble) else {}  # spares the products of the others
+    return -functional_call(net.critic, critic, (obs, action), alone).to(obs.dtype)[0].mean()
 
 
 def update_critic(net: Net, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics]:

@@ -1,0 +1,74 @@
+"""CUDA graphs: a function of a population is recorded once and from then on replayed with a single launch.
+
+On a GPU an update of small networks is dozens of kernels of a few microseconds each, and launching them one by one
+costs more than they do. A recording reads its arguments from fixed memory and leaves its results in fixed memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from deeprl.tree import tree_map, write_into
+
+Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
+
+_WARM = 2  # calls before a recording: they compile, choose kernels and take workspaces
+
+
+def record_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record what `function` does on the GPU, without doing it. Returns how to do it, and where its results will be."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function()
+    return graph.replay, results
+
+
+class Recorded:
+    """`function`, replayed from its third call on.
+
+    An argument that was the very same object in the call before the recording (a population's state, its replay data)
+    is read where it lies; with another one in its place everything begins anew. All other arguments (observations,
+    keys) are copied into the recording's own memory at every call.
+
+    keep: return copies of the results. Without it they are overwritten by the next call.
+    record: `record_cuda`; a stand-in in tests.
+    """
+
+    def __init__(self, function: Callable[..., Any], keep: bool, record: Record = record_cuda):
+        self._function, self._keep, self._record = function, keep, record
+        self._calls = 0
+        self._before: tuple[Any, ...] = ()
+        self._args: tuple[Any, ...] = ()
+        self._stays: list[bool] = []
+        self._replay: Any = None
+        self._results: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        if any(a is not b for a, b, stays in zip(args, self._args, self._stays, strict=False) if stays):
+            self._replay, self._calls, self._args = None, 0, ()
+        if self._replay is None:
+            before, self._before = self._before, args
+            self._calls += 1
+            if self._calls <= _WARM or not self._recorded(args, before):
+                return self._function(*args)
+        for own, arg, stays in zip(self._args, args, self._stays, strict=True):
+            if not stays:
+                write_into(own, arg)
+        self._replay()
+        return tree_map(torch.clone, self._results) if self._keep else self._results
+
+    def _recorded(self, args: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+        """Record with these arguments, if it can be done: a function that cannot is called as it is, with a warning."""
+        self._stays = [a is b for a, b in zip(args, before, strict=True)]
+        self._args = tuple(a if s else tree_map(torch.clone, a) for a, s in zip(args, self._stays, strict=True))
+        try:
+            self._replay, self._results = self._record(lambda: self._function(*self._args))
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph, which is slower: {first}", stacklevel=3)
+            self._args, self._calls = (), -(10**18)  # never again
+        return self._replay is not None
