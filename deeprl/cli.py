@@ -24,6 +24,8 @@ exit status:
   closed terminal
 """
 
+_DRY_RUN = "With --dry-run: tell how much memory the run would take and do nothing else."
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status.
@@ -109,8 +111,22 @@ def _train(words: list[str]) -> int:
     module = algorithm_module(words[0])
     import tyro
 
-    config = tyro.cli(module.Config, args=words[1:], prog=f"deeprl train {words[0]}", description=module.__doc__)
-    return _trained(module.train(config))
+    settings = [word for word in words[1:] if word != "--dry-run"]
+    text = f"{_DRY_RUN}\n\n{module.__doc__}"
+    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text)
+    return _trained(module.train(config)) if len(settings) == len(words) - 1 else _dry_run(module, config)
+
+
+def _dry_run(module: Any, config: Any) -> int:
+    from deeprl.memory import rehearse
+
+    needs = rehearse(module.train, config)
+    agents = len(config.seeds)
+    name = module.__name__.rpartition(".")[2]
+    show(f"{name} {config.env}: {agents} agents, {agents * config.envs_per_agent} environments")
+    show(needs.table())
+    needs.require()
+    return 0
 
 
 def _trained(run: Any) -> int:
