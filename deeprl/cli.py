@@ -16,6 +16,7 @@ from deeprl.progress import show
 
 _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
+  deeprl train sac --env HalfCheetah-v5 --seeds 0-63 --dry-run
   deeprl sweep benchmarks/sweeps/demo.toml
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
 
@@ -23,8 +24,6 @@ exit status:
   0 fine; 2 bad input; 3 done, but agents diverged; 130, 143 and 129 ended by Ctrl-C, SIGTERM and a
   closed terminal
 """
-
-_DRY_RUN = "With --dry-run: tell how much memory the run would take and do nothing else."
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -111,10 +110,10 @@ def _train(words: list[str]) -> int:
     module = algorithm_module(words[0])
     import tyro
 
-    settings = [word for word in words[1:] if word != "--dry-run"]
-    text = f"{_DRY_RUN}\n\n{module.__doc__}"
+    settings = [word for word in words[1:] if word != "--dry-run"]  # which is no setting: it is not stored with a run
+    text = f"With --dry-run: tell how much memory the run would take, and do nothing else.\n\n{module.__doc__}"
     config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text)
-    return _trained(module.train(config)) if len(settings) == len(words) - 1 else _dry_run(module, config)
+    return _dry_run(module, config) if "--dry-run" in words else _trained(module.train(config))
 
 
 def _dry_run(module: Any, config: Any) -> int:

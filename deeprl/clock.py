@@ -47,13 +47,17 @@ class Clock:
             self._learning_since = now
         return False
 
-    def learned(self) -> bool:
-        """Note that a step is done with its updates, if it had any. Returns whether the first ones are among them."""
+    def learned(self) -> str:
+        """Note that a step is done with its updates, if it had any. Returns a line if they were the first, else "".
+
+        None is worth a line that came within two seconds.
+        """
         if self._called is None or self.first_update_s is not None:
-            return False
+            return ""
         now = time.monotonic()
         self.first_update_s, self.first_call_s = now - self.begun, now - self._called
-        return True
+        line = f"first update after {self.first_update_s:,.1f} s, of which its call took {self.first_call_s:,.1f} s"
+        return line if self.first_update_s >= 2.0 else ""
 
     def times(self, updates: int) -> dict[str, float | None]:
         """All times for `status.json`, and the speed. updates: those of all sessions and agents."""

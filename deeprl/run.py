@@ -207,9 +207,8 @@ class Run:
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
-        if self._clock.learned() and self.execution.compile:
-            first, call = self._clock.first_update_s, self._clock.first_call_s
-            self._progress.say(f"first update after {first:,.1f} s, of which {call:,.1f} s to compile and do it")
+        if line := self._clock.learned():
+            self._progress.say(line)
         # A session that has only just resumed has not seen every kind of update yet.
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not self.due(self.config.log_every):
