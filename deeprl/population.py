@@ -117,7 +117,9 @@ def over_agents(
 
     @functools.wraps(function)
     def cast(*args: Any) -> Any:
-        with torch.autocast(execution.device.split(":")[0], torch.bfloat16, enabled=execution.precision == "bf16"):
+        if execution.precision != "bf16":  # also autocast that is switched off keeps torch from storing what it traced
+            return function(*args)
+        with torch.autocast(execution.device.split(":")[0], torch.bfloat16):
             return function(*args)
 
     def vectorized(*args: Any) -> Any:
@@ -187,7 +189,7 @@ def resolve_compile(choice: Literal["auto", "on", "off"], calls: int) -> bool:
                               eager     compiled       eager compiled     new    stored    calls, if new
         SAC 256 x 256, 1      0.0289    0.0089         0.0028  0.0002      70        17    3,100
         SAC 256 x 256, 8      0.1124    0.0632         0.0029  0.0003      81        18    1,600
-        DQN 120, 84, 1        0.0061    0.0008         0.0016  0.0001      41         9    2,000
+        DQN 120, 84, 1        0.0061    0.0008         0.0016  0.0001      48         8    2,400
         DQN 120, 84, 8        0.0093    0.0027         0.0017  0.0002      41         9    1,800
 
     with a step for each update of SAC and ten for one of DQN, which are their defaults. Calls count, not updates of
