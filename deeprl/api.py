@@ -17,6 +17,7 @@ from deeprl import checkpoint, rng
 from deeprl.config import RunConfig, build
 from deeprl.directory import read_about
 from deeprl.errors import DeeprlError, nearest
+from deeprl.memory import Needs, rehearse
 from deeprl.population import member as take_member
 from deeprl.population import stack
 from deeprl.run import Callback, Run
@@ -46,6 +47,16 @@ def train(
     """
     module = algorithm_module(algorithm)
     return module.train(build(module.Config, settings), net=net, callback=callback)
+
+
+def dry_run(algorithm: str, *, net: Callable[..., Any] | None = None, **settings: Any) -> Needs:
+    """What `train` with the same arguments would keep in memory, of which nothing is allocated.
+
+    `needs.groups` has the bytes of one agent, `needs.total` those of the population, `needs.fit()` tells whether they
+    are available now, `print(needs.table())` shows all. Raises DeeprlError for wrong settings or names.
+    """
+    module = algorithm_module(algorithm)
+    return rehearse(module.train, build(module.Config, settings), net)
 
 
 class Population(NamedTuple):

@@ -16,6 +16,7 @@ from deeprl.progress import show
 
 _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
+  deeprl train sac --env HalfCheetah-v5 --seeds 0-63 --dry-run
   deeprl sweep benchmarks/sweeps/demo.toml
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
 
@@ -109,8 +110,22 @@ def _train(words: list[str]) -> int:
     module = algorithm_module(words[0])
     import tyro
 
-    config = tyro.cli(module.Config, args=words[1:], prog=f"deeprl train {words[0]}", description=module.__doc__)
-    return _trained(module.train(config))
+    settings = [word for word in words[1:] if word != "--dry-run"]  # which is no setting: it is not stored with a run
+    text = f"With --dry-run: tell how much memory the run would take, and do nothing else.\n\n{module.__doc__}"
+    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text)
+    return _dry_run(module, config) if "--dry-run" in words else _trained(module.train(config))
+
+
+def _dry_run(module: Any, config: Any) -> int:
+    from deeprl.memory import rehearse
+
+    needs = rehearse(module.train, config)
+    agents = len(config.seeds)
+    name = module.__name__.rpartition(".")[2]
+    show(f"{name} {config.env}: {agents} agents, {agents * config.envs_per_agent} environments")
+    show(needs.table())
+    needs.require()
+    return 0
 
 
 def _trained(run: Any) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeprl import memory
 from deeprl.errors import DeeprlError
 from deeprl.history import History
 from deeprl.spec import EnvSpec, Transition
@@ -67,7 +68,8 @@ class Extent(NamedTuple):
 class Replay:
     """Ring buffers of `capacity` transitions per agent.
 
-    data: `Stored`, float32 but for `terminated` and `truncated` (bool) and discrete actions (int64).
+    data: `Stored`, float32 but for `terminated` and `truncated` (bool) and discrete actions (int64); on the device
+    `meta` shapes alone. Raises DeeprlError, before anything is allocated, where the memory for it is not there.
     """
 
     data: Any
@@ -81,10 +83,9 @@ class Replay:
         self.extent = Extent(*(torch.zeros((), dtype=torch.int64, device=device) for _ in range(2)))
         self._inserted = 0
         self.history = History(self._read)
+        if str(device) != "meta":
+            memory.needs_of(agents, str(device), replay=type(self)(1, capacity, spec, envs, "meta")).require()
         self._allocate()
-        self._on_cpu = self.extent.size.device.type == "cpu"
-        # NumPy writes a few numbers into memory in a tenth of torch's time.
-        self._arrays = {k: v.numpy() if self._on_cpu else v for k, v in self.data._asdict().items()}
 
     @property
     def size(self) -> Tensor:
@@ -109,9 +110,12 @@ class Replay:
     def _insert(self, values: dict[str, Any]) -> slice:
         start = self._inserted % self.capacity
         rows = slice(start, start + self.envs)
-        for name, stored in self._arrays.items():
+        for name, stored in self.data._asdict().items():
             if name in values:
-                stored[:, rows] = values[name] if self._on_cpu else torch.as_tensor(values[name]).to(stored.device)
+                if stored.device.type == "cpu":  # NumPy writes a few numbers in a tenth of torch's time
+                    stored.numpy()[:, rows] = values[name]
+                else:
+                    stored[:, rows].copy_(torch.as_tensor(values[name]))
         self._inserted += self.envs
         self._measure()
         return rows
@@ -185,7 +189,8 @@ class FrameReplay(Replay):
         self._written = np.zeros(shape, np.int64)  # frames of each environment so far
         self._depth = np.zeros(shape, np.int64)
         self._begins = np.ones(shape, bool)
-        self._needs = np.zeros((self.agents, rows, self.envs), np.int64)  # the oldest frame that each row needs
+        needs = (self.agents, rows, self.envs)  # the oldest frame that each row needs
+        self._needs = np.broadcast_to(np.int64(0), needs) if str(self.device) == "meta" else np.zeros(needs, np.int64)
         self._first = np.zeros(self.agents, np.int64)  # the oldest step whose frames are all there
 
     def add(self, transition: Transition) -> slice:

@@ -44,7 +44,7 @@ METHOD = (
     "are shown and stay in every statistic. A run whose agents have all diverged ends there.",
     "Wall time is that of the whole run, shared by the agents trained together in it; for a cell spread over several "
     "runs it is their sum. Speed counts the updates of all agents of a run per second of the whole loop from the first "
-    "update on; for several runs, the mean.",
+    "update on, which is done after the seconds named (random steps, compiling); for several runs, the mean.",
 )
 
 CSS = """
@@ -59,13 +59,13 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; } fig
 .notes { border-left: 4px solid var(--warn); padding: .2rem 1rem; background: var(--soft); }
 """
 
-
 SUMMARY_HEADER = (
     *("Environment", "Cell", "Seeds", "Step", "Mean return", "95 % t interval", "Std", "IQM", "95 % bootstrap"),
     *("Episodes", "Wall s", "Agent-updates/s", "Frozen seeds"),
 )
 SEED_HEADER = ("Environment", "Cell", "Seed", "Last step", "Return", "Episodes", "Remark", "Run")
-RUN_HEADER = ("Run", "State", "Agents", "Wall s", "Agent-updates/s", "Device", "Commit", "Hash", "Versions", "Command")
+_RUN = ("Run", "State", "Agents", "Wall s", "First update s", "Agent-updates/s")
+RUN_HEADER = (*_RUN, "Device", "Commit", "Hash", "Versions", "Command")
 
 
 def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
@@ -259,8 +259,8 @@ def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:
         info = run.info
         versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())
         where = (info.get("device", ""), info.get("commit", ""), info.get("config_hash", ""), versions)
-        speed = run.number("wall_s"), run.number("updates_per_s")
-        yield run.name, run.status.get("state", "none"), len(run.agents), *speed, *where, info.get("command", "")
+        times = (run.number(key) for key in ("wall_s", "first_update_s", "updates_per_s"))
+        yield run.name, run.status.get("state", "none"), len(run.agents), *times, *where, info.get("command", "")
 
 
 def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from deeprl import checkpoint, health, rng
+from deeprl import checkpoint, health, memory, rng
+from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
@@ -68,10 +69,8 @@ class Run:
         self._metrics_before: Mapping[str, Tensor] = {}
         self._attached: dict[str, Any] = {}
         self.frozen: list[health.Record] = []
-        self._wall_before = self._learning_s = 0.0
-        self._started = self._saved_at = time.monotonic()
-        self._learning_since: float | None = None
-        self._compiled, self._evaluated = False, -1
+        self._clock = Clock()
+        self._saved_at, self._evaluated = time.monotonic(), -1
         self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
@@ -114,6 +113,8 @@ class Run:
 
         Raises DeeprlError if another process works in the directory, or what is in it cannot be read.
         """
+        if self.execution.device == "meta":
+            raise memory.MetaDeviceError(memory.needs_of(len(self.config.seeds), "meta", agents, **parts))
         self._attached = {"agents": TreeState(agents), "envs": envs, **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         with writing(self.directory):
@@ -151,7 +152,8 @@ class Run:
         """Take everything back to a checkpoint. Returns lines about what could not be."""
         try:
             own = content["run"]
-            self.updates, self._wall_before, self._learning_s = own["updates"], own["wall_s"], own["learning_s"]
+            self.updates = own["updates"]
+            self._clock.resume(own["wall_s"], own["learning_s"])
             self._episodes = [Episode(*e) for e in own["episodes"]]
             self._metrics_before, self._evaluated = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
@@ -173,8 +175,7 @@ class Run:
     def running(self) -> bool:
         """Whether the loop goes on: steps are left, and no callback, `max_hours` or signal has stopped it."""
         stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
-        hours = (time.monotonic() - self._started) / 3600
-        out_of_time = 0 < self.config.max_hours <= hours and self.step > self._resumed_at
+        out_of_time = 0 < self.config.max_hours <= self._clock.session_s() / 3600 and self.step > self._resumed_at
         stopped = stopped or out_of_time or self.diverged or self._interrupts.signum is not None
         return self.step < self.config.steps and not stopped
 
@@ -196,12 +197,8 @@ class Run:
         """
         learned_from = (self.step - after) // every * every
         due = range(self.updates, max(self.updates, math.floor(learned_from * per_step + 1e-9)))
-        if due and not self._compiled:
-            self._compiled = True
-            if self.execution.compile:
-                self._progress.say("compiling the update: up to a minute, less when it has been compiled before")
-        elif due and self._learning_since is None:  # the second update: compilation is no part of the speed
-            self._learning_since = time.monotonic()
+        if due and self._clock.learn() and self.execution.compile:
+            self._progress.say("compiling the update: up to a minute, less when it has been compiled before")
         self.updates = due.stop
         return due
 
@@ -211,6 +208,8 @@ class Run:
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
+        if line := self._clock.learned():
+            self._progress.say(line)
         # A session that has only just resumed has not seen every kind of update yet.
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not self.due(self.config.log_every):
@@ -251,8 +250,8 @@ class Run:
         with writing(self.directory):
             parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
             own = {
-                "updates": self.updates, "wall_s": self.wall_s, "learning_s": self.learning_s, "frozen": self.frozen,
-                "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
+                "updates": self.updates, "wall_s": self.wall_s, "learning_s": self._clock.learning_s(),
+                "frozen": self.frozen, "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
                 "metrics": self._metrics_before, "diverged": self.diverged, "logs": self._logs.marks(),
                 "causes": health.causes(self._attached["agents"].tree),
             }  # fmt: skip
@@ -276,13 +275,7 @@ class Run:
     @property
     def wall_s(self) -> float:
         """Seconds of work on this run, earlier sessions included."""
-        return self._wall_before + time.monotonic() - self._started
-
-    @property
-    def learning_s(self) -> float:
-        """Seconds since the first update of each session, which compiles."""
-        since = self._learning_since
-        return self._learning_s + (time.monotonic() - since if since is not None else 0.0)
+        return self._clock.wall_s()
 
     def _report_frozen(self) -> None:
         agents = self._attached["agents"].tree
@@ -294,8 +287,7 @@ class Run:
                 self._progress.say(f"{self.algorithm} {self.config.env}: {health.sentence(record)}")
 
     def _write_status(self, state: str) -> None:
-        rate = self.updates * len(self.config.seeds) / self.learning_s if self.learning_s > 0 else 0.0
-        status = {"state": state, "step": self.step, "wall_s": round(self.wall_s, 2),
-                  "updates_per_s": round(rate, 2), "frozen": self.frozen}  # fmt: skip
+        status = {"state": state, "step": self.step, "frozen": self.frozen}
+        status |= self._clock.times(self.updates * len(self.config.seeds))
         with writing(self.directory):
             write_json(self.directory / "status.json", status)

@@ -37,11 +37,9 @@ from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields
 from deeprl.directory import COMPLETE, stored_run
 from deeprl.errors import DeeprlError, InUseError, nearest
-from deeprl.make_env import make_env
-from deeprl.population import resolve_device
+from deeprl.memory import rehearse
 from deeprl.progress import show
 from deeprl.report import write_report
-from deeprl.spaces import env_spec
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "grid")  # keys of an experiment that are no settings
@@ -58,13 +56,19 @@ class Planned:
     def directory(self) -> Path:
         return Path(self.config.out)
 
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} {self.config.env} {self.config.label}".rstrip()
+
     def check(self) -> None:
-        """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory."""
-        env = make_env(self.config.env, self.config.env_kwargs, self.config.wrappers)
-        algorithm_module(self.algorithm).build_net(env_spec(env), self.config)
-        env.close()
-        resolve_device(self.config.device)
+        """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory.
+
+        Warns of a population for which there is no memory now; it is refused if that is still so on its turn.
+        """
+        needs = rehearse(algorithm_module(self.algorithm).train, self.config)
         stored_run(self.directory, self.algorithm, self.config)
+        if not self.finished() and not needs.fit():
+            show(f"warning: {self.name}: {needs.refusal()}")
 
     def finished(self) -> bool:
         """Whether its directory holds this run, complete."""
@@ -98,7 +102,7 @@ def run_sweep(file: str | Path) -> Path:
     agents = sum(len(p.config.seeds) for p in plan)
     show(f"{file}: {agents} agents in {len(plan)} populations, records in {out}")
     for number, planned in enumerate(plan, 1):
-        name = f"[{number}/{len(plan)}] {planned.algorithm} {planned.config.env} {planned.config.label}".rstrip()
+        name = f"[{number}/{len(plan)}] {planned.name}"
         if planned.finished():
             show(f"{name}: finished before")
             continue

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every module of the library stands on one floor and imports only from floors below, or from its own.
 FLOORS: list[set[str]] = [
     {"errors", "spec", "tree", "rng", "stats", "nets"},  # pure: values in, values out
-    {"config", "optim", "graphs", "population", "history", "replay", "samplers"},  # settings, and state on the device
+    {"config", "optim", "graphs", "population", "history", "memory", "replay", "samplers"},  # settings, device state
     {
         "atari",
         "pool",
@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
         "evaluate",
         "logger",
         "checkpoint",
+        "clock",
         "interrupts",
         "lock",
         "progress",

@@ -18,6 +18,7 @@ from helpers import SPEC, assert_equal, cast
 from torch import Tensor
 
 from deeprl import rng
+from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.online import sac
 from deeprl.population import (
@@ -29,6 +30,7 @@ from deeprl.population import (
     over_agents,
     resolve_compile,
     resolve_device,
+    resolve_execution,
     stack,
 )
 from deeprl.replay import Stored
@@ -346,6 +348,18 @@ def test_compile_auto_compiles_long_runs_where_a_compiler_is(monkeypatch: pytest
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/clang++" if name == "clang++" else None)
     assert resolve_compile("auto", 10**6) is True
+
+
+def test_compile_auto_counts_calls_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "c++")
+    assert [resolve_compile("auto", calls) for calls in (1_999, 2_000)] == [False, True]
+
+    def compiles(updates: int, **settings: Any) -> bool:
+        return resolve_execution(RunConfig(seeds=tuple(range(8)), **settings), updates).compile
+
+    # one call updates all eight agents, with the backend `loop` one of them
+    assert [compiles(updates) for updates in (8 * 2_000 - 1, 8 * 2_000)] == [False, True]
+    assert [compiles(updates, backend="loop") for updates in (1_999, 2_000)] == [False, True]
 
 
 def test_compile_auto_without_a_compiler_warns_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:

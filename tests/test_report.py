@@ -31,7 +31,8 @@ def write_run(path, env, finals, label="", state="finished", last=None, frozen=(
         "config_hash": "0123456789ab",
     }
     (path / "config.json").write_text(json.dumps(info))
-    status = {"state": state, "step": last, "wall_s": 60.0, "updates_per_s": 1000.0, "frozen": list(frozen)}
+    status = {"state": state, "step": last, "frozen": list(frozen)}
+    status |= {"wall_s": 60.0, "first_update_s": 12.0, "updates_per_s": 1000.0}
     (path / "status.json").write_text(json.dumps(status))
     with (path / "evaluations.csv").open("w") as file:
         file.write(HEADER)
@@ -200,7 +201,7 @@ def test_page_shows_every_seed_and_run(sweep):
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr>")]
     assert ["Hopper-v5", "sac", "1", "20,000", "200.0", "2", "", "hopper/plain"] in cells
     assert ["dmc/walker-run", "sac big", "2", "10,000", "3", "2", "", "walker big"] in cells
-    run = ["walker", "finished", "3", "60", "1,000.0", "cpu (test, 1 thread)", "abc1234", "0123456789ab"]
+    run = ["walker", "finished", "3", "60", "12", "1,000.0", "cpu (test, 1 thread)", "abc1234", "0123456789ab"]
     assert [*run, "deeprl 0.1.0, torch 2.9.0", "deeprl train sac --env dmc/walker-run --name &lt;b&gt;"] in cells
 
 

@@ -223,6 +223,7 @@ def test_run_directory_holds_what_the_contract_says(tmp_path):
     assert (state["state"], state["step"], state["frozen"]) == ("finished", 90, [])
     assert state["wall_s"] > 0
     assert state["updates_per_s"] > 0
+    assert state["wall_s"] >= state["first_update_s"] >= state["first_call_s"] >= 0
     evaluations = rows(tmp_path / "run" / "evaluations.csv")
     assert list(evaluations[0]) == ["step", "member", "seed", "episode", "return", "length"]
     # evaluations at 40, 80 and at the end, 90; of 2 members; of 2 episodes; each of 25 steps

@@ -19,7 +19,9 @@ def init_params(module: nn.Module, seed: int) -> Params:
     Raises ValueError for a module that holds parameters of its own without a `reset_parameters`: all agents of a
     population would start from the same numbers.
     """
-    fresh = copy.deepcopy(module).cpu()
+    fresh = copy.deepcopy(module)
+    on_meta = any(p.is_meta for p in fresh.parameters())  # shapes alone, as in a rehearsal
+    fresh = fresh.to_empty(device="cpu") if on_meta else fresh.cpu()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed every GPU as well
         for name, child in reversed(list(fresh.named_modules())):
