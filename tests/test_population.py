@@ -399,3 +399,39 @@ def test_bf16_execution_multiplies_in_bf16_and_keeps_float32_weights() -> None:
 def test_malloc_settings_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "DEEPRL_MALLOC", "0")
     Execution(threads=1).apply()
+
+
+@pytest.mark.compiled
+def test_compiled_functions_made_by_one_function_keep_their_own_graphs() -> None:
+    """More than the eight that Dynamo keeps of one function, told apart by nothing but their closures."""
+    execution = Execution(compile=True)
+    execution.apply()
+
+    def scaled(factor: int) -> Callable:
+        return lambda state, x: state * factor + x
+
+    lifted = [over_agents(scaled(i), execution) for i in range(10)]
+    for agents in (2, 3, 2):  # another size is another graph of each
+        state, x = torch.ones(agents, 3), torch.zeros(agents, 3)
+        assert [float(f(state, x).mean()) for f in lifted] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "rows", "expected"),
+    [
+        ("fast", "cpu", 128, "medium"),  # 128 x 128 x 128 multiplications
+        ("fast", "cpu", 127, "highest"),
+        ("strict", "cpu", 1000, "highest"),
+        ("bf16", "cpu", 1, "medium"),
+        ("fast", "cuda", 1, "medium"),
+    ],
+)
+def test_fast_products_go_to_onednn_where_they_are_large(precision: Any, device: str, rows: int, expected: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    execution = Execution(precision=precision, device=device)
+    try:
+        execution.apply()
+        execution.fit({"bias": torch.zeros(3, 10_000), "weight": torch.zeros(3, 2, 128, 128)}, rows)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
