@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speed_modes import Mode
+from stopwatch import thread_limits
 
 TIMEOUT = 900.0  # seconds that one turn may take in all, warm-up included
 PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -52,9 +53,10 @@ def started(mode: Mode) -> Iterator[list[subprocess.Popen[str]]]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             watchdog.start()
+            limits = os.environ | thread_limits(mode.threads)  # here as well: eager.py imports torch at once
             for index, command in enumerate(mode.commands):
                 with open(f"{folder}/{index}.err", "w") as errors:
-                    workers.append(subprocess.Popen(command, stderr=errors, cwd=folder, **PIPES))
+                    workers.append(subprocess.Popen(command, stderr=errors, cwd=folder, env=limits, **PIPES))
             yield workers
         except (EOFError, BrokenPipeError):
             ends = "hung" if hung.is_set() else f"died ({ends_of(workers)})"

@@ -22,6 +22,8 @@ STEPS = 1_000  # random ones, whose transitions fill the replay data
 
 def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
     """Calls the update until the watch's window is over."""
+    if algorithm not in LEARNERS:
+        raise SystemExit(f"the update of {algorithm} alone is not measured: known are {', '.join(LEARNERS)}")
     execution = resolve_execution(config, config.steps)
     execution.apply()
     envs = PopulationEnvs(EnvFactory(config.env, {}, ()), config.seeds, 1, config.env_backend)
@@ -31,9 +33,10 @@ def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
     net = module.build_net(envs.spec, config, None, execution.device)
     keys = [rng.key(seed, "init") for seed in config.seeds]
     agents = new_agents([module.init(net, config.member(i), key) for i, key in enumerate(keys)], execution.device)
-    learn = {"sac": sac, "td3": td3, "dqn": dqn}[algorithm](module, net, config, execution, replay)
+    learn = LEARNERS[algorithm](module, net, config, execution, replay)
     streams = rng.Streams(config.seeds, execution.device)
     done = 0
+    watch.begin()
     while not watch.tick(done, done):
         learn(agents, streams("sample", done), streams("update", done), done)
         done += 1
@@ -79,3 +82,6 @@ def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> L
     priorities = Priorities(replay.agents, 0, execution.device)
     progress = torch.zeros((), device=execution.device)
     return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, progress)
+
+
+LEARNERS = {"sac": sac, "td3": td3, "dqn": dqn}

@@ -11,8 +11,8 @@ prints one line of JSON. What its numbers are:
     slowest_step_s   the longest turn; a recompilation inside the window would show here.
     first_update_s   from the start of the process to the end of the turn with its first update: imports, random
                      steps, compilation. Not in the window.
-    compile_s        by how much the turns before the window were longer than the slowest turn in it, summed (the first
-                     turn begins where the watch is made): compilation, where there is any. Not in the window.
+    compile_s        by how much the turns before the window were longer than the slowest turn in it, summed:
+                     compilation, where there is any. Not in the window.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class Stopwatch:
         self.slowest = 0.0
         self.opened: Reading | None = None
         self.closed: Reading | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """The first turn begins now; without this, it begins where the watch is made."""
         self._last = time.monotonic()
 
     def tick(self, steps: int, updates: int) -> bool:
@@ -114,12 +118,17 @@ def say(line: str) -> None:
     print(line, file=sys.__stdout__, flush=True)
 
 
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment variables that hold numerical libraries to so many threads, if set before they are imported."""
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    if threads == 1:
+        limits["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    return limits
+
+
 def limit(threads: int, cores: list[int]) -> None:
     """Holds this process to `threads` threads and `cores`; must run before numpy, torch or jax are imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ |= thread_limits(threads)
     # XLA sizes its pool by the cores it may run on, so affinity is the only limit it cannot pass by
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

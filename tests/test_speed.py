@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import eager  # noqa: E402
 import growth  # noqa: E402
 import roofline  # noqa: E402
 import speed  # noqa: E402
@@ -287,6 +290,42 @@ def test_share_of_the_ceiling_takes_products_of_the_same_launch_mode():
     assert row["fraction"] == "0.250"  # of 10 * 2 / 100 and 30 * 2 / 200
     assert "20.0 is 25% of it" in roofline.sentence(row)
     assert list(row) == roofline.COLUMNS
+
+
+# --- the eager peer ---
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "td3", "dqn"])
+def test_eager_agent_learns_from_its_own_steps(algorithm):
+    kind = task(algorithm)
+    env = eager.make_env(kind)
+    torch.manual_seed(0)
+    agent, buffer = eager.AGENTS[algorithm](env, kind, "cpu"), eager.Buffer(env, 50, "cpu")
+    network = agent.q if algorithm == "dqn" else agent.policy
+    target = agent.target if algorithm == "dqn" else agent.targets
+    obs, _ = env.reset(seed=0)
+    for _ in range(60):
+        action = agent.act(obs)
+        assert env.action_space.contains(np.asarray(action, env.action_space.dtype))
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        buffer.add(obs, action, float(reward), terminated, next_obs)
+        obs = env.reset()[0] if terminated or truncated else next_obs
+    assert buffer.added == 60
+
+    def parameters(module):
+        return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+    seen = [(parameters(network), parameters(target))]
+    for _ in range(2):
+        agent.update(buffer.sample(16))
+        seen.append((parameters(network), parameters(target)))
+    moved = [(not torch.equal(a[0], b[0]), not torch.equal(a[1], b[1])) for a, b in itertools.pairwise(seen)]
+    # TD3 moves its policy and its targets with every second update; DQN's target is copied by its loop.
+    assert (
+        moved
+        == {"sac": [(True, True)] * 2, "td3": [(False, False), (True, True)], "dqn": [(True, False)] * 2}[algorithm]
+    )
+    assert all(p.isfinite().all() for pair in seen for p in pair)
 
 
 # --- growth ---
