@@ -18,6 +18,7 @@ from speed_modes import Mode
 COLUMNS = ["algorithm", "env", "agents", "variant", "includes", "steps_per_s", "ratio_to", "ratio", "cores", "threads"]
 COLUMNS += ["precision", "device", "versions", "command"]
 KEY = ("algorithm", "env", "agents", "variant", "precision", "device", "ratio_to")
+MEDIANS = ("steps_per_s", "first_update_s", "compile_s", "other_load")  # of the rounds of a mode, in the JSON file
 
 Row = dict[str, str]
 Rounds = dict[Mode, list[dict[str, Any]]]  # what each round gave
@@ -74,7 +75,7 @@ def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | No
         span([result[name] for result in rounds[mode]], ".1f") for name in ("first_update_s", "compile_s")
     )
     extent = f"{what}: median of {len(spread)} rounds of {args.seconds:g} s, range {span(spread)}"
-    apart = f"apart: first update after {first_update} s, compilation {compilation} s of it"
+    apart = f"apart: first update after {first_update} s, of it {compilation} s in slow turns such as compilation"
     return {
         "algorithm": args.algorithm,
         "env": args.env,
@@ -125,7 +126,14 @@ def save_json(
 ) -> None:
     """Everything that this run measured, each round's own numbers included, and why what failed did."""
     modes = [
-        {"variant": mode.name, "agents": mode.agents, "what": mode.what, "every": mode.every, "rounds": results}
+        {
+            "variant": mode.name,
+            "agents": mode.agents,
+            "what": mode.what,
+            "every": mode.every,
+            **{name: statistics.median(r[name] for r in results) for name in MEDIANS},
+            "rounds": results,
+        }
         for mode, results in rounds.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

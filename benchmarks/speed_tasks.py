@@ -23,7 +23,7 @@ class Task:
 
     @property
     def network(self) -> str:
-        layers = "x".join(map(str, self.hidden))
+        layers = f"layers of {'x'.join(map(str, self.hidden))}"
         return f"16 filters of 3x3 and {layers}" if self.minatar else layers
 
 

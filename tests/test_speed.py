@@ -24,7 +24,7 @@ import speed  # noqa: E402
 import speed_turns  # noqa: E402
 import stopwatch  # noqa: E402
 from speed_modes import Mode, all_modes, launch_modes, peers  # noqa: E402
-from speed_rows import save, table, typed_command  # noqa: E402
+from speed_rows import save, save_json, table, typed_command  # noqa: E402
 from speed_tasks import includes, task  # noqa: E402
 
 
@@ -135,7 +135,7 @@ def test_tasks_know_their_environment():
     assert task("dqn", "MinAtar/Asterix-v1").batch == 32
     with pytest.raises(SystemExit, match="known are sac, td3, dqn, iql"):
         task("ppo")
-    assert "every 10 steps 1 update of batch 128, 120x84" in includes("dqn", task("dqn"), "loop", 10)
+    assert "every 10 steps 1 update of batch 128, layers of 120x84" in includes("dqn", task("dqn"), "loop", 10)
 
 
 # --- rows ---
@@ -157,7 +157,10 @@ def test_ratios_are_those_of_each_round_against_the_best_mode_of_a_peer():
     ]
     assert rows[0]["steps_per_s"] == "200.0"
     assert "ratio: median of 3 rounds of 20 s, range 1 to 4" in rows[3]["includes"]
-    assert "apart: first update after 9.0 to 9.0 s, compilation 5.0 to 5.0 s of it" in rows[0]["includes"]
+    assert (
+        "apart: first update after 9.0 to 9.0 s, of it 5.0 to 5.0 s in slow turns such as compilation"
+        in rows[0]["includes"]
+    )
 
 
 def test_updates_alone_are_not_compared_with_loops():
@@ -189,6 +192,17 @@ def test_new_rows_replace_those_of_the_same_key(tmp_path):
         ("sac", "sb3: 2 processes x 1 thread", "", "1.5"),
         ("sac", "deeprl: 1 process x 2 threads", "sb3: 2 processes x 1 thread", "3.0"),  # another mode is best now
     ]
+
+
+def test_json_holds_rows_medians_of_all_modes_and_failures(tmp_path):
+    rounds = {mode("deeprl", 1, 8): [result(2.0, compile_s=9.0), result(3.0), result(4.0)]}
+    args = arguments()
+    save_json(tmp_path / "new" / "speed.json", args, rounds, table(args, rounds), {"sb3": "died"}, roofline=[])
+    found = json.loads((tmp_path / "new" / "speed.json").read_text())
+    (one,) = found["modes"]
+    assert (one["steps_per_s"], one["compile_s"], one["first_update_s"], len(one["rounds"])) == (3.0, 5.0, 9.0, 3)
+    assert found["rows"][0]["steps_per_s"] == "3.0"
+    assert (found["failed"], found["roofline"]) == ({"sb3": "died"}, [])
 
 
 def test_command_of_a_row_names_no_path_of_this_machine(tmp_path):
