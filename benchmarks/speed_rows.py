@@ -75,7 +75,7 @@ def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | No
         span([result[name] for result in rounds[mode]], ".1f") for name in ("first_update_s", "compile_s")
     )
     extent = f"{what}: median of {len(spread)} rounds of {args.seconds:g} s, range {span(spread)}"
-    apart = f"apart: first update after {first_update} s, of it {compilation} s in slow turns such as compilation"
+    apart = f"apart: first update after {first_update} s; slow turns, such as compilation, {compilation} s"
     return {
         "algorithm": args.algorithm,
         "env": args.env,
