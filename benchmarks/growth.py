@@ -88,7 +88,7 @@ def plot(rows: list[Row], png: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     panels = list(dict.fromkeys((row["algorithm"], row["env"]) for row in rows))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
@@ -107,6 +107,8 @@ def plot(rows: list[Row], png: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.yaxis.set_major_formatter(ticker.LogFormatter())
+        axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.4)))
         axis.set(title=f"{panel[0]}, {panel[1]}", xlabel="agents", ylabel="ms per step of the population")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

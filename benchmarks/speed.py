@@ -122,7 +122,7 @@ def main() -> None:
         if args.json:
             save_json(args.json, args, rounds, rows, failed, roofline=ceilings)
     for one in [{name: name for name in rows[0]}, *rows]:
-        print(f"{one['variant']:<40}{one['agents']:>7}{one['steps_per_s']:>13}{one['ratio']:>8}  {one['ratio_to']}")
+        print(f"{one['variant']:<54}{one['agents']:>7}{one['steps_per_s']:>13}{one['ratio']:>8}  {one['ratio_to']}")
     for one in ceilings:
         print(roofline.sentence(one))
     if failed:

@@ -114,9 +114,9 @@ def quiet_turn(mode: Mode, args: argparse.Namespace, label: str) -> dict[str, An
     while not turns or (turns[-1]["other_load"] > args.quiet and len(turns) <= args.retries):
         turns.append(found := turn(mode, args.seconds))
         print(
-            f"{label}  {mode.name:<36} {mode.agents:>3} agents  {found['steps_per_s']:9.1f} steps/s  "
+            f"{label}  {mode.name:<42} {mode.agents:>3} agents  {found['steps_per_s']:9.1f} steps/s  "
             f"{found['cpu_s_per_s']:.2f} cores  slowest turn {found['slowest_step_s'] * 1e3:.0f} ms  "
-            f"compilation {found['compile_s']:.0f} s  other load {found['other_load']:.2f}",
+            f"slow start {found['compile_s']:.0f} s  other load {found['other_load']:.2f}",
             flush=True,
         )
     return min(turns, key=lambda one: float(one["other_load"]))
