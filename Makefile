@@ -35,13 +35,15 @@ types: .venv/dev
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-peers: .peers/sb3/.done .peers/sbx/.done  ## what benchmarks/speed.py compares with
-.peers/sb3/.done: PEER = stable-baselines3==2.9.2
-.peers/sbx/.done: PEER = sbx-rl==0.28.0
+peers: .peers/sb3/.done .peers/sbx/.done .peers/d3rlpy/.done  ## what benchmarks/speed.py compares with
+SIMULATORS := "gymnasium[mujoco]==1.4.0" mujoco==4.0.0
+.peers/sb3/.done: PEER = $(SIMULATORS) minatar==1.0.15 stable-baselines3==2.9.2
+.peers/sbx/.done: PEER = $(SIMULATORS) sbx-rl==0.28.0
+.peers/d3rlpy/.done: PEER = d3rlpy==2.8.1
 .peers/%/.done:
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/pip install --quiet torch==2.13.0
-	.peers/$*/bin/pip install --quiet "gymnasium[mujoco]==1.4.0" mujoco==4.0.0 $(PEER)
+	.peers/$*/bin/pip install --quiet $(PEER)
 	touch $@
 
 clean:

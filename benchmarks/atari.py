@@ -31,7 +31,8 @@ from typing import Any, Literal
 import cv2
 import gymnasium as gym
 import numpy as np
-from speed import COLUMNS, busy_seconds, device_name, save
+from speed_rows import COLUMNS, device_name, save
+from speed_turns import busy_seconds
 
 from deeprl import pool as envpool_backend
 from deeprl.envs import EnvBackend, PopulationEnvs

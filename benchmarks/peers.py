@@ -1,193 +1,220 @@
-"""Whole-loop speed of a peer library's SAC; runs inside the peer's own environment, without deeprl.
+"""Speed of a peer library; runs inside the peer's own environment (`make peers`), without deeprl.
 
-    .peers/sb3/bin/python benchmarks/peers.py sb3 --env HalfCheetah-v5 --seconds 20 --threads 2
-    .peers/sbx/bin/python benchmarks/peers.py sbx --env HalfCheetah-v5 --seconds 20 --threads 1 --cores 0 --wait
+    .peers/sb3/bin/python benchmarks/peers.py sb3 --algorithm sac --seconds 20 --threads 2
+    .peers/sbx/bin/python benchmarks/peers.py sbx --algorithm td3 --seconds 20 --threads 1 --cores 0 --wait
+    .peers/d3rlpy/bin/python benchmarks/peers.py d3rlpy --algorithm iql --seconds 20 --threads 2
 
-Peers: `sb3` (stable-baselines3, eager PyTorch), `sbx` (its JAX sibling), and `sb3-medium`: stable-baselines3 after
-`torch.set_float32_matmul_precision("medium")`, for a comparison at the precision deeprl offers as a setting.
+Peers: `sb3` (stable-baselines3, eager PyTorch), `sbx` (its JAX sibling), `d3rlpy` (offline, eager PyTorch), and
+`sb3-medium`: stable-baselines3 after `torch.set_float32_matmul_precision("medium")`, which is what deeprl's precision
+`fast` sets.
 
-Prints one JSON line. What its numbers are:
-    steps, updates   turns of the training loop in the window: one policy action, one environment step (in the peer's
-                     Monitor and DummyVecEnv wrappers), one insert into and one sample from the replay buffer, one SAC
-                     update of batch 256 (critics, actor, temperature, targets). The counts must agree, or it fails.
-    steps_per_s      steps / seconds; with one agent in one environment this is also agent updates per second.
-    cpu_s_per_s      CPU seconds of the whole process per second: shows that the thread limit really held (about 1.0 for
-                     one thread), or that somebody else took the core (well below 1.0).
-    slowest_step_s   the longest turn; a recompilation inside the window would show here.
-Not included: imports, random steps, compilation, the first `--warmup-steps` updates, evaluation, logs, checkpoints.
+Prints one JSON line, whose numbers are those of stopwatch.py. What a turn is (`--what`):
+    loop      one policy action, one environment step (in the peer's Monitor and DummyVecEnv wrappers), one insert into
+              the replay buffer, and, every `--every` steps, one sample from it and one update. d3rlpy: one turn of its
+              `fit`, a sample from the data set and an update.
+    update    one sample and one update, by the peer's own `train` or `update`.
+Not included: imports, random steps, compilation, the first `--warmup-steps` turns, evaluation, logs, checkpoints.
 
-With `--wait` it prints READY once warm and measures when a line arrives on stdin, so that several processes can measure
-during the same window. `Stopwatch` and `limit` are also what deeprl's own worker measures with (speed_worker.py).
+Where a peer computes something else than deeprl, `includes` says so. sbx has no network for MinAtar's small images (its
+convolution needs at least 36 x 36 pixels), so it is measured on the others only.
 """
 
 from __future__ import annotations
 
-import argparse
+from stopwatch import Stopwatch, parse, say, versions  # first: it reads the clock
+
+import argparse  # isort: skip
 import contextlib
-import importlib.metadata
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-LEARNING_STARTS = 1_000  # small, so that updates start soon; the speed of an update does not depend on it
-BATCH = 256
-INCLUDES = "whole loop: act, env step, replay, 1 update of batch 256; no evaluation or checkpoints"
+from speed_tasks import CLIP, EPSILON, LEARNING_STARTS, OFFLINE, POLICY_DELAY, TARGET_EVERY, Task, includes, task
+
 PACKAGES = {
-    "sb3": ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"),
+    "sb3": ("stable-baselines3", "torch", "gymnasium", "mujoco", "minatar", "numpy"),
     "sbx": ("sbx-rl", "stable-baselines3", "jax", "flax", "torch", "gymnasium", "mujoco", "numpy"),
+    "d3rlpy": ("d3rlpy", "torch", "gymnasium", "numpy"),
 }
+ENDLESS = 1_000_000_000  # steps: the window ends the run
 
 
-class Stopwatch:
-    """Counts the turns of a training loop in a window of `seconds` that opens once the loop is warm."""
-
-    def __init__(
-        self, warm_at: int, seconds: float, wait: bool = False, sync: Callable[[], object] = lambda: None
-    ) -> None:
-        self.warm_at, self.seconds, self.wait = warm_at, seconds, wait
-        self.sync = sync  # waits for queued device work, so that both ends of the window are true
-        self.slowest = 0.0
-        self.opened: tuple[float, float, int, int] | None = None
-        self.closed: tuple[float, float, int, int] | None = None
-
-    def tick(self, step: int, updates: int) -> bool:
-        """Called once a turn with the steps and updates done so far; True when the window is over."""
-        if self.opened is None:
-            if step >= self.warm_at:
-                self._barrier()
-                self.opened = self._read(step, updates)
-                self._last = self.opened[0]
-            return False
-        now = time.monotonic()
-        self.slowest, self._last = max(self.slowest, now - self._last), now
-        if now - self.opened[0] < self.seconds:
-            return False
-        self.closed = self._read(step, updates)
-        return True
-
-    def result(self) -> dict[str, Any]:
-        if self.opened is None or self.closed is None:
-            raise SystemExit("training ended before the window did: raise its number of steps")
-        seconds, cpu, steps, updates = (b - a for a, b in zip(self.opened, self.closed, strict=True))
-        if updates != steps:
-            raise SystemExit(f"{steps} environment steps but {updates} updates: not one update per step")
-        return {
-            "steps": steps,
-            "updates": updates,
-            "seconds": round(seconds, 4),
-            "steps_per_s": round(steps / seconds, 2),
-            "cpu_s_per_s": round(cpu / seconds, 3),
-            "slowest_step_s": round(self.slowest, 4),
-        }
-
-    def _barrier(self) -> None:
-        if not self.wait:
-            return
-        say("READY")
-        if not sys.stdin.readline():
-            raise SystemExit("stdin closed while waiting for the start")
-
-    def _read(self, step: int, updates: int) -> tuple[float, float, int, int]:
-        self.sync()
-        return time.monotonic(), time.process_time(), step, updates
+# --- stable-baselines3 and sbx ---
 
 
-def say(line: str) -> None:
-    """Writes a protocol line to the real stdout; everything else that prints is sent to stderr."""
-    print(line, file=sys.__stdout__, flush=True)
-
-
-def limit(threads: int, cores: list[int]) -> None:
-    """Holds this process to `threads` threads and `cores`; must run before numpy, torch or jax are imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    # XLA sizes its pool by the cores it may run on, so affinity is the only limit it cannot pass by
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def build(peer: str, env: str, seed: int, threads: int, device: str) -> Any:
-    """SAC with the settings all sides share; whatever is not named is the peer's default, which is the paper's."""
+def make_env(kind: Task) -> Any:
+    """The environment as Gymnasium makes it; given a name, the peer would make it with render_mode="rgb_array"."""
     import gymnasium
+
+    if kind.minatar:
+        import minatar.gym
+
+        minatar.gym.register_envs()
+    return gymnasium.make(kind.env)
+
+
+def minatar_torso() -> type:
+    """MinAtar's convolution as a features extractor of stable-baselines3, for boolean images [B, H, W, C]."""
+    import torch
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Torso(BaseFeaturesExtractor):
+        def __init__(self, observation_space: Any) -> None:
+            height, width, channels = observation_space.shape
+            super().__init__(observation_space, (height - 2) * (width - 2) * 16)
+            self.convolution = torch.nn.Conv2d(channels, 16, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.convolution(images.movedim(-1, 1))).flatten(1)
+
+    return Torso
+
+
+def settings(peer: str, algorithm: str, kind: Task, env: Any) -> dict[str, Any]:
+    """Arguments of the algorithm's class, beyond those that all classes share."""
+    import numpy
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    if algorithm == "sac":
+        return {"ent_coef": "auto"}
+    if algorithm == "td3":
+        actions = env.action_space.shape
+        noise = NormalActionNoise(numpy.zeros(actions), numpy.full(actions, 0.1))
+        return {"policy_delay": POLICY_DELAY, "action_noise": noise}
+    epsilon = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
+    return epsilon | {"target_update_interval": TARGET_EVERY} | ({} if peer == "sbx" else {"max_grad_norm": CLIP})
+
+
+def build(args: argparse.Namespace, kind: Task) -> Any:
+    """A model with the settings that all sides share."""
     import torch  # also in sbx, whose replay buffer is stable-baselines3's
 
-    torch.set_num_threads(threads)
-    if peer == "sb3-medium":
+    torch.set_num_threads(args.threads)
+    if args.peer == "sb3-medium":
         torch.set_float32_matmul_precision("medium")
-    if peer == "sbx":
-        from sbx import SAC
+    if args.peer == "sbx":
+        if kind.minatar:
+            raise SystemExit("sbx has no network for MinAtar's images")
+        import sbx as library
     else:
-        from stable_baselines3 import SAC
-    return SAC(
+        import stable_baselines3 as library
+    env = make_env(kind)
+    torso = {"features_extractor_class": minatar_torso()} if kind.minatar else {}
+    return getattr(library, args.algorithm.upper())(
         "MlpPolicy",
-        gymnasium.make(env),  # given a name, the peer would make it with render_mode="rgb_array"
-        learning_rate=3e-4,
-        buffer_size=1_000_000,
+        env,
+        learning_rate=kind.lr,
+        buffer_size=kind.buffer,
         learning_starts=LEARNING_STARTS,
-        batch_size=BATCH,
-        train_freq=1,
+        batch_size=kind.batch,
+        train_freq=args.every,
         gradient_steps=1,
-        ent_coef="auto",
-        policy_kwargs={"net_arch": [256, 256]},
-        seed=seed,
-        device=device,
+        policy_kwargs={"net_arch": list(kind.hidden), **torso},
+        seed=args.seed,
+        device=args.device,
         verbose=0,
+        **settings(args.peer, args.algorithm, kind, env),
     )
+
+
+def measure_online(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
+    model = build(args, kind)
+    # Every update of both peers reads its losses back (`.item()`), so no device work is queued when the watch is read.
+    if args.what == "loop":
+        watch = Stopwatch(LEARNING_STARTS + args.warmup_steps, args.seconds, args.wait, ratio=1 / args.every)
+        model.learn(ENDLESS, lambda *_: not watch.tick(model.num_timesteps, model._n_updates), log_interval=ENDLESS)
+        return watch.result()
+    watch = Stopwatch(args.warmup_steps, args.seconds, args.wait)
+
+    def tick(*_: object) -> bool:
+        return watch.tick(model._n_updates, model._n_updates)
+
+    model.learn(LEARNING_STARTS + args.every, lambda *_: not tick())  # until its first update
+    while not tick():
+        model.train(gradient_steps=1, batch_size=kind.batch)
+    return watch.result()
+
+
+# --- d3rlpy ---
+
+
+class Over(Exception):  # noqa: N818
+    """Ends d3rlpy's `fit`, which has no other way to stop."""
+
+
+def measure_iql(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
+    """IQL on random transitions in episodes of 1,000 steps, with observations and actions as in HalfCheetah."""
+    import d3rlpy
+    import numpy
+    import torch
+
+    torch.set_num_threads(args.threads)
+    draw = numpy.random.default_rng(args.seed)
+    observations = draw.standard_normal((kind.buffer, 17), numpy.float32)
+    actions = draw.uniform(-1, 1, (kind.buffer, 6)).astype(numpy.float32)
+    ends = (numpy.arange(1, kind.buffer + 1) % 1_000 == 0).astype(numpy.float32)
+    rewards = draw.standard_normal(kind.buffer, numpy.float32)
+    data = d3rlpy.dataset.MDPDataset(observations, actions, rewards, numpy.zeros_like(ends), ends)
+    layers = d3rlpy.models.VectorEncoderFactory(list(kind.hidden))
+    config = d3rlpy.algos.IQLConfig(
+        batch_size=kind.batch,
+        actor_encoder_factory=layers,
+        critic_encoder_factory=layers,
+        value_encoder_factory=layers,
+    )
+    learner = config.create(device=f"{args.device}:0")
+    watch = Stopwatch(args.warmup_steps, args.seconds, args.wait)
+    if args.what == "update":
+        learner.build_with_dataset(data)
+        done = 0
+        while not watch.tick(done, done):
+            learner.update(data.sample_transition_batch(kind.batch))
+            done += 1
+        return watch.result()
+
+    def tick(_learner: object, _epoch: int, done: int) -> None:
+        if watch.tick(done, done):
+            raise Over
+
+    with contextlib.suppress(Over):
+        quiet = d3rlpy.logging.NoopAdapterFactory()
+        learner.fit(data, ENDLESS, 10_000, logger_adapter=quiet, show_progress=False, callback=tick)
+    return watch.result()
+
+
+# --- all ---
+
+
+def difference(peer: str, algorithm: str) -> str:
+    """What this peer does otherwise."""
+    if peer == "sbx" and algorithm == "dqn":
+        return "no log, layers of 120x120 and gradients not clipped"  # it knows one width
+    return "no log"
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("JAX_PLATFORMS", args.device)
-    model = build(args.peer, args.env, args.seed, args.threads, args.device)
-    # Every update of both peers reads its losses back (`.item()`), so no device work is queued when the callback runs.
-    watch = Stopwatch(LEARNING_STARTS + args.warmup_steps, args.seconds, args.wait)
-
-    def callback(*_: object) -> bool:
-        return not watch.tick(model.num_timesteps, model._n_updates)
-
-    model.learn(1_000_000, callback=callback, log_interval=None)
+    kind = task(args.algorithm, args.env)
+    if (args.algorithm in OFFLINE) != (args.peer == "d3rlpy"):
+        raise SystemExit(f"{args.peer} is not measured for {args.algorithm}")
+    found = (measure_iql if args.peer == "d3rlpy" else measure_online)(args, kind)
     return {
         "peer": args.peer,
-        **watch.result(),
+        **found,
         "agents": 1,
         "threads": args.threads,
         "device": args.device,
         "precision": "float32, matmul medium" if args.peer == "sb3-medium" else "float32",
         "versions": versions(PACKAGES[args.peer.removesuffix("-medium")]),
-        "includes": f"{INCLUDES}, no log",
+        "includes": includes(args.algorithm, kind, args.what, args.every, difference(args.peer, args.algorithm)),
     }
-
-
-def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The flags that peers and deeprl's worker share."""
-    parser.add_argument("--env", default="HalfCheetah-v5")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the window")
-    parser.add_argument("--warmup-steps", type=int, default=300, help="steps with updates before the window")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cores", default="", help="pin to these cores, such as 0,1 (default: no pinning)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--wait", action="store_true", help="print READY when warm, start on a line from stdin")
-    return parser
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=("sb3", "sb3-medium", "sbx"))
-    args = arguments(parser).parse_args()
-    limit(args.threads, [int(core) for core in args.cores.split(",") if core])
+    parser.add_argument("peer", choices=("sb3", "sb3-medium", "sbx", "d3rlpy"))
+    args = parse(parser)
     with contextlib.redirect_stdout(sys.stderr):
         result = measure(args)
     say(json.dumps(result))

@@ -1,21 +1,23 @@
-"""Whole-loop speed of one deeprl process: the deeprl side of benchmarks/speed.py, one JSON line as peers.py prints it.
+"""Speed of one deeprl process: the deeprl side of benchmarks/speed.py, one JSON line as peers.py prints it.
 
-    python benchmarks/speed_worker.py --algorithm sac --env HalfCheetah-v5 --agents 8 --seconds 20 --threads 2
+    python benchmarks/speed_worker.py --algorithm sac --agents 8 --seconds 20 --threads 2
+    python benchmarks/speed_worker.py --algorithm td3 --what update --agents 8 --seconds 20 --threads 2
 
-What its numbers are (measured by the same stopwatch as the peers, see peers.py):
-    steps, updates   turns of the visible loop in the window, times the number of agents: every agent acts, steps its
-                     own environment, adds to and samples from its own replay data and is updated once (batch 256).
-                     The counts must agree, or it fails. deeprl's own log (every 1,000 steps) and progress bar are on.
-    steps_per_s      steps / seconds: agent steps, which are agent updates, per second, summed over the population.
-    seconds, cpu_s_per_s, slowest_step_s   as in peers.py.
-Not included: imports, random steps, compilation, the first `--warmup-steps` updates, evaluation, checkpoints.
+What a turn is (`--what`; measured by the same stopwatch as the peers, see stopwatch.py):
+    loop     a turn of the real `train`: every agent acts, steps its own environment, adds to its own replay data and,
+             every `--every` steps, samples from it and is updated once. deeprl's own log (every 1,000 steps) and
+             progress bar are on.
+    update   the compiled function that samples and updates, as `train` calls it, on replay data of random steps.
+steps, updates and steps_per_s are summed over the agents.
 
 `--set name=value` changes any other field of the algorithm's Config, such as `--set precision=strict`.
 """
 
 from __future__ import annotations
 
-import argparse
+from stopwatch import Stopwatch, parse, say, versions  # first: it reads the clock
+
+import argparse  # isort: skip
 import ast
 import contextlib
 import json
@@ -23,11 +25,9 @@ import sys
 import tempfile
 from typing import Any
 
-from peers import INCLUDES, LEARNING_STARTS, Stopwatch, arguments, limit, say, versions
+from speed_tasks import CLIP, EPSILON, LEARNING_STARTS, POLICY_DELAY, TARGET_EVERY, Task, includes, task
 
-from deeprl.api import algorithm_module
-
-PACKAGES = ("deeprl", "torch", "gymnasium", "mujoco", "numpy")
+PACKAGES = ("deeprl", "torch", "gymnasium", "mujoco", "minatar", "numpy")
 
 
 def value(text: str) -> Any:
@@ -37,67 +37,72 @@ def value(text: str) -> Any:
         return text  # an ordinary word, such as precision=strict
 
 
-def measure(
-    agents: int,
-    env: str,
-    seconds: float,
-    threads: int,
-    *,
-    algorithm: str = "sac",
-    first_seed: int = 0,
-    warmup_steps: int = 300,
-    wait: bool = False,
-    settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Trains a population until its window has closed. `settings` are further fields of the algorithm's Config."""
-    import torch  # here and not above: `limit` must run before it is imported
-
-    module = algorithm_module(algorithm)
-    on_card = str((settings or {}).get("device", "cpu")).startswith("cuda")
-    watch = Stopwatch(
-        LEARNING_STARTS + warmup_steps, seconds, wait, torch.cuda.synchronize if on_card else lambda: None
+def settings(algorithm: str, kind: Task, every: int) -> dict[str, Any]:
+    """Fields of the algorithm's Config, those that all sides share."""
+    fields = {"env": kind.env, "batch_size": kind.batch, "buffer_size": kind.buffer, "hidden": kind.hidden}
+    fields |= {"learning_starts": LEARNING_STARTS, "utd": 1 / every}
+    if algorithm == "dqn":
+        fields |= {"lr": kind.lr, "train_every": every, "target_every": TARGET_EVERY, "loss": "huber"}
+        return fields | {"max_grad_norm": CLIP, "epsilon_end": EPSILON, "epsilon_steps": 1.0}
+    return (
+        fields
+        | {"actor_lr": kind.lr, "critic_lr": kind.lr}
+        | ({"policy_delay": POLICY_DELAY} if algorithm == "td3" else {"alpha_lr": kind.lr})
     )
+
+
+def make_config(args: argparse.Namespace, kind: Task, out: str) -> Any:
+    """The run's settings, whatever `--set` says on top."""
+    from deeprl.api import algorithm_module
+    from deeprl.config import build
+
+    fields = settings(args.algorithm, kind, args.every)
+    fields |= {"seeds": list(range(args.seed, args.seed + args.agents)), "steps": 1_000_000, "out": out}
+    fields |= {"eval_every": 0, "checkpoint_minutes": 0, "threads": args.threads, "device": args.device}
+    fields |= {name: value(text) for name, _, text in (pair.partition("=") for pair in args.set)}
+    return build(algorithm_module(args.algorithm).Config, fields)
+
+
+def measure(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
+    """Trains a population, or updates it, until the window is over."""
+    import torch  # here and not above: the threads must be limited before it is imported
+    from speed_update import update_until
+
+    from deeprl.api import algorithm_module
+
     with tempfile.TemporaryDirectory() as out:
-        fields = {"learning_starts": LEARNING_STARTS, "eval_every": 0, "checkpoint_minutes": 0, "threads": threads}
-        seeds = tuple(range(first_seed, first_seed + agents))
-        config = module.Config(env=env, seeds=seeds, steps=1_000_000, out=out, **(fields | (settings or {})))
-        module.train(config, callback=lambda run: watch.tick(run.step, run.updates))
+        config = make_config(args, kind, out)
+        on_card = config.device.startswith("cuda")
+        loop = args.what == "loop"
+        warm_at = args.warmup_steps + (config.learning_starts if loop else 0)
+        sync = torch.cuda.synchronize if on_card else lambda: None
+        watch = Stopwatch(warm_at, args.seconds, args.wait, sync, config.utd if loop else 1.0)
+        if loop:
+            algorithm_module(args.algorithm).train(config, callback=lambda run: watch.tick(run.step, run.updates))
+        else:
+            update_until(args.algorithm, config, watch)
     counts = watch.result()
     for name in ("steps", "updates", "steps_per_s"):
-        counts[name] = round(counts[name] * agents, 2)
+        counts[name] = round(counts[name] * args.agents, 2)
     return {
         "peer": "deeprl",
         **counts,
-        "agents": agents,
-        "threads": threads,
+        "agents": args.agents,
+        "threads": args.threads,
         "device": torch.cuda.get_device_name() if on_card else "cpu",
         "precision": f"float32, {config.precision}" if config.precision != "bf16" else "bf16",
         "versions": versions(PACKAGES),
-        "includes": f"{INCLUDES}, own log on",
+        "includes": includes(args.algorithm, kind, args.what, args.every, "own log on" if loop else ""),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithm", default="sac")
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of Config")
-    args = arguments(parser).parse_args()
-    limit(args.threads, [int(core) for core in args.cores.split(",") if core])
-    settings = {name: value(text) for name, _, text in (pair.partition("=") for pair in args.set)}
-    settings.setdefault("device", args.device)
+    args = parse(parser)
     with contextlib.redirect_stdout(sys.stderr):
-        result = measure(
-            args.agents,
-            args.env,
-            args.seconds,
-            args.threads,
-            algorithm=args.algorithm,
-            first_seed=args.seed,
-            warmup_steps=args.warmup_steps,
-            wait=args.wait,
-            settings=settings,
-        )
+        result = measure(args, task(args.algorithm, args.env))
     say(json.dumps(result))
 
 

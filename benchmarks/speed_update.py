@@ -1,0 +1,87 @@
+"""A population's update alone: the function that `train` calls, on replay data of random steps, without its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from stopwatch import Stopwatch
+
+from deeprl import rng
+from deeprl.api import algorithm_module
+from deeprl.envs import PopulationEnvs
+from deeprl.make_env import EnvFactory
+from deeprl.population import Agents, freezing, new_agents, over_agents, resolve_execution
+from deeprl.replay import Replay, make_replay
+from deeprl.samplers import Priorities
+
+STEPS = 1_000  # random ones, whose transitions fill the replay data
+
+
+def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
+    """Calls the update until the watch's window is over."""
+    if algorithm not in LEARNERS:
+        raise SystemExit(f"the update of {algorithm} alone is not measured: known are {', '.join(LEARNERS)}")
+    execution = resolve_execution(config, config.steps)
+    execution.apply()
+    envs = PopulationEnvs(EnvFactory(config.env, {}, ()), config.seeds, 1, config.env_backend)
+    replay = make_replay(len(config.seeds), config.buffer_size, envs.spec, 1, execution.device)
+    fill(replay, envs)
+    module = algorithm_module(algorithm)
+    net = module.build_net(envs.spec, config, None, execution.device)
+    keys = [rng.key(seed, "init") for seed in config.seeds]
+    agents = new_agents([module.init(net, config.member(i), key) for i, key in enumerate(keys)], execution.device)
+    learn = LEARNERS[algorithm](module, net, config, execution, replay)
+    streams = rng.Streams(config.seeds, execution.device)
+    done = 0
+    watch.begin()
+    while not watch.tick(done, done):
+        learn(agents, streams("sample", done), streams("update", done), done)
+        done += 1
+    envs.close()
+
+
+def fill(replay: Replay, envs: PopulationEnvs) -> None:
+    """Random steps of all agents."""
+    draw, spec = np.random.default_rng(0), envs.spec
+    for _ in range(STEPS):
+        shape = (replay.agents, 1)
+        action = (
+            draw.integers(spec.actions, size=shape) if spec.discrete else draw.uniform(-1, 1, (*shape, spec.action_dim))
+        )
+        replay.add(envs.step(action if spec.discrete else action.astype(np.float32)))
+
+
+# Each as `train` of its algorithm has it: a function of the agents, their keys for sampling and for updating, and the
+# number of the update.
+Learn = Callable[[Agents, rng.Key, rng.Key, int], object]
+
+
+def sac(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
+    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(2,), donate=True)
+    return lambda agents, sample, update, _: learn(agents, replay.data, replay.size, sample, update)
+
+
+def td3(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
+    both = [
+        over_agents(freezing(module.learner(net, config, policy)), execution, shared=(2,), donate=True)
+        for policy in (False, True)
+    ]
+
+    def learn(agents: Agents, sample: rng.Key, update: rng.Key, number: int) -> object:
+        function = both[(number + 1) % config.policy_delay == 0]
+        return function(agents, replay.data, replay.size, sample, update)
+
+    return learn
+
+
+def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
+    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(2, 5), donate=True)
+    priorities = Priorities(replay.agents, 0, execution.device)
+    progress = torch.zeros((), device=execution.device)
+    return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, progress)
+
+
+LEARNERS = {"sac": sac, "td3": td3, "dqn": dqn}
