@@ -269,7 +269,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("medium" if args.peer == "eager-medium" else "highest")
     torch.manual_seed(args.seed)
     np.random.seed(args.seed)
-    kind = task(args.algorithm, args.env)
+    kind = task(args.algorithm, args.env, args.size)
     env = make_env(kind)
     loop = args.what == "loop"
     sync = torch.cuda.synchronize if args.device == "cuda" else lambda: None

@@ -27,7 +27,19 @@ from speed_tasks import task
 COLUMNS = ["algorithm", "env", "what", "agents", "includes", "step_ms", "times_one", "steps_per_s", "cores", "threads"]
 COLUMNS += ["precision", "device", "versions", "command"]
 KEY = ("algorithm", "env", "what", "agents", "threads", "precision", "device")
-FLAGS = ["algorithm", "env", "agents", "what", "every", "precision", "seconds", "rounds", "warmup_steps", "cores"]
+FLAGS = [
+    "algorithm",
+    "env",
+    "size",
+    "agents",
+    "what",
+    "every",
+    "precision",
+    "seconds",
+    "rounds",
+    "warmup_steps",
+    "cores",
+]
 FLAGS += ["device", "set"]
 LARGEST_BUFFER = 100_000
 
@@ -66,7 +78,7 @@ def measure(args: argparse.Namespace) -> None:
     checked(args)
     args.command = typed_command("growth.py measure", args, FLAGS)
     if not any(pair.startswith("buffer_size=") for pair in args.set):
-        args.set.append(f"buffer_size={min(task(args.algorithm, args.env).buffer, LARGEST_BUFFER)}")
+        args.set.append(f"buffer_size={min(task(args.algorithm, args.env, args.size).buffer, LARGEST_BUFFER)}")
     head = deeprl_head(args)
     sizes = [(what, agents) for what in args.what for agents in args.agents]
     modes = [mode for what, agents in sizes for mode in launch_modes(args, "deeprl", head, agents, what, processes=[1])]

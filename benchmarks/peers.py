@@ -195,7 +195,7 @@ def difference(peer: str, algorithm: str) -> str:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("JAX_PLATFORMS", args.device)
-    kind = task(args.algorithm, args.env)
+    kind = task(args.algorithm, args.env, args.size)
     if (args.algorithm in OFFLINE) != (args.peer == "d3rlpy"):
         raise SystemExit(f"{args.peer} is not measured for {args.algorithm}")
     found = (measure_iql if args.peer == "d3rlpy" else measure_online)(args, kind)

@@ -39,7 +39,7 @@ def count_flops(function: Any, *args: Any, **kwargs: Any) -> int:
 
 def flops_per_update(args: argparse.Namespace) -> float:
     """Of one agent, with the settings that deeprl's worker takes from the same command line."""
-    kind = task(args.algorithm, args.env)
+    kind = task(args.algorithm, args.env, args.size)
     single = argparse.Namespace(**vars(args) | {"agents": 1, "seed": 0, "threads": 1, "device": "cpu"})
     with tempfile.TemporaryDirectory() as out:
         return update_flops(args.algorithm, make_config(single, kind, out))

@@ -38,7 +38,19 @@ from speed_rows import Rounds, save, save_json, table, typed_command
 from speed_tasks import task
 from speed_turns import ModeFailed, quiet_turn
 
-FLAGS = ["algorithm", "env", "agents", "what", "every", "precision", "peers", "seconds", "rounds", "warmup_steps"]
+FLAGS = [
+    "algorithm",
+    "env",
+    "size",
+    "agents",
+    "what",
+    "every",
+    "precision",
+    "peers",
+    "seconds",
+    "rounds",
+    "warmup_steps",
+]
 FLAGS += ["cores", "device", "set", "roofline"]
 
 
@@ -57,6 +69,7 @@ def shared_flags(flags: argparse.ArgumentParser) -> None:
     """Flags of every benchmark that takes turns."""
     flags.add_argument("--algorithm", default="sac", help="sac, td3, dqn; iql of d3rlpy alone")
     flags.add_argument("--env", default="", help="by default that of the algorithm in speed_tasks.py")
+    flags.add_argument("--size", default="", help="hidden layers and batch, such as 64x64:32, if not those of the task")
     flags.add_argument("--what", type=whats, default=["loop"], help="loop, update, or loop,update")
     flags.add_argument("--every", type=int, default=1, help="environment steps for each update of the loop")
     flags.add_argument("--seconds", type=float, default=20.0, help="length of a window")
@@ -85,7 +98,7 @@ def checked(args: argparse.Namespace) -> argparse.Namespace:
     """Arguments that make sense together, with the environment's name and one place for the precision."""
     if args.cores > (os.cpu_count() or 1):
         raise SystemExit(f"--cores {args.cores}: this machine has {os.cpu_count()}")
-    args.env = task(args.algorithm, args.env).env
+    args.env = task(args.algorithm, args.env, args.size).env
     for pair in [pair for pair in args.set if pair.startswith("precision=")]:
         args.set.remove(pair)
         args.precision = pair.partition("=")[2]

@@ -23,6 +23,7 @@ class Mode:
     threads: int  # of each process
     agents: int
     every: int
+    size: str  # of networks and batch, where it is not that of the task
     commands: tuple[tuple[str, ...], ...]
 
     @property
@@ -34,7 +35,8 @@ class Mode:
     def name(self) -> str:
         processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         often = f", 1 update in {self.every} steps" if self.every > 1 else ""
-        return f"{self.side}: {processes} x {self.threads} thread{'s' if self.threads > 1 else ''}{often}"
+        size = f", {self.size.replace(':', ' batch ')}" if self.size else ""
+        return f"{self.side}: {processes} x {self.threads} thread{'s' if self.threads > 1 else ''}{often}{size}"
 
 
 def launch_modes(
@@ -59,12 +61,12 @@ def launch_modes(
         commands = []
         for index in range(count):
             mine = cores if count == 1 else cores[index : index + 1]
-            flags = {"algorithm": args.algorithm, "env": args.env, "what": what, "every": every}
+            flags = {"algorithm": args.algorithm, "env": args.env, "size": args.size, "what": what, "every": every}
             flags |= {"seconds": args.seconds, "warmup-steps": args.warmup_steps, "threads": threads}
             flags |= {"cores": ",".join(map(str, mine)), "seed": index * max(share, 1), "device": args.device}
             flags |= {"agents": share} if agents else {}
             commands.append((*head, *(f"--{name}={value}" for name, value in flags.items()), "--wait"))
-        modes.append(Mode(library, what, count, threads, agents or count, every, tuple(commands)))
+        modes.append(Mode(library, what, count, threads, agents or count, every, args.size, tuple(commands)))
     return modes
 
 

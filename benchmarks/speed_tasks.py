@@ -38,13 +38,20 @@ CLIP = 10.0  # norm of DQN's gradients; the loss is Huber's: stable-baselines3 h
 OFFLINE = ("iql",)
 
 
-def task(algorithm: str, env: str = "") -> Task:
-    """The task of an algorithm, on another environment of its kind if one is given."""
+def task(algorithm: str, env: str = "", size: str = "") -> Task:
+    """The task of an algorithm, on another environment of its kind or of another size (`64x64:32`) if one is given."""
     kinds = {"sac": MUJOCO, "td3": MUJOCO, "dqn": VECTOR, "iql": DATASET}
     if algorithm not in kinds:
         raise SystemExit(f"--algorithm {algorithm}: known are {', '.join(kinds)}")
     kind = MINATAR if env.startswith("MinAtar/") else kinds[algorithm]
-    return dataclasses.replace(kind, env=env or kind.env)
+    kind = dataclasses.replace(kind, env=env or kind.env)
+    if not size:
+        return kind
+    try:
+        layers, batch = size.split(":")
+        return dataclasses.replace(kind, hidden=tuple(map(int, layers.split("x"))), batch=int(batch))
+    except ValueError:
+        raise SystemExit(f"--size {size}: hidden layers and batch are expected, such as 64x64:32") from None
 
 
 def includes(algorithm: str, kind: Task, what: str, every: int, extra: str = "") -> str:

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of Config")
     args = parse(parser)
     with contextlib.redirect_stdout(sys.stderr):
-        result = measure(args, task(args.algorithm, args.env))
+        result = measure(args, task(args.algorithm, args.env, args.size))
     say(json.dumps(result))
 
 

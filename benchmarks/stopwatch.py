@@ -147,6 +147,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The flags that all workers share."""
     parser.add_argument("--algorithm", default="sac")
     parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--size", default="", help="hidden layers and batch, such as 64x64:32")
     parser.add_argument("--what", default="loop", choices=("loop", "update"), help="what a turn is")
     parser.add_argument("--every", type=int, default=1, help="environment steps for each update of the loop")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the window")
