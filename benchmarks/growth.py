@@ -27,20 +27,8 @@ from speed_tasks import task
 COLUMNS = ["algorithm", "env", "what", "agents", "includes", "step_ms", "times_one", "steps_per_s", "cores", "threads"]
 COLUMNS += ["precision", "device", "versions", "command"]
 KEY = ("algorithm", "env", "what", "agents", "threads", "precision", "device")
-FLAGS = [
-    "algorithm",
-    "env",
-    "size",
-    "agents",
-    "what",
-    "every",
-    "precision",
-    "seconds",
-    "rounds",
-    "warmup_steps",
-    "cores",
-]
-FLAGS += ["device", "set"]
+FLAGS = ["algorithm", "env", "size", "agents", "what", "every", "precision", "seconds"]
+FLAGS += ["rounds", "warmup_steps", "cores", "device", "set"]
 LARGEST_BUFFER = 100_000
 
 

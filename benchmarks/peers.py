@@ -189,7 +189,7 @@ def measure_iql(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
 def difference(peer: str, algorithm: str) -> str:
     """What this peer does otherwise."""
     if peer == "sbx" and algorithm == "dqn":
-        return "no log, layers of 120x120 and gradients not clipped"  # it knows one width
+        return "no log, both layers as wide as the first, gradients not clipped"
     return "no log"
 
 

@@ -38,20 +38,8 @@ from speed_rows import Rounds, save, save_json, table, typed_command
 from speed_tasks import task
 from speed_turns import ModeFailed, quiet_turn
 
-FLAGS = [
-    "algorithm",
-    "env",
-    "size",
-    "agents",
-    "what",
-    "every",
-    "precision",
-    "peers",
-    "seconds",
-    "rounds",
-    "warmup_steps",
-]
-FLAGS += ["cores", "device", "set", "roofline"]
+FLAGS = ["algorithm", "env", "size", "agents", "what", "every", "precision", "peers"]
+FLAGS += ["seconds", "rounds", "warmup_steps", "cores", "device", "set", "roofline"]
 
 
 def numbers(text: str) -> list[int]:

@@ -41,7 +41,7 @@ def two_cores(monkeypatch):
 
 
 def mode(library: str, processes: int, agents: int, what: str = "loop", every: int = 1) -> Mode:
-    return Mode(library, what, processes, 2 // processes, agents, every, ())
+    return Mode(library, what, processes, 2 // processes, agents, every, "", ())
 
 
 def result(rate: float, **more) -> dict:
@@ -220,14 +220,14 @@ def test_command_of_a_row_names_no_path_of_this_machine(tmp_path):
 def worker(tmp_path: Path, text: str) -> Mode:
     script = tmp_path / "worker.py"
     script.write_text(text)
-    return Mode("deeprl", "loop", 1, 1, 1, 1, ((sys.executable, str(script)),))
+    return Mode("deeprl", "loop", 1, 1, 1, 1, "", ((sys.executable, str(script)),))
 
 
 def test_turn_sums_its_processes_and_a_dead_one_tells_why(tmp_path):
     line = {"steps": 2, "updates": 2, "steps_per_s": 5.0, "cpu_s_per_s": 0.1, "slowest_step_s": 0.1}
     line |= {"first_update_s": 1.0, "compile_s": 0.5}
     good = worker(tmp_path, f"print('READY', flush=True); input(); print({json.dumps(json.dumps(line))})")
-    twice = Mode("deeprl", "loop", 2, 1, 2, 1, good.commands * 2)
+    twice = Mode("deeprl", "loop", 2, 1, 2, 1, "", good.commands * 2)
     found = speed_turns.turn(twice, 0.1)
     assert (found["steps"], found["steps_per_s"], found["compile_s"]) == (4, 10.0, 0.5)
     bad = worker(tmp_path, "print('READY', flush=True); input(); raise SystemExit('no memory left')")
@@ -269,7 +269,7 @@ def test_counted_operations_of_an_mlp_are_those_of_its_matrices():
 
 
 def test_operations_of_a_sac_update_by_hand():
-    args = SimpleNamespace(algorithm="sac", env="HalfCheetah-v5", every=1, set=[])
+    args = SimpleNamespace(algorithm="sac", env="HalfCheetah-v5", size="", every=1, set=[])
     # Observations 17, actions 6, layers 256 x 256, batch 256, two critics; 2 operations a multiplication.
     actor, critic = 17 * 256 + 256 * 256 + 2 * 256 * 6, 23 * 256 + 256 * 256 + 256
     actor_inputs, critic_inputs = actor - 17 * 256, critic - 23 * 256  # no gradient of what the network is given
@@ -287,7 +287,7 @@ def test_operations_of_a_dqn_update_by_hand(env):
         first, rest, batch = 64 * 36 * 16, 1024 * 128 + 128 * 3, 32  # 64 patches of 3 x 3 x 4; three actions
     else:
         first, rest, batch = 4 * 120, 120 * 84 + 84 * 2, 128
-    args = SimpleNamespace(algorithm="dqn", env=env, every=1, set=[])
+    args = SimpleNamespace(algorithm="dqn", env=env, size="", every=1, set=[])
     assert roofline.flops_per_update(args) == 2 * batch * (3 * (first + rest) + rest)
 
 
