@@ -226,7 +226,7 @@ class RunConfig:
 
 
 # Fields that do not change what a run computes.
-NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "cuda_graphs"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

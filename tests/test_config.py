@@ -163,6 +163,7 @@ OTHER = {
     "env_backend": "async", "net": "m:f", "out": "x", "label": "x", "eval_every": 7, "eval_episodes": 3,
     "log_every": 7, "tensorboard": False, "checkpoint_minutes": 1.5, "keep_checkpoints": 9, "max_hours": 0.5,
     "device": "cuda", "backend": "loop", "compile": "off", "precision": "strict", "threads": 3,
+    "cuda_graphs": False,
     "learning_starts": 7, "utd": 0.5, "batch_size": 7, "buffer_size": 7, "actor_lr": 0.7, "critic_lr": 0.7,
     "alpha_lr": 0.7, "discount": 0.7, "tau": 0.7, "init_alpha": 0.7, "target_entropy": -0.7, "hidden": (7,),
     "critics": 7, "log_std": "tanh", "log_std_range": (-7.0, 1.0), "normalize_obs": True,
@@ -177,8 +178,9 @@ def test_hash_changes_exactly_with_what_a_run_computes(name):
     assert (name in identity(config)) == (name not in NOT_IDENTITY)
 
 
-def test_records_and_time_limits_are_no_identity():
-    assert {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"} == NOT_IDENTITY
+def test_records_time_limits_and_ways_to_launch_are_no_identity():
+    records = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard"}
+    assert records | {"cuda_graphs"} == NOT_IDENTITY
 
 
 def test_hash_is_stable_and_names_the_algorithm():
