@@ -105,7 +105,9 @@ class PopulationEnvs:
             if values.dtype.kind != "f" or (field == "obs" and not began.any()):  # else it was the last step's next_obs
                 continue
             flat = values.ravel()
-            if not math.isfinite(flat.dot(flat)):  # much faster than to look at each number; an overflow is seen below
+            with np.errstate(over="ignore", invalid="ignore"):  # much faster than to look at each number
+                suspicious = not math.isfinite(flat.dot(flat))
+            if suspicious:
                 for m in np.flatnonzero(~np.isfinite(values).reshape(self.agents, -1).all(1)):
                     self._faults.setdefault(int(m), kind)
 
