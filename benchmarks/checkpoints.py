@@ -40,7 +40,7 @@ class Options:
     minutes: float = 10.0
     """Between two checkpoints; the default of `--checkpoint-minutes`."""
     steps_per_s: float = 54.0
-    """SAC, population of 8, bf16 products, two cores: 432 agent updates per second (results/speed_bf16.csv)."""
+    """SAC, population of 8, bf16 products, two cores: 432 agent updates per second at the time."""
     rounds: int = 3
     directory: str = ""
     """Where to write; a temporary directory by default."""

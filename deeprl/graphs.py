@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 
-from deeprl.tree import tree_map, write_into
+from deeprl.tree import tree_leaves, tree_map, write_into
 
 Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 
 _WARM = 2  # calls before a recording: they compile, choose kernels and take workspaces
+
+
+def shapes(tree: Any) -> list[torch.Size]:
+    """The shapes of a tree's tensors, in a fixed order."""
+    return [leaf.shape for leaf in tree_leaves(tree)]
 
 
 def record_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -31,8 +36,8 @@ class Recorded:
     """`function`, replayed from its third call on.
 
     An argument that was the very same object in the call before the recording (a population's state, its replay data)
-    is read where it lies; with another one in its place everything begins anew. All other arguments (observations,
-    keys) are copied into the recording's own memory at every call.
+    is read where it lies. All other arguments (observations, keys) are copied into the recording's own memory at every
+    call. With another object in the place of the former, or other shapes of the latter, everything begins anew.
 
     keep: return copies of the results. Without it they are overwritten by the next call.
     record: `record_cuda`; a stand-in in tests.
@@ -48,8 +53,8 @@ class Recorded:
         self._results: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        if any(a is not b for a, b, stays in zip(args, self._args, self._stays, strict=False) if stays):
-            self._replay, self._calls, self._args = None, 0, ()
+        if self._replay is not None and not self._fits(args):
+            self._replay, self._calls = None, 0
         if self._replay is None:
             before, self._before = self._before, args
             self._calls += 1
@@ -61,6 +66,11 @@ class Recorded:
         self._replay()
         return tree_map(torch.clone, self._results) if self._keep else self._results
 
+    def _fits(self, args: tuple[Any, ...]) -> bool:
+        """Whether the recording can take these arguments."""
+        known = zip(args, self._args, self._stays, strict=True)
+        return all(arg is own if stays else shapes(arg) == shapes(own) for arg, own, stays in known)
+
     def _recorded(self, args: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
         """Record with these arguments, if it can be done: a function that cannot is called as it is, with a warning."""
         self._stays = [a is b for a, b in zip(args, before, strict=True)]
@@ -70,5 +80,5 @@ class Recorded:
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             warnings.warn(f"no CUDA graph, which is slower: {first}", stacklevel=3)
-            self._args, self._calls = (), -(10**18)  # never again
+            self._calls = -(10**18)  # never again
         return self._replay is not None

@@ -89,6 +89,15 @@ def test_another_state_is_recorded_anew_and_the_old_one_stays_as_it_is() -> None
     assert recorder.recordings == 2
 
 
+def test_other_shapes_are_recorded_anew() -> None:
+    recorder = Recorder()
+    recorded = Recorded(lambda x: x + 1, True, recorder)
+    fresh_state()
+    for size in (1, 1, 1, 1, 2, 2, 2, 2, 1):  # one row must not be spread over two
+        assert recorded(torch.arange(float(size))).tolist() == [1.0 + i for i in range(size)]
+    assert recorder.recordings == 2
+
+
 def test_a_function_that_cannot_be_recorded_is_called_as_it_is() -> None:
     def refuse(function: Callable[[], Any]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
