@@ -100,7 +100,7 @@ def plot(rows: list[Row], png: Path) -> None:
             points = sorted((int(row["agents"]), float(row["step_ms"])) for row in found)
             agents, times = zip(*points, strict=True)
             what = "whole loop" if curve[0] == "loop" else "update alone"
-            (line,) = axis.plot(agents, times, "o-", label=f"{what}, {curve[1]} threads, {curve[2]}")
+            (line,) = axis.plot(agents, times, "o-", label=f"{what}, threads: {curve[1]}, {curve[2]}")
             in_turn = [times[0] * size / agents[0] for size in agents]
             axis.plot(agents, in_turn, ":", color=line.get_color(), label=f"{agents[0]} in turn, {what}")
         ticks = sorted({int(row["agents"]) for row in mine})
@@ -110,6 +110,8 @@ def plot(rows: list[Row], png: Path) -> None:
         axis.yaxis.set_major_formatter(ticker.LogFormatter())
         axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.4)))
         axis.set(title=f"{panel[0]}, {panel[1]}", xlabel="agents", ylabel="ms per step of the population")
+        for labelled in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            labelled(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     png.parent.mkdir(parents=True, exist_ok=True)
