@@ -33,6 +33,7 @@ def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
     net = module.build_net(envs.spec, config, None, execution.device)
     keys = [rng.key(seed, "init") for seed in config.seeds]
     agents = new_agents([module.init(net, config.member(i), key) for i, key in enumerate(keys)], execution.device)
+    execution.fit(agents.state, config.batch_size)
     learn = LEARNERS[algorithm](module, net, config, execution, replay)
     streams = rng.Streams(config.seeds, execution.device)
     done = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,8 @@ def make_modules(
         made = make(spec, config)
     except (TypeError, ValueError) as error:
         raise DeeprlError(f"net: {error}") from error
-    modules = made if isinstance(made, tuple) else (made,)
+    # A copy: the run moves it to its device, and a rehearsal (`memory.rehearse`) to one without memory.
+    modules = copy.deepcopy(made if isinstance(made, tuple) else (made,))
     if len(modules) != count:
         raise DeeprlError(f"net: {count} modules are needed, not {len(modules)}")
     for module in modules:

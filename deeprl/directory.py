@@ -49,9 +49,10 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
 
 def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int) -> Execution:
     """How a run executes: as it has so far, or as its settings say if it is new or they have been changed since."""
-    if stored is None or any(stored["config"].get(k) != getattr(config, k) for k in EXECUTION):
+    if stored is None or any(stored["config"].get(k, getattr(config, k)) != getattr(config, k) for k in EXECUTION):
         return resolve_execution(config, updates)
-    values, usual = stored["execution"], dataclasses.asdict(Execution())
+    usual = dataclasses.asdict(Execution())
+    values = {"cuda_graphs": config.cuda_graphs} | stored["execution"]  # absent in directories of version 0.1
     if (
         values.keys() != usual.keys()
         or any(type(values[k]) is not type(usual[k]) for k in usual)

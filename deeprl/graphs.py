@@ -19,9 +19,9 @@ Record = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 _WARM = 2  # calls before a recording: they compile, choose kernels and take workspaces
 
 
-def shapes(tree: Any) -> list[torch.Size]:
-    """The shapes of a tree's tensors, in a fixed order."""
-    return [leaf.shape for leaf in tree_leaves(tree)]
+def shapes(tree: Any) -> list[tuple[torch.Size, torch.dtype]]:
+    """The shapes and types of a tree's tensors, in a fixed order."""
+    return [(leaf.shape, leaf.dtype) for leaf in tree_leaves(tree)]
 
 
 def record_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -39,7 +39,8 @@ class Recorded:
     is read where it lies. All other arguments (observations, keys) are copied into the recording's own memory at every
     call. With another object in the place of the former, or other shapes of the latter, everything begins anew.
 
-    keep: return copies of the results. Without it they are overwritten by the next call.
+    keep: return copies of the results. Without it they are overwritten by the next call, and the first argument is a
+    state that the function writes into: it is recorded only where that is the same object from call to call.
     record: `record_cuda`; a stand-in in tests.
     """
 
@@ -74,6 +75,8 @@ class Recorded:
     def _recorded(self, args: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
         """Record with these arguments, if it can be done: a function that cannot is called as it is, with a warning."""
         self._stays = [a is b for a, b in zip(args, before, strict=True)]
+        if not (self._keep or self._stays[0]):
+            return False
         self._args = tuple(a if s else tree_map(torch.clone, a) for a, s in zip(args, self._stays, strict=True))
         try:
             self._replay, self._results = self._record(lambda: self._function(*self._args))

@@ -102,7 +102,14 @@ class Execution:
     cuda_graphs: bool = True
 
     def apply(self) -> None:
-        """Set the process-wide switches: threads, precision of products, and what malloc does with freed memory."""
+        """Set the process-wide switches: threads, precision of products, what malloc does with freed memory.
+
+        On the device `meta`, where nothing is computed, there is nothing to set.
+        """
+        if self.device == "meta":
+            return
+        if self.device.startswith("cuda"):
+            torch.cuda.set_device(self.device)  # graphs are recorded on the current one
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "strict" else "medium")
         keep_freed_memory()
@@ -131,6 +138,9 @@ def over_agents(
     donate: the first argument is a state that the function returns, renewed, as the first of its results; it is
     overwritten in place, and the lifted function returns the other results alone. As a CUDA graph, it returns them in
     memory that its next call overwrites.
+
+    Whatever is no tensor (arguments, settings and attributes of modules that `function` reads) is compiled as it is at
+    the first call: a compiled function does not see it change.
     """
 
     @functools.wraps(function)

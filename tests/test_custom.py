@@ -24,8 +24,16 @@ def made(make: Callable[..., Any], count: int = 1) -> tuple[nn.Module, ...]:
 
 def test_modules_come_back_as_a_tuple() -> None:
     layer = nn.Linear(3, 2)
-    assert made(lambda spec, config: layer) == (layer,)
-    assert made(lambda spec, config: (layer, layer), 2) == (layer, layer)
+    assert [type(m) for m in made(lambda spec, config: layer)] == [nn.Linear]
+    assert [type(m) for m in made(lambda spec, config: (layer, layer), 2)] == [nn.Linear] * 2
+
+
+def test_the_users_own_modules_stay_as_they_are() -> None:
+    # A rehearsal moves modules to a device without memory, in place.
+    layer = nn.Linear(3, 2)
+    (copied,) = made(lambda spec, config: layer)
+    copied.to("meta")
+    assert layer.weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,9 @@ def test_the_first_two_calls_are_plain() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_results_are_overwritten_by_the_next_call_unless_kept(keep: bool) -> None:
-    recorded = Recorded(lambda x: x + 1, keep, Recorder())
-    fresh_state()
-    results = [recorded(torch.tensor([float(i)])) for i in range(6)]
+    recorded = Recorded(lambda state, x: x + 1, keep, Recorder())
+    state = fresh_state()
+    results = [recorded(state, torch.tensor([float(i)])) for i in range(6)]
     assert [float(r) for r in results] == ([1, 2, 3, 4, 5, 6] if keep else [1, 2, 6, 6, 6, 6])
 
 
@@ -87,6 +87,15 @@ def test_another_state_is_recorded_anew_and_the_old_one_stays_as_it_is() -> None
         recorded(second, data, torch.ones(2))
     assert (first["step"].tolist(), second["step"].tolist()) == ([4, 4], [4, 4])
     assert recorder.recordings == 2
+
+
+def test_a_state_that_is_made_anew_for_every_call_is_never_recorded() -> None:
+    recorder = Recorder()
+    recorded = Recorded(update, keep=False, record=recorder)
+    state = fresh_state()
+    for _ in range(5):  # other containers of the same tensors: a recording would write into a copy
+        recorded(dict(state), torch.ones(3), torch.ones(2))
+    assert (recorder.recordings, state["step"].tolist()) == (0, [5, 5])
 
 
 def test_other_shapes_are_recorded_anew() -> None:

@@ -49,5 +49,5 @@ class CriticEnsemble(nn.Module):
         """Q values of all networks, or only of the `first` so many: [first, B]."""
         x = torch.cat([obs, action], dim=-1).expand(first or self.size, -1, -1)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x, first))
-        return self.layers[-1](x, first).squeeze(-1)
+            x = torch.relu(layer(x, first) if first else layer(x))
+        return (self.layers[-1](x, first) if first else self.layers[-1](x)).squeeze(-1)

@@ -352,7 +352,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
                 key = run.keys("sample", i)
-                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, step)
+                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, step.fill_(run.step))
                 if config.prioritized:
                     priorities.update(*drawn)
             if run.due(config.target_every):

@@ -194,7 +194,7 @@ def critic_loss(
 def actor_loss(actor: Params, net: Net, critic: Params, obs: Float[Tensor, "B O"]) -> Float[Tensor, ""]:
     """The first critic's value of the policy's own actions, negated."""
     action = functional_call(net.actor, actor, (obs,))
-    alone = {"first": 1} if isinstance(net.critic, nets.CriticEnsemble) else {}  # spares the products of the others
+    alone = {"first": 1} if type(net.critic) is nets.CriticEnsemble else {}  # spares the products of the others
     return -functional_call(net.critic, critic, (obs, action), alone).to(obs.dtype)[0].mean()
 
 
