@@ -37,7 +37,7 @@ T = TypeVar("T")
 Backend = Literal["vmap", "loop"]
 Precision = Literal["strict", "fast", "bf16"]
 
-_ONEDNN_PAYS = 2**21  # multiplications of one product of one agent: 128 rows by 128 x 128
+_ONEDNN_PAYS = 2**23  # multiplications of a product of all agents, such as 4 of 128 rows by 128 x 128
 
 
 class Agents(NamedTuple):
@@ -89,8 +89,8 @@ def new_agents(states: Sequence[Any], device: torch.device | str = "cpu") -> Age
 class Execution:
     """How the functions of a population run; resolved once per run and stored with it.
 
-    precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; for products
-    that are large enough oneDNN on a CPU, which may round to bf16 on processors with bf16 matrix units); `bf16`
+    precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; for large
+    products of several agents oneDNN on a CPU, which may round to bf16 on processors with bf16 matrix units); `bf16`
     products under autocast, f32 weights.
     """
 
@@ -120,13 +120,15 @@ class Execution:
     def fit(self, state: Any, rows: int) -> None:
         """Choose the library of `fast` products for the networks of a population's state and batches of `rows`.
 
-        On a CPU a call of oneDNN costs 15 us more than one of the default library and then runs up to a fifth faster
-        where several agents share it. The choice looks at one agent's largest product, so that an agent alone and in a
-        population makes the same one.
+        On a CPU a call of oneDNN costs 15 us more than one of the default library, and is then up to a fifth faster for
+        a product of several agents, but not for that of one alone.
         """
         if self.precision == "fast" and self.device == "cpu":
-            widest = max((leaf[0].shape[-2:].numel() for leaf in tree_leaves(state) if leaf.dim() >= 3), default=0)
-            torch.set_float32_matmul_precision("medium" if rows * widest >= _ONEDNN_PAYS else "highest")
+            weights = [leaf for leaf in tree_leaves(state) if leaf.dim() >= 3]
+            agents = len(weights[0]) if weights and self.backend == "vmap" else 1
+            widest = max((leaf[0].shape[-2:].numel() for leaf in weights), default=0)
+            large = agents > 1 and agents * rows * widest >= _ONEDNN_PAYS
+            torch.set_float32_matmul_precision("medium" if large else "highest")
 
 
 def over_agents(

@@ -417,21 +417,24 @@ def test_compiled_functions_made_by_one_function_keep_their_own_graphs() -> None
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "rows", "expected"),
+    ("precision", "backend", "agents", "rows", "expected"),
     [
-        ("fast", "cpu", 128, "medium"),  # 128 x 128 x 128 multiplications
-        ("fast", "cpu", 127, "highest"),
-        ("strict", "cpu", 1000, "highest"),
-        ("bf16", "cpu", 1, "medium"),
-        ("fast", "cuda", 1, "medium"),
+        ("fast", "vmap", 4, 128, "medium"),  # 4 x 128 x 128 x 128 multiplications
+        ("fast", "vmap", 4, 127, "highest"),
+        ("fast", "vmap", 1, 1000, "highest"),
+        ("fast", "loop", 4, 128, "highest"),  # an agent at a time
+        ("strict", "vmap", 4, 1000, "highest"),
+        ("bf16", "vmap", 4, 1, "medium"),
     ],
 )
-def test_fast_products_go_to_onednn_where_they_are_large(precision: Any, device: str, rows: int, expected: str) -> None:
+def test_fast_products_go_to_onednn_where_they_are_large(
+    precision: Any, backend: Any, agents: int, rows: int, expected: str
+) -> None:
     before = torch.get_float32_matmul_precision()
-    execution = Execution(precision=precision, device=device)
+    execution = Execution(precision=precision, backend=backend)
     try:
         execution.apply()
-        execution.fit({"bias": torch.zeros(3, 10_000), "weight": torch.zeros(3, 2, 128, 128)}, rows)
+        execution.fit({"bias": torch.zeros(agents, 10_000), "weight": torch.zeros(agents, 2, 128, 128)}, rows)
         assert torch.get_float32_matmul_precision() == expected
     finally:
         torch.set_float32_matmul_precision(before)
