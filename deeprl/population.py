@@ -90,7 +90,7 @@ class Execution:
     """How the functions of a population run; resolved once per run and stored with it.
 
     precision: `strict` f32 products in f32; `fast` f32 through the library's fastest path (TF32 on CUDA; for large
-    products of several agents oneDNN on a CPU, which may round to bf16 on processors with bf16 matrix units); `bf16`
+    products oneDNN on a CPU, which may round to bf16 on processors with bf16 matrix units); `bf16`
     products under autocast, f32 weights.
     """
 
@@ -121,14 +121,13 @@ class Execution:
         """Choose the library of `fast` products for the networks of a population's state and batches of `rows`.
 
         On a CPU a call of oneDNN costs 15 us more than one of the default library, and is then up to a fifth faster for
-        a product of several agents, but not for that of one alone.
+        a large product of several agents or critics.
         """
         if self.precision == "fast" and self.device == "cpu":
             weights = [leaf for leaf in tree_leaves(state) if leaf.dim() >= 3]
             agents = len(weights[0]) if weights and self.backend == "vmap" else 1
             widest = max((leaf[0].shape[-2:].numel() for leaf in weights), default=0)
-            large = agents > 1 and agents * rows * widest >= _ONEDNN_PAYS
-            torch.set_float32_matmul_precision("medium" if large else "highest")
+            torch.set_float32_matmul_precision("medium" if agents * rows * widest >= _ONEDNN_PAYS else "highest")
 
 
 def over_agents(
