@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py measure --algorithm sac --agents 1,2,4,8,16,32,64 --what loop,update \
         --csv benchmarks/results/growth.csv
-    python benchmarks/growth.py plot --csv benchmarks/results/growth.csv --png benchmarks/results/growth.png
+    python benchmarks/growth.py plot --csv benchmarks/results/growth.csv --png docs/growth.png
 
 `measure` lets the sizes take turns as benchmarks/speed.py does with its modes; warm-up, and what a step holds, are the
 same. `step_ms`: milliseconds of one step of the whole population, the median over the rounds. `times_one`: how many
@@ -21,7 +21,7 @@ from typing import Any
 
 from speed import checked, numbers, shared_flags, take_turns
 from speed_modes import deeprl_head, launch_modes
-from speed_rows import Rounds, Row, device_name, rates, save, span, typed_command, version_text
+from speed_rows import Rounds, Row, conditions, rates, save, span, typed_command
 from speed_tasks import task
 
 COLUMNS = ["algorithm", "env", "what", "agents", "includes", "step_ms", "times_one", "steps_per_s", "cores", "threads"]
@@ -51,13 +51,8 @@ def table(args: argparse.Namespace, rounds: Rounds) -> list[Row]:
                 "step_ms": f"{1e3 * statistics.median(times):.4g}",
                 "times_one": f"{statistics.median(t / b for t, b in zip(times, base, strict=True)):.2f}",
                 "steps_per_s": f"{statistics.median(rates(rounds, mode)):.1f}",
-                "cores": str(args.cores),
-                "threads": str(mode.threads),
-                "precision": result["precision"],
-                "device": device_name(result["device"]),
-                "versions": version_text(result["versions"]),
-                "command": args.command,
             }
+            | conditions(args, mode, result, result["versions"])
         )
     return rows
 
@@ -88,7 +83,7 @@ def plot(rows: list[Row], png: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     panels = list(dict.fromkeys((row["algorithm"], row["env"]) for row in rows))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
@@ -107,8 +102,6 @@ def plot(rows: list[Row], png: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.yaxis.set_major_formatter(ticker.LogFormatter())
-        axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.4)))
         axis.set(title=f"{panel[0]}, {panel[1]}", xlabel="agents", ylabel="ms per step of the population")
         for labelled in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             labelled(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")

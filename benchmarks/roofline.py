@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from typing import Any
 
-from speed_rows import Rounds, Row, device_name, rates, span, version_text
+from speed_rows import Rounds, Row, conditions, rates, span
 from speed_tasks import task
 from speed_worker import make_config
 
@@ -98,13 +98,8 @@ def table(args: argparse.Namespace, rounds: Rounds, flops: float) -> list[Row]:
                 "matmul_flops_per_s": f"{statistics.median(products):.4g}",
                 "ceiling_updates_per_s": f"{statistics.median(products) / flops:.1f}",
                 "fraction": f"{statistics.median(fractions):.3f}",
-                "cores": str(args.cores),
-                "threads": str(mode.threads),
-                "precision": first["precision"],
-                "device": device_name(first["device"]),
-                "versions": version_text(first["versions"]),
-                "command": args.command,
             }
+            | conditions(args, mode, first, first["versions"])
         )
     return rows
 

@@ -63,6 +63,18 @@ def typed_command(script: str, args: argparse.Namespace, names: Iterable[str]) -
     return " ".join(words)
 
 
+def conditions(args: argparse.Namespace, mode: Mode, result: Mapping[str, Any], *versions: Mapping[str, str]) -> Row:
+    """The columns that every row ends with: under what it was measured. result: one of the mode's."""
+    return {
+        "cores": str(args.cores),
+        "threads": str(mode.threads),
+        "precision": result["precision"],
+        "device": device_name(result["device"]),
+        "versions": version_text(*versions),
+        "command": args.command,
+    }
+
+
 def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | None = None) -> Row:
     first, speeds = rounds[mode][0], rates(rounds, mode)
     described = [rounds[one][0]["versions"] for one in (mode, against) if one]
@@ -85,13 +97,7 @@ def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | No
         "steps_per_s": f"{statistics.median(speeds):.1f}",
         "ratio_to": against.name if against else "",
         "ratio": ratio,
-        "cores": str(args.cores),
-        "threads": str(mode.threads),
-        "precision": first["precision"],
-        "device": device_name(first["device"]),
-        "versions": version_text(*described),
-        "command": args.command,
-    }
+    } | conditions(args, mode, first, *described)
 
 
 def table(args: argparse.Namespace, rounds: Rounds) -> list[Row]:

@@ -81,8 +81,8 @@ def td3(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> L
 def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
     learn = over_agents(freezing(module.learner(net, config)), execution, shared=(2, 5), donate=True)
     priorities = Priorities(replay.agents, 0, execution.device)
-    progress = torch.zeros((), device=execution.device)
-    return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, progress)
+    step = torch.zeros((), dtype=torch.int64, device=execution.device)
+    return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, step)
 
 
 LEARNERS = {"sac": sac, "td3": td3, "dqn": dqn}

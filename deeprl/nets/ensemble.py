@@ -47,7 +47,8 @@ class CriticEnsemble(nn.Module):
         self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"], first: int | None = None
     ) -> Float[Tensor, "E B"]:
         """Q values of all networks, or only of the `first` so many: [first, B]."""
+        part = (first,) if first else ()  # layers put in place of these need not know it
         x = torch.cat([obs, action], dim=-1).expand(first or self.size, -1, -1)
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x, first) if first else layer(x))
-        return (self.layers[-1](x, first) if first else self.layers[-1](x)).squeeze(-1)
+            x = torch.relu(layer(x, *part))
+        return self.layers[-1](x, *part).squeeze(-1)
