@@ -34,6 +34,12 @@ ALGORITHMS = {
         "Haarnoja et al. 2018, arXiv 1812.05905",
         "continuous actions (Box), vector observations",
     ),
+    "simba_v2": Algorithm(
+        "deeprl.online.simba_v2",
+        "SimbaV2: SAC on hyperspherical networks, categorical critic, reward scaling",
+        "Lee et al. 2025, arXiv 2502.15280",
+        "continuous actions (Box), vector observations",
+    ),
     "td3": Algorithm(
         "deeprl.online.td3",
         "Twin Delayed Deep Deterministic policy gradient",

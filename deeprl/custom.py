@@ -62,8 +62,10 @@ def output_shape(module: nn.Module, *inputs: Tensor) -> Any:
     return tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
 
 
-def check_critic(critic: nn.Module, spec: EnvSpec) -> None:
-    """Raise DeeprlError unless critic(obs [B, O], action [B, A]) returns values [E, B]."""
-    qs = output_shape(critic, torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim))
-    if not isinstance(qs, tuple) or len(qs) != 2 or qs[1] != 3:
-        raise DeeprlError(f"net: the critic must return values [critics, batch], such as (2, 3), not {qs}")
+def check_critic(critic: nn.Module, spec: EnvSpec, bins: int = 0) -> None:
+    """Raise DeeprlError unless critic(obs [B, O], action [B, A]) returns values [E, B], or with `bins` logits [E, B, K]."""
+    found = output_shape(critic, torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim))
+    batch = (3, bins) if bins else (3,)
+    if not isinstance(found, tuple) or found[1:] != batch:
+        what = "logits [critics, batch, bins]" if bins else "values [critics, batch]"
+        raise DeeprlError(f"net: the critic must return {what}, such as {(2, *batch)}, not {found}")

@@ -13,14 +13,26 @@ from typing import Any
 import gymnasium as gym
 
 from deeprl.atari import make_atari
+from deeprl.dmc import DMControl
 from deeprl.errors import DeeprlError, nearest
 
 MakeEnv = Callable[[], gym.Env]
 
 # Packages whose environments come with an extra of setup.cfg, and what makes Gymnasium know them.
-_NAMESPACES = {"ALE": ("atari", "ale_py"), "MinAtar": ("minatar", "minatar.gym")}
+_NAMESPACES = {
+    "ALE": ("atari", "ale_py"),
+    "MinAtar": ("minatar", "minatar.gym"),
+    "dmc": ("dmc", "dm_control"),
+}
 _EXTRAS = {"ale_py": "atari", "opencv": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d"}
 _EXTRAS["gymnasium_robotics"] = "robotics"
+
+
+def _make_dmc(env: str, kwargs: dict[str, Any]) -> gym.Env:
+    return DMControl(env.partition("/")[2], **kwargs)
+
+
+_OWN: dict[str, Callable[[str, dict[str, Any]], gym.Env]] = {"ALE": make_atari, "dmc": _make_dmc}
 
 
 def make_env(
@@ -42,7 +54,7 @@ def make_env(
     if (namespace := env.partition("/")[0]) in _NAMESPACES:
         _register(namespace)
     try:
-        made = make_atari(env, kwargs) if namespace == "ALE" else gym.make(env, **kwargs)
+        made = _OWN[namespace](env, kwargs) if namespace in _OWN else gym.make(env, **kwargs)
         made = SeededStart(made) if namespace == "MinAtar" else made
         made = FreshWorld(made) if type(made.unwrapped).__module__.endswith("box2d.bipedal_walker") else made
     except gym.error.DependencyNotInstalled as error:

@@ -24,9 +24,10 @@ def env_spec(env: gym.Env) -> EnvSpec:
     if not isinstance(obs, spaces.Box) or not obs.shape:
         raise DeeprlError(f"{name} observes {obs}; supported are Box vectors and images ({_FLATTEN})")
     frame_stack = _frame_stack(env)
+    repeat = int(getattr(env.unwrapped, "action_repeat", 1))
     dtype = obs.dtype.name if obs.dtype.name in ("uint8", "bool") and len(obs.shape) > 1 else "float32"
     if isinstance(action, spaces.Discrete):
-        return EnvSpec(obs.shape, 0, (), (), dtype, int(action.n), int(action.start), frame_stack)
+        return EnvSpec(obs.shape, 0, (), (), dtype, int(action.n), int(action.start), frame_stack, repeat)
     if not isinstance(action, spaces.Box) or len(action.shape) != 1:
         raise DeeprlError(
             f"{name} acts in {action}; supported are Discrete and flat Box actions (wrap it to have one of them)"
@@ -34,7 +35,7 @@ def env_spec(env: gym.Env) -> EnvSpec:
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise DeeprlError(f"{name} has unbounded actions {action}; wrap it so that they have finite bounds")
     low, high = tuple(action.low.tolist()), tuple(action.high.tolist())
-    return EnvSpec(obs.shape, action.shape[0], low, high, dtype, frame_stack=frame_stack)
+    return EnvSpec(obs.shape, action.shape[0], low, high, dtype, 0, 0, frame_stack, repeat)
 
 
 def require(algorithm: str, spec: EnvSpec, actions: Literal["continuous", "discrete"], images: bool = False) -> None:

@@ -6,21 +6,48 @@ from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear
 from deeprl.nets.heads import TanhActor, TanhGaussianActor, bound_log_std, tanh_normal_log_prob
 from deeprl.nets.init import init_params
 from deeprl.nets.mlp import MLP
-from deeprl.nets.norm import RunningNorm
+from deeprl.nets.norm import (
+    HyperLinear,
+    Lerp,
+    ReturnScale,
+    RSNorm,
+    RunningNorm,
+    Scaler,
+    hyper_weights,
+    l2_normalize,
+    project_,
+    projected,
+)
 from deeprl.nets.q_network import QNetwork
+from deeprl.nets.simba_v2 import SimbaV2Actor, SimbaV2Block, SimbaV2Critic, SimbaV2Embedding, SimbaV2Encoder, SimbaV2Head
 
 __all__ = [
     "MLP",
     "CriticEnsemble",
     "EnsembleLinear",
+    "HyperLinear",
+    "Lerp",
     "MinAtarCNN",
     "NatureCNN",
     "QNetwork",
+    "RSNorm",
+    "ReturnScale",
     "RunningNorm",
+    "Scaler",
+    "SimbaV2Actor",
+    "SimbaV2Block",
+    "SimbaV2Critic",
+    "SimbaV2Embedding",
+    "SimbaV2Encoder",
+    "SimbaV2Head",
     "TanhActor",
     "TanhGaussianActor",
     "bound_log_std",
     "categorical",
+    "hyper_weights",
     "init_params",
+    "l2_normalize",
+    "project_",
+    "projected",
     "tanh_normal_log_prob",
 ]

@@ -1,12 +1,19 @@
-"""Running normalisation of observations."""
+"""Normalisation: running statistics of observations and returns, and the parts of hyperspherical networks.
+
+A network whose features and weight vectors stay on the unit sphere (Lee et al. 2025, "Hyperspherical Normalization for
+Scalable Deep Reinforcement Learning", arXiv 2502.15280) is made of `HyperLinear`, `Scaler`, `Lerp` and `l2_normalize`;
+after every step of its optimizer, `project_` or `projected` takes the weights back to the sphere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from deeprl.spec import Params
 
 
 class RunningNorm(nn.Module):
@@ -39,7 +46,7 @@ class RunningNorm(nn.Module):
             getattr(self, name).copy_(value)
 
     @staticmethod
-    def updated(stats: dict[str, Tensor], x: Float[Tensor, "N O"]) -> dict[str, Tensor]:
+    def updated(stats: dict[str, Tensor], x: Float[Tensor, "N *O"]) -> dict[str, Tensor]:
         """The pure form of `update`: statistics (mean, var, count) in, new ones out."""
         n = x.shape[0]
         count = stats["count"] + n
@@ -51,3 +58,136 @@ class RunningNorm(nn.Module):
             "var": var + weight * (1.0 - weight) * delta.square(),
             "count": count,
         }
+
+
+class RSNorm(RunningNorm):
+    """SimBa's running statistics normalisation (Lee et al. 2025, arXiv 2410.09754, Eq. 2-4): no clipping.
+
+    The statistics are float64, and begin as mean 0, variance 1 with the weight of 1e-4 observations; only the result is
+    rounded to the input's type. In float32 the published results could not be matched.
+    """
+
+    def __init__(self, shape: int | Sequence[int], eps: float = 1e-8):
+        super().__init__(shape, float("inf"), eps)
+        self.to(torch.float64).count.fill_(1e-4)
+
+    def forward(self, x: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
+        return ((x.to(torch.float64) - self.mean) * torch.rsqrt(self.var + self.eps)).to(x.dtype)
+
+    @staticmethod
+    def updated(stats: dict[str, Tensor], x: Float[Tensor, "N *O"]) -> dict[str, Tensor]:
+        return RunningNorm.updated(stats, x.to(torch.float64))
+
+
+class ReturnScale(nn.Module):
+    """SimbaV2's scale of rewards (arXiv 2502.15280, Sec. 4.4): rewards are divided by max(std of G, max |G| / bound).
+
+    G is the running discounted return of each environment, G <- discount (1 - done) G + reward, with the `done` of that
+    reward's own step: the last step of an episode leaves G at its reward alone. Its variance is kept as by `RSNorm`; its
+    mean is not subtracted. Buffers, all float64: returns [N], peak 0-d (max |G|), and mean, var, count 0-d of G.
+    bound: largest value that the critic can express.
+    """
+
+    returns: Tensor
+    peak: Tensor
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, envs: int = 1, bound: float = 5.0, eps: float = 1e-8):
+        super().__init__()
+        self.bound, self.eps = bound, eps
+        start = {"returns": torch.zeros(envs), "peak": torch.tensor(0.0), "mean": torch.tensor(0.0)}
+        for name, value in (start | {"var": torch.tensor(1.0), "count": torch.tensor(1e-4)}).items():
+            self.register_buffer(name, value.to(torch.float64))
+
+    def forward(self, reward: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Scaled rewards."""
+        scale = torch.maximum(torch.sqrt(self.var + self.eps), self.peak / self.bound)
+        return (reward / scale).to(reward.dtype)
+
+    @staticmethod
+    def updated(
+        stats: dict[str, Tensor], reward: Float[Tensor, " N"], done: Bool[Tensor, " N"], discount: float | Tensor
+    ) -> dict[str, Tensor]:
+        """New statistics after one step of every environment. done: terminated or truncated."""
+        returns = discount * torch.where(done, 0.0, stats["returns"]) + reward
+        moments = RSNorm.updated({k: stats[k] for k in ("mean", "var", "count")}, returns)
+        return moments | {"returns": returns, "peak": torch.maximum(stats["peak"], returns.abs().amax())}
+
+
+def l2_normalize(x: Float[Tensor, "*B D"], dim: int = -1, eps: float = 1e-8) -> Float[Tensor, "*B D"]:
+    """x / max(|x|, eps), computed and returned in float32 or wider."""
+    x = x.to(torch.float32) if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x / torch.clamp(torch.linalg.vector_norm(x, dim=dim, keepdim=True), min=eps)
+
+
+class HyperLinear(nn.Module):
+    """A linear layer without bias whose units have weight vectors of length 1 (arXiv 2502.15280, Sec. 4.1).
+
+    weight: [out, in], rows of length 1; orthogonal at the start. An optimizer's step takes them off the sphere:
+    `project_` or `projected` must follow it.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.weight)
+        with torch.no_grad():
+            self.weight.copy_(l2_normalize(self.weight))
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B J"]:
+        return nn.functional.linear(x, self.weight)
+
+
+class Scaler(nn.Module):
+    """Multiplies each feature by a learned factor that begins as `init` (arXiv 2502.15280, Sec. 4.1).
+
+    weight: [dim], begins as `scale` and is multiplied by init / scale in use: `scale` alone sets how much a step of
+    the optimizer changes the factor.
+    """
+
+    def __init__(self, dim: int, init: float = 1.0, scale: float = 1.0):
+        super().__init__()
+        self.scale, self.factor = scale, init / scale
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.scale)
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return x * (self.weight * self.factor)
+
+
+class Lerp(nn.Module):
+    """A residual connection on the sphere: normalise(x + alpha (y - x)), alpha a `Scaler` (arXiv 2502.15280, Eq. 12)."""
+
+    def __init__(self, dim: int, init: float, scale: float):
+        super().__init__()
+        self.alpha = Scaler(dim, init, scale)
+
+    def forward(self, x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return l2_normalize(x + self.alpha(y - x))
+
+
+def hyper_weights(module: nn.Module) -> set[str]:
+    """Names of the parameters of `module` that live on the sphere."""
+    found = ((name, child) for name, child in module.named_modules() if isinstance(child, HyperLinear))
+    return {f"{name}.weight" if name else "weight" for name, _ in found}
+
+
+def projected(params: Params, names: set[str]) -> Params:
+    """`params` with every weight vector of the layers `names` (from `hyper_weights`) at length 1 again."""
+    return {k: l2_normalize(p) if k in names else p for k, p in params.items()}
+
+
+@torch.no_grad()
+def project_(module: nn.Module) -> None:
+    """Take all `HyperLinear` layers of a module back to the sphere, in place: call it after `optimizer.step()`."""
+    for child in module.modules():
+        if isinstance(child, HyperLinear):
+            child.weight.copy_(l2_normalize(child.weight))
