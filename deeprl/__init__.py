@@ -34,6 +34,12 @@ ALGORITHMS = {
         "Haarnoja et al. 2018, arXiv 1812.05905",
         "continuous actions (Box), vector observations",
     ),
+    "simba": Algorithm(
+        "deeprl.online.simba",
+        "SimBa: SAC or DDPG on normalised observations and residual networks",
+        "Lee et al. 2025, arXiv 2410.09754",
+        "continuous actions (Box), vector observations",
+    ),
     "simba_v2": Algorithm(
         "deeprl.online.simba_v2",
         "SimbaV2: SAC on hyperspherical networks, categorical critic, reward scaling",

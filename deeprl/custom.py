@@ -63,7 +63,7 @@ def output_shape(module: nn.Module, *inputs: Tensor) -> Any:
 
 
 def check_critic(critic: nn.Module, spec: EnvSpec, bins: int = 0) -> None:
-    """Raise DeeprlError unless critic(obs [B, O], action [B, A]) returns values [E, B], or with `bins` logits [E, B, K]."""
+    """Raise DeeprlError unless critic(obs [B, O], action [B, A]) returns values [E, B]; with bins, logits [E, B, K]."""
     found = output_shape(critic, torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim))
     batch = (3, bins) if bins else (3,)
     if not isinstance(found, tuple) or found[1:] != batch:

@@ -1,8 +1,8 @@
 """The DeepMind Control Suite (Tassa et al. 2018, arXiv 1801.00690) as Gymnasium environments: `dmc/walker-run`.
 
-Names are `dmc/DOMAIN-TASK`, as dm_control's suite has them (`dmc/ball_in_cup-catch`). An episode of 1,000 simulator steps
-never terminates: its end is a time limit, after which values bootstrap. Where a task does end an episode itself (it
-sets the discount to 0), that is a termination. Rewards are in [0, 1] for each simulator step.
+Names are `dmc/DOMAIN-TASK`, as dm_control's suite has them (`dmc/ball_in_cup-catch`). An episode of 1,000 simulator
+steps never terminates: its end is a time limit, after which values bootstrap. Where a task does end an episode itself
+(it sets the discount to 0), that is a termination. Rewards are in [0, 1] for each simulator step.
 """
 
 from __future__ import annotations

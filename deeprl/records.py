@@ -209,7 +209,16 @@ def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
     info = run.info
     simulator_step = at.step * info.get("spec", {}).get("action_repeat", 1)
     values = (
-        *(info["algorithm"], run.env, agent.seed, simulator_step, at.mean, None, at.wall_s, run.status.get("updates_per_s")),
+        *(
+            info["algorithm"],
+            run.env,
+            agent.seed,
+            simulator_step,
+            at.mean,
+            None,
+            at.wall_s,
+            run.status.get("updates_per_s"),
+        ),
         *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
         *(info.get("device", ""), info.get("command", "")),
     )

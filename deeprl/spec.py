@@ -25,8 +25,8 @@ class EnvSpec:
     action_high: bounds of each continuous action in the environment's own units (tuples of A floats); agents act in
     [-1, 1]. obs_dtype: float32, or uint8 or bool for images that have it. actions: number of discrete actions, 0 for
     continuous ones; agents count them from 0, the environment from action_start. frame_stack: frames stacked along
-    the first axis of an observation, 0 for a single frame or a vector. action_repeat: simulator steps of one step of the
-    environment, in whose units benchmark rows count.
+    the first axis of an observation, 0 for a single frame or a vector. action_repeat: simulator steps of one step of
+    the environment; benchmark rows count them.
     """
 
     obs_shape: tuple[int, ...]

@@ -19,7 +19,15 @@ from deeprl.nets.norm import (
     projected,
 )
 from deeprl.nets.q_network import QNetwork
-from deeprl.nets.simba_v2 import SimbaV2Actor, SimbaV2Block, SimbaV2Critic, SimbaV2Embedding, SimbaV2Encoder, SimbaV2Head
+from deeprl.nets.simba import SimbaActor, SimbaBlock, SimbaCritic, SimbaEncoder, SimbaLinear, SimbaTanhActor
+from deeprl.nets.simba_v2 import (
+    SimbaV2Actor,
+    SimbaV2Block,
+    SimbaV2Critic,
+    SimbaV2Embedding,
+    SimbaV2Encoder,
+    SimbaV2Head,
+)
 
 __all__ = [
     "MLP",
@@ -34,6 +42,12 @@ __all__ = [
     "ReturnScale",
     "RunningNorm",
     "Scaler",
+    "SimbaActor",
+    "SimbaBlock",
+    "SimbaCritic",
+    "SimbaEncoder",
+    "SimbaLinear",
+    "SimbaTanhActor",
     "SimbaV2Actor",
     "SimbaV2Block",
     "SimbaV2Critic",
