@@ -20,6 +20,7 @@ from deeprl.errors import DeeprlError, nearest
 from deeprl.memory import Needs, rehearse
 from deeprl.population import member as take_member
 from deeprl.population import stack
+from deeprl.recipes import with_recipe
 from deeprl.run import Callback, Run
 from deeprl.spaces import to_env_action
 from deeprl.spec import EnvSpec
@@ -39,14 +40,15 @@ def train(
 ) -> Run:
     """Train a population and return its `Run` (`run.directory`, `run.step`, `run.frozen`).
 
-    settings: fields of the algorithm's `Config`, such as env, seeds (a list, or text such as "0-7"), steps, out.
+    settings: fields of the algorithm's `Config`, such as env, seeds (a list, or text such as "0-7"), steps, out; and
+    recipe, a name of `deeprl.recipes.RECIPES[algorithm]` for the defaults of all others.
     net: a function (spec, config) that returns the modules of one agent, as the algorithm's `make_net` does.
     callback(run) is called after every step of the population; returning True stops with a checkpoint.
 
     Raises DeeprlError for wrong settings or names.
     """
     module = algorithm_module(algorithm)
-    return module.train(build(module.Config, settings), net=net, callback=callback)
+    return module.train(build(module.Config, with_recipe(algorithm, settings)), net=net, callback=callback)
 
 
 def dry_run(algorithm: str, *, net: Callable[..., Any] | None = None, **settings: Any) -> Needs:
@@ -56,7 +58,7 @@ def dry_run(algorithm: str, *, net: Callable[..., Any] | None = None, **settings
     are available now, `print(needs.table())` shows all. Raises DeeprlError for wrong settings or names.
     """
     module = algorithm_module(algorithm)
-    return rehearse(module.train, build(module.Config, settings), net)
+    return rehearse(module.train, build(module.Config, with_recipe(algorithm, settings)), net)
 
 
 class Population(NamedTuple):

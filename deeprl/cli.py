@@ -110,10 +110,33 @@ def _train(words: list[str]) -> int:
     module = algorithm_module(words[0])
     import tyro
 
-    settings = [word for word in words[1:] if word != "--dry-run"]  # which is no setting: it is not stored with a run
-    text = f"With --dry-run: tell how much memory the run would take, and do nothing else.\n\n{module.__doc__}"
-    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text)
-    return _dry_run(module, config) if "--dry-run" in words else _trained(module.train(config))
+    from deeprl.config import build
+    from deeprl.recipes import with_recipe
+
+    settings, options = _own_options(words[1:])
+    text = (
+        "With --dry-run: tell how much memory the run would take, and do nothing else.\n"
+        f"With --recipe NAME: other defaults, those of a published experiment; {_recipes(words[0])}.\n\n{module.__doc__}"
+    )
+    default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
+    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
+    return _dry_run(module, config) if options.dry_run else _trained(module.train(config))
+
+
+def _own_options(words: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """The settings of a run, and what is none: it is not stored with the run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--recipe")
+    options, settings = parser.parse_known_args(words)
+    return settings, options
+
+
+def _recipes(algorithm: str) -> str:
+    from deeprl.recipes import RECIPES
+
+    found = [f"{name} ({recipe.source})" for name, recipe in RECIPES.get(algorithm, {}).items()]
+    return "; ".join(found) or f"{algorithm} has none"
 
 
 def _dry_run(module: Any, config: Any) -> int:
@@ -194,8 +217,12 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from deeprl.recipes import RECIPES
+
     for name, algorithm in deeprl.ALGORITHMS.items():
         print(f"{name:10} {algorithm.title}\n{'':10} {algorithm.paper}; needs {algorithm.needs}")
+        if recipes := ", ".join(RECIPES.get(name, {})):
+            print(f"{'':10} recipes: {recipes}")
     return 0
 
 

@@ -10,6 +10,7 @@
     env = ["Pendulum-v1", "Hopper-v5"]    # one id or a list
     seeds = "0-4"
     steps = 100_000
+    # recipe = "dmc"                      # defaults of a published experiment (deeprl.recipes)
 
     [experiment.grid]                     # every combination of these
     actor_lr = [1e-4, 3e-4]
@@ -39,6 +40,7 @@ from deeprl.directory import COMPLETE, stored_run
 from deeprl.errors import DeeprlError, InUseError, nearest
 from deeprl.memory import rehearse
 from deeprl.progress import show
+from deeprl.recipes import with_recipe
 from deeprl.report import write_report
 
 _TOP = ("out", "defaults", "experiment")
@@ -200,7 +202,7 @@ def _populations(
             raise source.error("algorithm", str(error), here) from error
         for shared, cells in _cells(module.Config, grid):
             try:
-                config = _population(module.Config, {**settings, "env": env, **shared}, cells)
+                config = _population(module.Config, with_recipe(algorithm, {**settings, "env": env, **shared}), cells)
             except DeeprlError as error:
                 key = str(error).partition(":")[0]
                 raise source.error(key, str(error), f"{here} grid", here, "defaults") from error

@@ -1,0 +1,79 @@
+"""Recipes: the settings of published experiments by name, with their sources. `deeprl train simba --recipe dmc ...`
+
+A recipe gives other defaults; settings that are named beside it count more. A run stores its settings, not the name of
+a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from deeprl.errors import DeeprlError, nearest
+
+
+class Recipe(NamedTuple):
+    """Settings that differ from an algorithm's defaults, and where they were published."""
+
+    settings: dict[str, Any]
+    source: str
+
+
+def discount_of(episode_steps: int, action_repeat: int = 1) -> float:
+    """A discount with a horizon of a fifth of an episode, in [0.95, 0.995] (TD-MPC2, arXiv 2310.16828, App. H).
+
+    episode_steps: simulator steps of a whole episode; the discount is that of one decision.
+    """
+    fifth = episode_steps / action_repeat / 5.0
+    return min(max((fifth - 1.0) / fifth, 0.95), 0.995)
+
+
+# The DeepMind Control Suite never terminates: one critic, without the pessimism of a minimum over two. A million
+# simulator steps are half as many decisions.
+_DMC = {
+    "env": "dmc/walker-run",
+    "env_kwargs": {"action_repeat": 2},
+    "steps": 500_000,
+    "utd": 2.0,
+    "learning_starts": 5_000,
+    "discount": discount_of(1000, 2),
+}
+_MUJOCO = {"steps": 1_000_000, "utd": 2.0, "learning_starts": 5_000, "discount": discount_of(1000), "critics": 2}
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "sac": {
+        "dmc": Recipe(
+            _DMC | {"log_std": "tanh", "log_std_range": (-10.0, 2.0)},
+            "the baseline of SimBa (arXiv 2410.09754): SonyResearch/simba, configs/agent/sac.yaml",
+        )
+    },
+    "simba": {
+        "dmc": Recipe(_DMC | {"critics": 1}, "arXiv 2410.09754; SonyResearch/simba, configs/env/dmc_em.yaml"),
+        "mujoco": Recipe(_MUJOCO, "arXiv 2502.15280, where SimBa ran on Gymnasium; DAVIAN-Robotics/SimbaV2, configs"),
+    },
+    "simba_v2": {
+        "dmc": Recipe(
+            _DMC | {"critics": 1, "lr_horizon": 500_000},
+            "arXiv 2502.15280; DAVIAN-Robotics/SimbaV2, configs/agent/simbaV2.yaml and configs/env/dmc.yaml",
+        ),
+        "mujoco": Recipe(
+            _MUJOCO | {"lr_horizon": 1_000_000}, "arXiv 2502.15280; DAVIAN-Robotics/SimbaV2, configs/env/mujoco.yaml"
+        ),
+    },
+}
+
+
+def with_recipe(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which `recipe`, if it is there, has been replaced by those that it names.
+
+    Raises DeeprlError with the nearest names for a recipe that the algorithm does not have.
+    """
+    settings = dict(values)
+    name = settings.pop("recipe", None)
+    if name is None:
+        return settings
+    known = RECIPES.get(algorithm, {})
+    if name not in known:
+        has = f"{algorithm} has {', '.join(known)}" if known else f"{algorithm} has none"
+        raise DeeprlError(f"recipe: unknown recipe {name!r}{nearest(str(name), known)}; {has}")
+    return known[name].settings | settings
