@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write the report of all runs below a directory")
     report.add_argument("directory")
     report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
+    report.add_argument("--published", metavar="FILE", help="draw the curves of this CSV file beside them")
     report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
     command("list", _list, "list the algorithms, with their papers and what they need")
     return parser
@@ -116,7 +117,7 @@ def _train(words: list[str]) -> int:
     settings, options = _own_options(words[1:])
     text = (
         "With --dry-run: tell how much memory the run would take, and do nothing else.\n"
-        f"With --recipe NAME: other defaults, those of a published experiment; {_recipes(words[0])}.\n\n{module.__doc__}"
+        f"With --recipe NAME: the defaults of a published experiment; {_recipes(words[0])}.\n\n{module.__doc__}"
     )
     default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
     config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
@@ -209,7 +210,7 @@ def _report(options: argparse.Namespace) -> int:
     from deeprl.records import results, write_rows
     from deeprl.report import write_report
 
-    print(f"report: {write_report(options.directory, options.out)}")
+    print(f"report: {write_report(options.directory, options.out, options.published)}")
     if options.rows:
         write_rows(options.rows, results(options.directory))
         print(f"rows: {options.rows}")

@@ -34,7 +34,7 @@ BOOKKEEPING = NOT_IDENTITY | {"seeds"}  # fields whose differences do not set th
 
 
 class Evaluation(NamedTuple):
-    """One agent at one step: the return of every episode, and the seconds since the start of the run."""
+    """One agent at one simulator step: the return of every episode, and the seconds since the start of the run."""
 
     step: int
     returns: tuple[float, ...]
@@ -207,7 +207,6 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
     info = run.info
-    simulator_step = at.step * info.get("spec", {}).get("action_repeat", 1)
     values = (
         *(
             info["algorithm"],
@@ -255,11 +254,12 @@ def _read_run(path: Path, name: str) -> Run:
         members = [(int(m["member"]), int(m["seed"]), m.get("settings") or {}) for m in info["members"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'config.json'}: bad config or members ({error!r})") from error
+    repeat = int(info.get("spec", {}).get("action_repeat", 1))  # files count decisions
     try:
-        frozen: dict[int, Any] = {int(entry["member"]): entry for entry in status.get("frozen", [])}
+        frozen = {int(e["member"]): {**e, "step": e.get("step", 0) * repeat} for e in status.get("frozen", [])}
     except (KeyError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
-    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _, _ in members], finished)
+    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _, _ in members], finished, repeat)
     agents = (
         Agent(member, seed, json.dumps(settings, sort_keys=True), evaluations[member], frozen.get(member))
         for member, seed, settings in members
@@ -267,9 +267,9 @@ def _read_run(path: Path, name: str) -> Run:
     return Run(name, info, status, tuple(agents))
 
 
-def _read_evaluations(path: Path, members: list[int], finished: bool) -> dict[int, tuple[Evaluation, ...]]:
+def _read_evaluations(path: Path, members: list[int], done: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if not finished:
+    if not done:
         text = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(text))
     if missing := [c for c in EPISODE_COLUMNS if c not in (reader.fieldnames or EPISODE_COLUMNS)]:
@@ -279,13 +279,14 @@ def _read_evaluations(path: Path, members: list[int], finished: bool) -> dict[in
     for row in reader:
         try:
             step, member, episode = (int(row[column]) for column in ("step", "member", "episode"))
+            step *= repeat
             episodes[member].setdefault(step, {})[episode] = (float(row["return"]), float(row["wall_s"] or "nan"))
         except KeyError as error:
             raise DeeprlError(f"{path} row {reader.line_num}: member {error} is not in config.json") from error
         except (TypeError, ValueError) as error:
             raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
     complete = max((len(e) for steps in episodes.values() for e in steps.values()), default=0)
-    return {member: _evaluations(steps, complete, finished) for member, steps in episodes.items()}
+    return {member: _evaluations(steps, complete, done) for member, steps in episodes.items()}
 
 
 def _evaluations(

@@ -1,6 +1,6 @@
 """The report of a sweep: statistics over seeds, learning curves, one HTML page that needs nothing from the net.
 
-    deeprl report DIR
+    deeprl report DIR [--published FILE]
 
 Every number is explained on the page itself (`METHOD`); the statistics are those of `deeprl.stats`.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 import json
 import math
 import re
@@ -21,14 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from deeprl.curves import figure, read_published
 from deeprl.records import Cell, Pairs, Run, group, read_runs
-from deeprl.stats import bootstrap_interval, iqm, mean_band, mean_interval
+from deeprl.stats import bootstrap_interval, iqm, mean_interval
 
 Rows = list[dict[str, Any]]
-
-# Okabe & Ito's palette without its yellow, which is too faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
 
 METHOD = (
     "The value of a seed is the mean return over the episodes of the last evaluation of its agent (the one at the "
@@ -39,7 +35,8 @@ METHOD = (
     "the 95 % percentile bootstrap over seeds (50,000 resamples, seed 0; Agarwal et al. 2021). Below about 10 seeds "
     "that interval is too narrow: go by the t interval (Colas et al. 2018).",
     "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
-    "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent.",
+    "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent. Published curves are "
+    "drawn in grey, with the same interval over their seeds.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
     "are shown and stay in every statistic. A run whose agents have all diverged ends there.",
     "Wall time is that of the whole run, shared by the agents trained together in it; for a cell spread over several "
@@ -68,12 +65,13 @@ _RUN = ("Run", "State", "Agents", "Wall s", "First update s", "Agent-updates/s")
 RUN_HEADER = (*_RUN, "Device", "Commit", "Hash", "Versions", "Command")
 
 
-def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
+def write_report(directory: str | Path, out: str | Path | None = None, published: str | Path | None = None) -> Path:
     """Write `index.html`, one `curve_<env>.png` per environment, `summary.csv` and `config.json`; return the HTML path.
 
     Args:
         directory: a sweep, or a single run: every run directory at or below it is read.
         out: where to write; `<directory>/report` if None. Files of an earlier report are replaced.
+        published: curves of others to draw beside these (`deeprl.curves.read_published`).
 
     Raises:
         DeeprlError: no run there; a file that cannot be read, named with its row.
@@ -82,11 +80,13 @@ def write_report(directory: str | Path, out: str | Path | None = None) -> Path:
     cells = group(runs)
     folder = Path(out) if out is not None else Path(directory) / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    others = read_published(published) if published is not None else {}
     pngs: dict[str, bytes] = {}
     names: list[str] = []
     order = sorted({cell.name for cell in cells})
     for env in dict.fromkeys(cell.env for cell in cells):
-        pngs[env] = _figure(env, {cell: pairs for cell, pairs in cells.items() if cell.env == env}, order)
+        here = {cell: pairs for cell, pairs in cells.items() if cell.env == env}
+        pngs[env] = figure(env, here, order, others.get(env, {}))
         names.append(_file_name(env, names))
         (folder / names[-1]).write_bytes(pngs[env])
     summary = [summarise(cell, pairs) for cell, pairs in cells.items()]
@@ -173,51 +173,6 @@ def _file_name(env: str, taken: Iterable[str]) -> str:
     lowered = {name.lower() for name in taken}
     names = (f"{stem}{suffix}.png" for suffix in ("", *(f"_{k}" for k in range(2, len(lowered) + 3))))
     return next(name for name in names if name.lower() not in lowered)
-
-
-def _short(value: float | int, _position: float | int | None = None) -> str:
-    for unit, suffix in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")
-    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _figure(env: str, cells: Mapping[Cell, Pairs], order: list[str]) -> bytes:
-    """PNG of the learning curves of one environment; a cell name has its style by its place in `order` everywhere."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = 1 if max(len(cell.name) for cell in cells) > 30 else 2  # of the legend
-    figure = Figure(figsize=(7.0, 4.2 + 0.22 * math.ceil(len(cells) / columns)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # attaches itself
-    axes = figure.add_subplot()
-    for cell, pairs in cells.items():
-        k = order.index(cell.name)
-        _draw(axes, f"{cell.name} (n = {len(pairs)})", pairs, COLOURS[k % 7], LINES[k // 7 % 4])
-    axes.set_title(env, fontweight="bold")
-    axes.set(xlabel="Environment steps of one agent", ylabel="Evaluation return")
-    axes.xaxis.set_major_formatter(_short)
-    axes.yaxis.set_major_formatter(_short)
-    axes.grid(True, color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.02)
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _draw(axes: Any, label: str, pairs: Pairs, colour: str, line: str) -> None:
-    curves = [{at.step: at.mean for at in agent.evaluations if math.isfinite(at.mean)} for _, agent in pairs]
-    for curve in curves:
-        axes.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
-    common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    mean, low, high = mean_band([[curve[s] for s in common] for curve in curves]) if common else ([], [], [])
-    # A cell of one evaluation is a point, which no line shows.
-    marker = "o" if len(common) == 1 else ""
-    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)
-    axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deeprl.errors import DeeprlError
-from deeprl.report import _file_name, _short, write_report
+from deeprl.curves import _short, read_published
+from deeprl.report import _file_name, write_report
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 

@@ -31,7 +31,7 @@ from deeprl.online import td3
 from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
 from deeprl.replay import Stored
 from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import tree_leaves
+from deeprl.tree import tree_leaves, tree_map
 
 LINEAR = td3.Config(hidden=())
 LINEAR_NET = td3.build_net(ONE, LINEAR)
@@ -187,7 +187,7 @@ def test_update_without_policy_moves_the_critic_alone() -> None:
 @pytest.mark.parametrize("policy", [False, True])
 def test_update_counts_and_leaves_its_arguments_unchanged(policy: bool) -> None:
     state, batch = linear_state(), cast(BATCH, torch.float32)
-    before = cast(state, torch.float32)
+    before = tree_map(torch.clone, state)
     new, _ = update(state, batch, policy=policy)
     assert_equal((state, batch), (before, BATCH))
     assert int(new.step) == 1

@@ -21,8 +21,7 @@ Differences from the authors' code:
   schedules count decisions of one agent, not frames.
 - A time limit bootstraps from its true last observation; a lost life terminates only where the environment says so.
 - The Huber loss has its factor 1/2, the squared error has none.
-- Weights are divided by the largest of the batch (the paper does not say of what); every action has its own bias in the
-  last layer, where Double DQN's tuned version shares one.
+- Weights are divided by the largest of the batch; every action has a bias of its own in the last layer.
 - HL-Gauss takes m bins between v_min and v_max, C51 and two-hot m atoms from v_min to v_max: each as in its paper.
 
 Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of mean values), unclipped grad_norm, epsilon.
@@ -109,8 +108,10 @@ class Config(RunConfig):
     priority_beta: PerAgent = per_agent(0.4)
     """At the start; 1 at the end of the run."""
     # --- network ---
+    body: Literal["plain", "simba"] = "plain"
+    """`simba`: a residual encoder (arXiv 2410.09754; 512 x 2 blocks) above the torso."""
     hidden: tuple[int, ...] = ()
-    """Layers above the torso; default 120 84 for vectors, 128 for MinAtar, 512 for other images."""
+    """Layers above that; default 120 84 for vectors, 128 for MinAtar, 512 for other images, none for `simba`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,18 +151,17 @@ MakeNet = Callable[[EnvSpec, Config], nn.Module]
 
 
 def make_net(spec: EnvSpec, config: Config) -> nn.Module:
-    """The network of the paper for images, MinAtar's for boolean ones, an MLP for vectors."""
+    """The network of the paper for images, MinAtar's for boolean ones, an MLP for vectors; SimBa's above it."""
     bins = 1 if config.value == "scalar" else config.bins
-    hidden: tuple[int, ...]
-    torso: nn.Module
-    if not spec.image:
-        torso, features, hidden = nn.Identity(), spec.obs_dim, (120, 84)
-    elif spec.obs_dtype == "bool" and not spec.frame_stack:
+    torso: nn.Module = nn.Identity()
+    hidden: tuple[int, ...] = (120, 84)
+    if spec.image and spec.obs_dtype == "bool" and not spec.frame_stack:
         torso, hidden = nets.MinAtarCNN(spec.obs_shape), (128,)
-        features = torso.features
-    else:
+    elif spec.image:
         torso, hidden = nets.NatureCNN(spec.obs_shape, channels_last=not spec.frame_stack), (512,)
-        features = torso.features
+    features = int(getattr(torso, "features", spec.obs_dim))
+    if config.body == "simba":
+        torso, features, hidden = nn.Sequential(torso, nets.SimbaEncoder(features, 512, 2)), 512, ()
     return nets.QNetwork(torso, features, spec.actions, config.hidden or hidden, bins, config.dueling)
 
 

@@ -276,8 +276,8 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     # --- actor ---
     actor_grad = grad_and_value(actor_loss, has_aux=True)
     actor_grads, (actor_value, log_prob) = actor_grad(state.actor, net, config, state, alpha, batch.obs, actor_key)
-    decay = {"weight_decay": h["weight_decay"]}
-    actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, h["actor_lr"], **decay)
+    decay = h["weight_decay"]
+    actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, h["actor_lr"], weight_decay=decay)
     metrics = {"actor_loss": actor_value, "actor_grad_norm": global_norm(actor_grads)}
 
     # --- temperature ---
@@ -290,7 +290,7 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     # --- critic ---
     td_target = critic_target(net, config, state, actor, log_alpha.exp(), batch, next_key)
     critic_grads, (critic_value, q) = grad_and_value(critic_loss, has_aux=True)(state.critic, net, batch, td_target)
-    critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, h["critic_lr"], **decay)
+    critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, h["critic_lr"], weight_decay=decay)
     metrics |= {"critic_loss": critic_value, "critic_grad_norm": global_norm(critic_grads), "q": q}
 
     new_state = state._replace(

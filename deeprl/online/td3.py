@@ -18,6 +18,7 @@ Differences from the authors' code (sfujim/TD3, whose settings are newer than th
   input; and where bounds are not symmetric around 0 their code does not reach all actions.
 - The random steps at the start may be counted over several environments per agent.
 None in the layers, losses, cadence, optimizers or initial weights.
+Optional, off by default: SimBa's networks (`body`), normalised observations.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic), critic_grad_norm; from the last update of
 the policy: actor_loss, actor_grad_norm (Euclidean, all parameters).
@@ -31,7 +32,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,8 +78,12 @@ class Config(RunConfig):
     """Standard deviation of the noise on the target policy's actions."""
     target_noise_clip: PerAgent = per_agent(0.5)
     # --- networks ---
+    body: Literal["mlp", "simba"] = "mlp"
+    """`simba`: residual networks (arXiv 2410.09754; actor 128 x 1 block, critics 512 x 2) in place of `hidden`."""
     hidden: tuple[int, ...] = (256, 256)
     critics: int = 2
+    normalize_obs: bool = False
+    """Centre and scale observations by running statistics (RSNorm); SimBa's bodies want it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +94,8 @@ class Config(RunConfig):
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
         self.require_layers("hidden")
+        if self.body == "simba" and self.hidden != Config.hidden:
+            raise DeeprlError(f"hidden: {self.hidden} has no meaning with body simba, whose sizes are the paper's")
 
 
 class Net(NamedTuple):
@@ -99,6 +106,7 @@ class Net(NamedTuple):
 
     actor: nn.Module
     critic: nn.Module
+    obs_norm: nets.RSNorm
     spec: EnvSpec
 
 
@@ -106,7 +114,10 @@ MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
 
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
-    """The actor and the critics of the authors' code: two ReLU layers of 256 each."""
+    """The actor and the critics of the authors' code, two ReLU layers of 256 each; or those of SimBa."""
+    if config.body == "simba":
+        critic = nets.SimbaCritic(spec.obs_dim, spec.action_dim, critics=config.critics)
+        return nets.SimbaTanhActor(spec.obs_dim, spec.action_dim), critic
     actor = nets.TanhActor(spec.obs_dim, spec.action_dim, config.hidden)
     return actor, nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics)
 
@@ -119,7 +130,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     if found != (3, spec.action_dim):
         raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {found}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), spec)
+    return Net(actor.to(device), critic.to(device), nets.RSNorm(spec.obs_shape).to(device), spec)
 
 
 class State(NamedTuple):
@@ -131,6 +142,7 @@ class State(NamedTuple):
     target_critic: Params
     actor_moments: Moments
     critic_moments: Moments
+    obs_stats: dict[str, Tensor]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
 
@@ -148,9 +160,15 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         target_critic={k: p.clone() for k, p in critic.items()},
         actor_moments=init_moments(actor),
         critic_moments=init_moments(critic),
+        obs_stats={k: b.clone() for k, b in net.obs_norm.named_buffers()},
         hparams={k: torch.tensor(v) for k, v in (learning | noise).items()},
         step=torch.zeros((), dtype=torch.int64),
     )
+
+
+def normalized(net: Net, config: Config, state: State, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B O"]:
+    """Observations as the networks see them."""
+    return functional_call(net.obs_norm, state.obs_stats, (obs,)) if config.normalize_obs else obs
 
 
 def act(
@@ -165,11 +183,18 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: the policy's, with Gaussian noise if `explore`."""
+    obs = normalized(net, config, state, obs)
     action = functional_call(net.actor, state.actor, (obs,)).to(obs.dtype)  # bf16 under autocast
     if explore:
         noise = rng.normal(key, action.shape, action.dtype)
         action = (action + state.hparams["exploration_noise"] * noise).clamp(-1.0, 1.0)
     return action, carry
+
+
+def observe(net: Net, config: Config, state: State, obs: Float[Tensor, "N O"]) -> tuple[State, Metrics, tuple[()]]:
+    """Take new observations into the normaliser; called once per step of the environments, if it is on."""
+    stats = net.obs_norm.updated(state.obs_stats, obs)
+    return state._replace(obs_stats=stats), stats, ()
 
 
 def smoothed_target_action(
@@ -227,6 +252,8 @@ def update(
     net: Net, config: Config, state: State, batch: Batch, key: rng.Key, *, policy: bool
 ) -> tuple[State, Metrics, tuple[()]]:
     """One update of the critics; with `policy`, then one of the actor and the targets on the same batch."""
+    obs, next_obs = (normalized(net, config, state, x) for x in (batch.obs, batch.next_obs))
+    batch = batch._replace(obs=obs, next_obs=next_obs)
     state, metrics = update_critic(net, state, batch, key)
     if policy:
         state, actor_metrics = update_actor(net, state, batch)
@@ -248,6 +275,9 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
+        track = over_agents(
+            freezing(functools.partial(observe, modules, config), cause="observation"), run.execution, donate=True
+        )
         learn_critic, learn_both = (
             over_agents(freezing(learner(modules, config, policy)), run.execution, shared=(2,), donate=True)
             for policy in (False, True)
@@ -264,6 +294,8 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
                 action, _ = explore(agents.state, (), obs, first, key)
             transition = envs.step(action.cpu().numpy())
             replay.add(transition)
+            if config.normalize_obs:
+                track(agents, torch.from_numpy(envs.obs).to(device))
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts):
                 learn = learn_both if (i + 1) % config.policy_delay == 0 else learn_critic

@@ -1,0 +1,99 @@
+"""Learning curves as pictures: the means and intervals of our cells, and published curves beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deeprl.errors import DeeprlError
+from deeprl.records import Cell, Pairs
+from deeprl.stats import mean_band
+
+Curve = dict[int, float]  # return by simulator step
+Published = dict[str, list[Curve]]  # the curve of every seed, by algorithm
+
+# Okabe & Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v")
+PUBLISHED_COLUMNS = ("algorithm", "env", "seed", "step", "return")
+
+
+def read_published(path: str | Path) -> dict[str, Published]:
+    """Curves that others have published, by environment: a CSV file with at least the columns `PUBLISHED_COLUMNS`.
+
+    `step` counts simulator steps of one agent. Raises DeeprlError for a file that cannot be read, named with its row.
+    """
+    found: dict[str, dict[str, dict[str, Curve]]] = {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := [c for c in PUBLISHED_COLUMNS if c not in (reader.fieldnames or ())]:
+                raise DeeprlError(f"{path} lacks the column {', '.join(missing)}")
+            for row in reader:
+                seeds = found.setdefault(row["env"], {}).setdefault(row["algorithm"], {})
+                try:
+                    seeds.setdefault(row["seed"], {})[int(row["step"])] = float(row["return"])
+                except (TypeError, ValueError) as error:
+                    raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+    except OSError as error:
+        raise DeeprlError(f"{path}: {error.strerror}") from error
+    return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
+
+
+def _short(value: float | int, _position: float | int | None = None) -> str:
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> bytes:
+    """PNG of the learning curves of one environment; a cell name has its style by its place in `order` everywhere."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 1 if max(len(cell.name) for cell in cells) > 30 else 2  # of the legend
+    rows = math.ceil((len(cells) + len(published)) / columns)
+    page = Figure(figsize=(7.0, 4.2 + 0.22 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(page)  # attaches itself
+    axes = page.add_subplot()
+    for cell, pairs in cells.items():
+        k = order.index(cell.name)
+        curves = [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
+        _draw(axes, f"{cell.name} (n = {len(pairs)})", curves, COLOURS[k % 7], LINES[k // 7 % 4])
+    reached = max(agent.final.step for pairs in cells.values() for _, agent in pairs)
+    for k, (name, seeds) in enumerate(sorted(published.items())):
+        upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
+        _draw(axes, f"{name}, published (n = {len(seeds)})", upto, "#777777", LINES[k % 4], MARKERS[k % 5])
+    axes.set_title(env, fontweight="bold")
+    axes.set(xlabel="Environment steps of one agent", ylabel="Evaluation return")
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.grid(True, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+    page.legend(loc="outside lower center", ncols=columns, frameon=False)
+    buffer = io.BytesIO()
+    page.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, label: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> None:
+    """Every seed, their mean and its band. marker: of the curve of others, whose seeds stay undrawn."""
+    curves = [{step: value for step, value in curve.items() if math.isfinite(value)} for curve in curves]
+    for curve in curves if not marker else []:
+        axes.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    mean, low, high = mean_band([[curve[s] for s in common] for curve in curves]) if common else ([], [], [])
+    # A cell of one evaluation is a point, which no line shows.
+    marker = marker or ("o" if len(common) == 1 else "")
+    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)
+    if len(common) == 1:
+        axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
+    axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)
