@@ -208,16 +208,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
     info = run.info
     values = (
-        *(
-            info["algorithm"],
-            run.env,
-            agent.seed,
-            simulator_step,
-            at.mean,
-            None,
-            at.wall_s,
-            run.status.get("updates_per_s"),
-        ),
+        *(info["algorithm"], run.env, agent.seed, at.step, at.mean, None, at.wall_s, run.status.get("updates_per_s")),
         *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
         *(info.get("device", ""), info.get("command", "")),
     )

@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
     {"config", "optim", "graphs", "population", "history", "memory", "replay", "samplers"},  # settings, device state
     {
         "atari",
+        "dmc",
         "pool",
         "make_env",
         "spaces",
@@ -39,7 +40,18 @@ FLOORS: list[set[str]] = [
         "custom",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
-    {"api", "assess", "records", "report", "sweep", "watch", "cli", "__main__"},  # whole runs, the command line
+    {
+        "api",
+        "assess",
+        "recipes",
+        "records",
+        "curves",
+        "report",
+        "sweep",
+        "watch",
+        "cli",
+        "__main__",
+    },  # whole runs, the command line
 ]
 # Algorithms do not import algorithms, with these exceptions: (child, parent).
 FAMILIES: set[tuple[str, str]] = set()

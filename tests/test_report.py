@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deeprl.errors import DeeprlError
 from deeprl.curves import _short, read_published
+from deeprl.errors import DeeprlError
+from deeprl.records import results
 from deeprl.report import _file_name, write_report
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
@@ -239,3 +240,57 @@ def test_module_imports_no_torch_and_matplotlib_only_inside_functions(module):
     imports = [line for line in lines if re.match(r"\s*(import|from)\s", line)]
     assert not [line for line in imports if "torch" in line]
     assert not [line for line in imports if "matplotlib" in line and not line.startswith(" ")]
+
+
+# --- action repeat, and the curves of others ---
+
+PUBLISHED = """algorithm,env,seed,step,return,source
+Theirs,Hopper-v5,0,10000,120.0,somewhere
+Theirs,Hopper-v5,1,10000,140.0,somewhere
+Theirs,Hopper-v5,0,90000,900.0,somewhere
+Other,Walker2d-v5,0,10000,1.0,somewhere
+"""
+
+
+def test_steps_of_a_run_with_action_repeat_are_simulator_steps(tmp_path):
+    frozen = [{"member": 0, "seed": 0, "update": 7, "step": 15_000, "cause": "critic_loss"}]
+    run = write_run(tmp_path / "run", "dmc/walker-run", [4.0, 6.0], frozen=frozen)
+    info = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(info | {"spec": {"action_repeat": 2}}))
+    rows = results(run)
+    assert [row["step"] for row in rows] == [10_000, 20_000, 30_000, 40_000] * 2
+    assert [row["frozen"] for row in rows] == [False, False, True, True] + [False] * 4
+    write_report(run)
+    assert summary(run)[("dmc/walker-run", "")]["step"] == "40000"
+
+
+def test_published_curves_are_read_by_environment_algorithm_and_seed(tmp_path):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED)
+    found = read_published(tmp_path / "theirs.csv")
+    assert found == {
+        "Hopper-v5": {"Theirs": [{10_000: 120.0, 90_000: 900.0}, {10_000: 140.0}]},
+        "Walker2d-v5": {"Other": [{10_000: 1.0}]},
+    }
+
+
+def test_published_curves_are_drawn_where_the_environment_is_ours(sweep, tmp_path):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED)
+    names = ("curve_Hopper-v5.png", "curve_dmc-walker-run.png")
+    write_report(sweep)
+    plain = [(sweep / "report" / name).read_bytes() for name in names]
+    write_report(sweep, published=tmp_path / "theirs.csv")
+    beside = [(sweep / "report" / name).read_bytes() for name in names]
+    assert plain[0] != beside[0]
+    assert plain[1] == beside[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [("env,seed", "env,sede", "lacks the column seed"), ("140.0", "high", "row 3 is broken")],
+)
+def test_broken_published_curves_are_named(tmp_path, old, new, complaint):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED.replace(old, new))
+    with pytest.raises(DeeprlError, match=complaint):
+        read_published(tmp_path / "theirs.csv")
+    with pytest.raises(DeeprlError, match="No such file"):
+        read_published(tmp_path / "nowhere.csv")
