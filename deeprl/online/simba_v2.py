@@ -101,7 +101,7 @@ class Config(RunConfig):
         super().__post_init__()
         self.require_positive("learning_starts", "utd", "batch_size", "buffer_size", "lr_horizon", "value_bound")
         self.require_positive("actor_width", "actor_blocks", "critic_width", "critic_blocks", "critics")
-        limits = {"init_alpha": (1e-30, 1e30), "bins": (2, 10_000)}
+        limits = {"init_alpha": (1e-30, 1e30), "bins": (2.0, 1e4)}
         limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "final_lr", "discount", "tau"), (0.0, 1.0))
         if self.target_entropy != "auto":
             limits["target_entropy"] = (-1e6, 1e6)
