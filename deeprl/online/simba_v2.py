@@ -282,7 +282,7 @@ def critic_loss(
     """Cross entropy to the target, summed over the critics; and the mean of the first critic."""
     logits = functional_call(net.critic, critic, (batch.obs, batch.action)).to(target.dtype)
     q = categorical.mean(logits[0], support(config, target)).mean()
-    return categorical.cross_entropy(logits, target).mean(-1).sum(), q
+    return categorical.cross_entropy(logits, target.expand_as(logits)).mean(-1).sum(), q
 
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
