@@ -231,7 +231,7 @@ def observe(
     """
     obs_stats = net.obs_norm.updated(state.obs_stats, obs)
     return_stats = net.return_scale.updated(state.return_stats, reward, done, state.hparams["discount"])
-    found = {k: v.sum() for k, v in (obs_stats | return_stats).items()}
+    found = {f"{of}_{k}": v.sum() for of, s in (("obs", obs_stats), ("return", return_stats)) for k, v in s.items()}
     return state._replace(obs_stats=obs_stats, return_stats=return_stats), found, ()
 
 
