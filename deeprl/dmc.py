@@ -39,7 +39,9 @@ class DMControl(gym.Env):
         if (domain, task) not in suite.ALL_TASKS:
             known = [f"dmc/{d}-{t}" for d, t in suite.ALL_TASKS]
             raise DeeprlError(f"unknown environment 'dmc/{name}'{nearest(f'dmc/{name}', known)}")
-        self._env = suite.load(domain, task)
+        # lqr draws its model when it is made: the same for all. The task's own generator follows `reset(seed=...)`.
+        self._env = suite.load(domain, task, task_kwargs={"random": 0})
+        self._env.task._random = np.random.RandomState()
         parts, actions = self._env.observation_spec(), self._env.action_spec()
         dim = sum(int(np.prod(part.shape)) for part in parts.values())
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (dim,), np.float64)

@@ -214,9 +214,11 @@ def test_population_equals_each_agent_alone() -> None:
 def test_resume_is_exact(tmp_path: Path) -> None:
     settings = SMALL | {"env": "Pendulum-v1", "steps": 24, "learning_starts": 12, "utd": 1.0, "batch_size": 8}
     settings |= {"compile": "off", "precision": "strict", "threads": 1, "tensorboard": False, "eval_episodes": 1}
-    config = simba.Config(**settings, eval_every=12, log_every=7, out=str(tmp_path / "whole"))
-    simba.train(config)
-    train_with_stops(simba.train, config, tmp_path / "parts", [5, 14])
+    whole, parts = (
+        simba.Config(**settings, eval_every=12, log_every=7, out=str(tmp_path / name)) for name in ("whole", "parts")
+    )
+    simba.train(whole)
+    train_with_stops(parts, [5, 14], simba)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

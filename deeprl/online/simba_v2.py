@@ -101,7 +101,7 @@ class Config(RunConfig):
         super().__post_init__()
         self.require_positive("learning_starts", "utd", "batch_size", "buffer_size", "lr_horizon", "value_bound")
         self.require_positive("actor_width", "actor_blocks", "critic_width", "critic_blocks", "critics")
-        limits = {"init_alpha": (1e-30, 1e30), "bins": (2, 10_000)}
+        limits = {"init_alpha": (1e-30, 1e30), "bins": (2.0, 1e4)}
         limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "final_lr", "discount", "tau"), (0.0, 1.0))
         if self.target_entropy != "auto":
             limits["target_entropy"] = (-1e6, 1e6)
@@ -231,7 +231,7 @@ def observe(
     """
     obs_stats = net.obs_norm.updated(state.obs_stats, obs)
     return_stats = net.return_scale.updated(state.return_stats, reward, done, state.hparams["discount"])
-    found = {k: v.sum() for k, v in (obs_stats | return_stats).items()}
+    found = {f"{of}_{k}": v.sum() for of, s in (("obs", obs_stats), ("return", return_stats)) for k, v in s.items()}
     return state._replace(obs_stats=obs_stats, return_stats=return_stats), found, ()
 
 
@@ -282,7 +282,7 @@ def critic_loss(
     """Cross entropy to the target, summed over the critics; and the mean of the first critic."""
     logits = functional_call(net.critic, critic, (batch.obs, batch.action)).to(target.dtype)
     q = categorical.mean(logits[0], support(config, target)).mean()
-    return categorical.cross_entropy(logits, target).mean(-1).sum(), q
+    return categorical.cross_entropy(logits, target.expand_as(logits)).mean(-1).sum(), q
 
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
