@@ -53,12 +53,13 @@ def adam(
     beta1, beta2 = betas
     power1, power2 = moments.beta1_power * beta1, moments.beta2_power * beta2
     step_size, root2 = lr / (1.0 - power1), torch.sqrt(1.0 - power2)
+    decays = isinstance(weight_decay, Tensor) or weight_decay != 0.0  # else three operations of each parameter less
     new_params, new_m, new_v = {}, {}, {}
     for k, g in grads.items():
         m = new_m[k] = moments.m[k] + (1.0 - beta1) * (g - moments.m[k])
         v = new_v[k] = beta2 * moments.v[k] + (1.0 - beta2) * g * g
-        decayed = params[k] * (1.0 - lr * weight_decay)
-        new_params[k] = decayed - step_size * m / (torch.sqrt(v) / root2 + eps)
+        kept = params[k] * (1.0 - lr * weight_decay) if decays else params[k]
+        new_params[k] = kept - step_size * m / (torch.sqrt(v) / root2 + eps)
     return new_params, Moments(new_m, new_v, power1, power2)
 
 
