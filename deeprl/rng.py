@@ -73,14 +73,17 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
     """A new key from `key` and a number below 2^32 (an int or a 0-d integer tensor)."""
     if not isinstance(data, Tensor):
         data = torch.full((), data, dtype=torch.int64, device=key.device)
-    seed, stream, counter, path = key.unbind()
-    derive = torch.full_like(path, _DERIVE)
-    return torch.stack(philox((counter, data.to(torch.int64), path, derive), (seed, stream)))
+    return _derived(key, data)
 
 
 def split(key: Key, n: int) -> tuple[Key, ...]:
     """`n` independent keys."""
-    return tuple(fold_in(key, i) for i in range(n))
+    return _derived(key, torch.arange(n, device=key.device)).unbind()
+
+
+def _derived(key: Key, data: Int[Tensor, "*n"]) -> Int[Tensor, "*n 4"]:
+    seed, stream, counter, path = key.unbind()
+    return torch.stack(philox((counter, data.to(torch.int64), path, torch.full_like(path, _DERIVE)), (seed, stream)), -1)
 
 
 def _words(key: Key, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

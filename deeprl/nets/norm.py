@@ -83,8 +83,8 @@ class ReturnScale(nn.Module):
     """SimbaV2's scale of rewards (arXiv 2502.15280, Sec. 4.4): rewards are divided by max(std of G, max |G| / bound).
 
     G is the running discounted return of each environment, G <- discount (1 - done) G + reward, with the `done` of that
-    reward's own step: the last step of an episode leaves G at its reward alone. Its variance is kept as by `RSNorm`; its
-    mean is not subtracted. Buffers, all float64: returns [N], peak 0-d (max |G|), and mean, var, count 0-d of G.
+    reward's own step: the last step of an episode leaves G at its reward alone. Its variance is kept as by `RSNorm`,
+    its mean is not subtracted. Buffers, all float64: returns [N], peak 0-d (max |G|), and mean, var, count 0-d of G.
     bound: largest value that the critic can express.
     """
 
@@ -164,7 +164,10 @@ class Scaler(nn.Module):
 
 
 class Lerp(nn.Module):
-    """A residual connection on the sphere: normalise(x + alpha (y - x)), alpha a `Scaler` (arXiv 2502.15280, Eq. 12)."""
+    """A residual connection on the sphere: normalise(x + alpha (y - x)), alpha a `Scaler` (arXiv 2502.15280, Eq. 12).
+
+    init, scale: those of the scaler.
+    """
 
     def __init__(self, dim: int, init: float, scale: float):
         super().__init__()

@@ -36,7 +36,10 @@ class SimbaV2Embedding(nn.Module):
 
 
 class SimbaV2Block(nn.Module):
-    """h <- normalise(h + alpha (m - h)), m = normalise(W2 relu(scaler(W1 h))), four times as wide inside (Eq. 10-12)."""
+    """h <- normalise(h + alpha (m - h)), m = normalise(W2 relu(scaler(W1 h))); four times as wide inside (Eq. 10-12).
+
+    blocks: of the whole encoder; alpha begins as 1 / (blocks + 1).
+    """
 
     def __init__(self, width: int, blocks: int, expansion: int = 4):
         super().__init__()

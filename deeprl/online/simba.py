@@ -25,7 +25,7 @@ Metrics: critic_loss (summed over critics), q (mean of the first critic), actor_
 actor_grad_norm (Euclidean, all parameters); of `sac` also entropy (mean -log pi in the normalised space), alpha and
 alpha_loss.
 
-    python -m deeprl.online.simba --recipe dmc --env dmc/walker-run --seeds 0-2 --steps 50_000
+    deeprl train simba --recipe dmc --env dmc/walker-run --seeds 0-2 --steps 50_000
 """
 
 from __future__ import annotations

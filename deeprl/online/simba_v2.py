@@ -22,9 +22,9 @@ and stays as it is when a run is shorter.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic, in scaled rewards), actor_loss,
 critic_grad_norm and actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha,
-alpha_loss, reward_scale (what rewards are divided by).
+alpha_loss.
 
-    python -m deeprl.online.simba_v2 --env dmc/walker-run --recipe dmc --seeds 0-2 --steps 50_000
+    deeprl train simba_v2 --recipe dmc --env dmc/walker-run --seeds 0-2 --steps 50_000
 """
 
 from __future__ import annotations
@@ -285,39 +285,45 @@ def critic_loss(
     return categorical.cross_entropy(logits, target.expand_as(logits)).mean(-1).sum(), q
 
 
+def prepared(net: Net, config: Config, state: State, batch: Batch) -> Batch:
+    """A batch as the networks see it: observations normalised, rewards scaled."""
+    reward = functional_call(net.return_scale, state.return_stats, (batch.reward,))
+    obs, next_obs = (normalized(net, config, state, x) for x in (batch.obs, batch.next_obs))
+    return batch._replace(obs=obs, next_obs=next_obs, reward=reward if config.scale_rewards else batch.reward)
+
+
+def lr_share(config: Config, state: State) -> Float[Tensor, ""]:
+    """What is left of the learning rates at the next update."""
+    final = state.hparams["final_lr"]
+    return 1.0 + (final - 1.0) * torch.clamp(state.step / (config.lr_horizon * config.utd), max=1.0).to(final.dtype)
+
+
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of actor, temperature and critic, each back on its sphere, and one soft target update."""
-    h = state.hparams
+    h, share = state.hparams, lr_share(config, state)
     actor_key, next_key = rng.split(key, 2)
-    progress = torch.clamp(state.step / (config.lr_horizon * config.utd), max=1.0).to(h["final_lr"].dtype)
-    decay = 1.0 + progress * (h["final_lr"] - 1.0)
-    scaled = functional_call(net.return_scale, state.return_stats, (batch.reward,))
-    batch = batch._replace(
-        obs=normalized(net, config, state, batch.obs),
-        next_obs=normalized(net, config, state, batch.next_obs),
-        reward=scaled if config.scale_rewards else batch.reward,
-    )
+    batch = prepared(net, config, state, batch)
+    alpha = state.log_alpha.exp()
 
     # --- actor ---
-    alpha = state.log_alpha.exp()
     actor_grad = grad_and_value(actor_loss, has_aux=True)
     actor_grads, (actor_value, log_prob) = actor_grad(
         state.actor, net, config, state.critic, alpha, batch.obs, actor_key
     )
-    actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, decay * h["actor_lr"])
+    actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, share * h["actor_lr"])
     actor = nets.projected(actor, nets.hyper_weights(net.actor))
 
     # --- temperature ---
     slope, alpha_value = grad_and_value(alpha_loss)(state.log_alpha, log_prob, h["target_entropy"])
     temperature, alpha_moments = adam(
-        {"log_alpha": state.log_alpha}, {"log_alpha": slope}, state.alpha_moments, decay * h["alpha_lr"]
+        {"log_alpha": state.log_alpha}, {"log_alpha": slope}, state.alpha_moments, share * h["alpha_lr"]
     )
 
     # --- critic ---
     target = critic_target(net, config, state, actor, temperature["log_alpha"].exp(), batch, next_key)
     critic_grad = grad_and_value(critic_loss, has_aux=True)
     critic_grads, (critic_value, q) = critic_grad(state.critic, net, config, batch, target)
-    critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, decay * h["critic_lr"])
+    critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, share * h["critic_lr"])
     critic = nets.projected(critic, nets.hyper_weights(net.critic))
 
     new = state._replace(
@@ -330,17 +336,9 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
         alpha_moments=alpha_moments,
         step=state.step + 1,
     )
-    metrics = {
-        "critic_loss": critic_value,
-        "critic_grad_norm": global_norm(critic_grads),
-        "q": q,
-        "actor_loss": actor_value,
-        "actor_grad_norm": global_norm(actor_grads),
-        "entropy": -log_prob,
-        "alpha": alpha,
-        "alpha_loss": alpha_value,
-    }
-    return new, metrics, ()
+    metrics = {"critic_loss": critic_value, "critic_grad_norm": global_norm(critic_grads), "q": q}
+    metrics |= {"actor_loss": actor_value, "actor_grad_norm": global_norm(actor_grads)}
+    return new, metrics | {"entropy": -log_prob, "alpha": alpha, "alpha_loss": alpha_value}, ()
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
