@@ -109,8 +109,8 @@ def renamed(found: Arrays) -> Arrays:
     result = {}
     for key, array in found.items():
         component, _, part = key.partition("|")
-        for rename in RENAMES.split():
-            part = part.replace(*rename.split(":"))
+        for old, _, new in (pair.partition(":") for pair in RENAMES.split()):
+            part = part.replace(old, new)
         for e, one in enumerate(array if "Vmap" in key else [array]):
             place = part.replace("encoder.", f"critics.{e}.0.").replace("value.", f"critics.{e}.1.")
             result[f"{component}|{place if 'critic' in component else part}"] = one.T if "kernel" in key else one
