@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deeprl.errors import DeeprlError
 from deeprl.records import Cell, Pairs
 from deeprl.stats import mean_band
@@ -90,7 +92,8 @@ def _draw(axes: Any, label: str, curves: list[Curve], colour: str, line: str, ma
     for curve in curves if not marker else []:
         axes.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    mean, low, high = mean_band([[curve[s] for s in common] for curve in curves]) if common else ([], [], [])
+    values = np.array([[curve[s] for s in common] for curve in curves])
+    mean, low, high = mean_band(values) if common else (values[0],) * 3
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
     axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)

@@ -83,7 +83,9 @@ def split(key: Key, n: int) -> tuple[Key, ...]:
 
 def _derived(key: Key, data: Int[Tensor, "*n"]) -> Int[Tensor, "*n 4"]:
     seed, stream, counter, path = key.unbind()
-    return torch.stack(philox((counter, data.to(torch.int64), path, torch.full_like(path, _DERIVE)), (seed, stream)), -1)
+    return torch.stack(
+        philox((counter, data.to(torch.int64), path, torch.full_like(path, _DERIVE)), (seed, stream)), -1
+    )
 
 
 def _words(key: Key, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -233,7 +233,7 @@ def test_tick_labels_are_short(value, text):
     assert _short(value) == text
 
 
-@pytest.mark.parametrize("module", ["stats", "records", "report"])
+@pytest.mark.parametrize("module", ["stats", "records", "curves", "report"])
 def test_module_imports_no_torch_and_matplotlib_only_inside_functions(module):
     source = importlib.util.find_spec(f"deeprl.{module}").origin
     lines = Path(source).read_text().splitlines()

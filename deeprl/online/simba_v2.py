@@ -18,10 +18,9 @@ Differences from the authors' code (DAVIAN-Robotics/SimbaV2, JAX):
 - The first update follows the first action of the policy; theirs follows the last random one, one step earlier.
 - Observations and rewards enter the statistics as float32. Those of returns are float64; theirs are float32 in fact.
 - `utd` is 2 everywhere; their configuration has the action repeat in its place, so 1 on Gymnasium.
-None in the layers, initial weights, losses, order, projection, optimizers or schedule: see benchmarks/authors.py for
-how far the two are apart on the same numbers. The default `lr_horizon` is that of their runs of 1M simulator steps on
-Gymnasium (500_000 decisions where actions are repeated twice: see the recipes), and stays as it is when a run is
-shorter.
+None in the layers, initial weights, losses, order, projection, optimizers or schedule: benchmarks/authors.py has how
+far the two are apart on the same numbers. `lr_horizon` is that of their runs of 1M simulator steps on Gymnasium
+(500_000 decisions where actions are repeated: see the recipes), and stays as it is when a run is shorter.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic, in scaled rewards), actor_loss,
 critic_grad_norm and actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha,
@@ -309,8 +308,8 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     alpha = state.log_alpha.exp()
 
     # --- actor ---
-    actor_grad = grad_and_value(actor_loss, has_aux=True)
-    actor_grads, (actor_value, log_prob) = actor_grad(
+    actor_slopes = grad_and_value(actor_loss, has_aux=True)
+    actor_grads, (actor_value, log_prob) = actor_slopes(
         state.actor, net, config, state.critic, alpha, batch.obs, actor_key
     )
     actor, actor_moments = adam(state.actor, actor_grads, state.actor_moments, share * h["actor_lr"])
@@ -318,14 +317,13 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
 
     # --- temperature ---
     slope, alpha_value = grad_and_value(alpha_loss)(state.log_alpha, log_prob, h["target_entropy"])
-    temperature, alpha_moments = adam(
-        {"log_alpha": state.log_alpha}, {"log_alpha": slope}, state.alpha_moments, share * h["alpha_lr"]
-    )
+    old, slope_of = {"log_alpha": state.log_alpha}, {"log_alpha": slope}
+    temperature, alpha_moments = adam(old, slope_of, state.alpha_moments, share * h["alpha_lr"])
 
     # --- critic ---
     target = critic_target(net, config, state, actor, temperature["log_alpha"].exp(), batch, next_key)
-    critic_grad = grad_and_value(critic_loss, has_aux=True)
-    critic_grads, (critic_value, q) = critic_grad(state.critic, net, config, batch, target)
+    critic_slopes = grad_and_value(critic_loss, has_aux=True)
+    critic_grads, (critic_value, q) = critic_slopes(state.critic, net, config, batch, target)
     critic, critic_moments = adam(state.critic, critic_grads, state.critic_moments, share * h["critic_lr"])
     critic = nets.projected(critic, nets.hyper_weights(net.critic))
 
