@@ -258,7 +258,7 @@ def test_td3_learns_with_simbas_bodies_and_normalised_observations() -> None:
 
 
 def test_td3_refuses_layers_that_simbas_body_has_not() -> None:
-    with pytest.raises(DeeprlError, match="hidden: .* no meaning with body simba"):
+    with pytest.raises(DeeprlError, match=r"hidden: .* no meaning with body simba"):
         td3.Config(body="simba", hidden=(64,))
 
 

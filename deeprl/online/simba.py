@@ -15,9 +15,10 @@ Lee et al. 2025, "SimBa: Simplicity Bias for Scaling Up Parameters in Deep Reinf
 in the actor loss and in the target; no entropy, no temperature, no target actor.
 
 Differences from the authors' code (SonyResearch/simba, JAX):
-- Statistics take in an observation one step of the environment earlier: before the update that follows the step instead
-  of before the next action, and as float32.
-- `steps` counts decisions; theirs counts simulator steps (decisions x action repeat).
+- Statistics take in an observation before the update that follows the step, as float32; theirs before the next action.
+- The first update follows the first action of the policy; theirs follows the last random one, one step earlier.
+- `steps` counts decisions, theirs simulator steps (decisions x action repeat). On the control suite, observations are
+  in dm_control's order; theirs are sorted by name.
 - Exploration of DDPG is white noise of one size; theirs can be coloured and scheduled, and is not in their experiments.
 None in the layers, initial weights, losses, order or optimizers.
 

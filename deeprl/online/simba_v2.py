@@ -12,15 +12,13 @@ Lee et al. 2025, "Hyperspherical Normalization for Scalable Deep Reinforcement L
     order of one update: actor (against the old critic), temperature, critic (new actor and temperature), target
 
 Differences from the authors' code (DAVIAN-Robotics/SimbaV2, JAX):
-- Statistics take in an observation and a reward one step of the environment earlier: before the update that follows the
-  step instead of before the next action.
-- `steps` counts decisions; theirs counts simulator steps (decisions x action repeat).
+- Statistics take in an observation and a reward before the update that follows the step; theirs before the next action.
 - The first update follows the first action of the policy; theirs follows the last random one, one step earlier.
 - Observations and rewards enter the statistics as float32. Those of returns are float64; theirs are float32 in fact.
-- `utd` is 2 everywhere; their configuration has the action repeat in its place, so 1 on Gymnasium.
-None in the layers, initial weights, losses, order, projection, optimizers or schedule: benchmarks/authors.py has how
-far the two are apart on the same numbers. `lr_horizon` is that of their runs of 1M simulator steps on Gymnasium
-(500_000 decisions where actions are repeated: see the recipes), and stays as it is when a run is shorter.
+- `steps` and `lr_horizon` count decisions, theirs simulator steps; `utd` is 2, theirs is the action repeat. On the
+  control suite, observations are in dm_control's order; theirs are sorted by name.
+None in the layers, initial weights, losses, order, projection, optimizers or schedule, which keeps its horizon when a
+run is shorter: benchmarks/authors.py has how far the two are apart on the same numbers.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic, in scaled rewards), actor_loss,
 critic_grad_norm and actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha,
