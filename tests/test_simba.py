@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,17 @@ def test_encoder_and_norm_inside_somebody_elses_agent() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_example_of_the_readme_runs_as_it_stands() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import torch\nfrom deeprl\.nets.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    rows = names["actor"][0][0].linear.weight.norm(dim=1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+    assert names["norm"].count.item() > 255
+    assert all(p.grad is not None for p in names["actor"].parameters())
 
 
 # --- updates against an independent implementation ---
