@@ -31,7 +31,7 @@ class DMControl(gym.Env):
     def __init__(
         self, name: str, action_repeat: int = 1, render_mode: str | None = None, size: int = 240, camera: int = 0
     ):
-        if not isinstance(action_repeat, int) or action_repeat < 1:
+        if type(action_repeat) is not int or action_repeat < 1:
             raise ValueError(f"action_repeat must be a positive whole number, not {action_repeat!r}")
         self.action_repeat, self.render_mode, self._size, self._camera = action_repeat, render_mode, size, camera
         suite = _suite()
@@ -83,6 +83,8 @@ def _suite() -> Any:
     if not os.environ.get("DISPLAY"):  # otherwise its choice of a renderer warns that there is no screen
         os.environ.setdefault("MUJOCO_GL", "egl")
     import mujoco
+
+    warn = mujoco.get_mju_user_warning()
     from dm_control.mujoco.wrapper.mjbindings import sizes
 
     # dm_control lists the arrays of one version of MuJoCo and fails on any that another version has renamed. None of
@@ -94,4 +96,5 @@ def _suite() -> Any:
             del arrays[name]
     from dm_control import suite
 
+    mujoco.set_mju_user_warning(warn)  # which importing dm_control has replaced by its own
     return suite

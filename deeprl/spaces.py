@@ -24,7 +24,7 @@ def env_spec(env: gym.Env) -> EnvSpec:
     if not isinstance(obs, spaces.Box) or not obs.shape:
         raise DeeprlError(f"{name} observes {obs}; supported are Box vectors and images ({_FLATTEN})")
     frame_stack = _frame_stack(env)
-    repeat = int(getattr(env.unwrapped, "action_repeat", 1))
+    repeat = int(getattr(env.unwrapped, "action_repeat", None) or 1)
     dtype = obs.dtype.name if obs.dtype.name in ("uint8", "bool") and len(obs.shape) > 1 else "float32"
     if isinstance(action, spaces.Discrete):
         return EnvSpec(obs.shape, 0, (), (), dtype, int(action.n), int(action.start), frame_stack, repeat)
