@@ -225,7 +225,14 @@ def test_population_equals_each_agent_alone() -> None:
 
 def test_resume_is_exact(tmp_path: Path) -> None:
     settings = SMALL | {"env": "Pendulum-v1", "steps": 24, "learning_starts": 12, "utd": 1.0, "batch_size": 8}
-    settings |= {"compile": "off", "precision": "strict", "threads": 1, "tensorboard": False, "eval_episodes": 1}
+    settings |= {
+        "env_kwargs": {"max_episode_steps": 7},
+        "compile": "off",
+        "precision": "strict",
+        "threads": 1,
+        "tensorboard": False,
+        "eval_episodes": 1,
+    }
     whole, parts = (
         simba.Config(**settings, eval_every=12, log_every=7, out=str(tmp_path / name)) for name in ("whole", "parts")
     )
