@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -300,12 +301,16 @@ def test_agent_that_sees_what_is_not_finite_freezes_before_its_statistics_are_sp
 
 @pytest.mark.compiled
 def test_compiled_population_equals_eager_population() -> None:
-    eager, compiled = new_agents(states()), new_agents(states())
-    for agents, learn in ((eager, lifted()), (compiled, lifted(compile=True))):
+    config = dataclasses.replace(POPULATION, critics=1)  # of two, compiling takes twice as long
+    net = simba_v2.build_net(SPEC, config)
+    fresh = [simba_v2.init(net, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
+    eager, compiled = (new_agents([seasoned(net, config, s) for s in fresh]) for _ in range(2))
+    for agents, execution in ((eager, Execution()), (compiled, Execution(compile=True))):
+        learn = over_agents(freezing(simba_v2.learner(net, config)), execution, shared=(2,), donate=True)
         learn_some(learn, agents, data_of(3), range(2))
     for name in ("actor", "critic", "target_critic", "log_alpha"):
         assert largest_difference(getattr(compiled.state, name), getattr(eager.state, name)) < 1e-4, name
-    assert_on_sphere(compiled.state.critic, NET.critic)
+    assert_on_sphere(compiled.state.critic, net.critic)
     assert compiled.state.step.tolist() == [2] * 3
 
 
