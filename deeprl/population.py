@@ -290,7 +290,6 @@ def _compiled(function: Callable[..., Any], execution: Execution) -> Callable[..
         function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
     )
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe, "size_asserts": False}
-    options["max_fusion_buffer_group_pairwise_attempts"] = 8  # of 64: looking at all pairs took SimbaV2 a minute
     if execution.device == "cpu":
         options["cpp_wrapper"] = True
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
