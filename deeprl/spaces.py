@@ -35,7 +35,7 @@ def env_spec(env: gym.Env) -> EnvSpec:
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise DeeprlError(f"{name} has unbounded actions {action}; wrap it so that they have finite bounds")
     low, high = tuple(action.low.tolist()), tuple(action.high.tolist())
-    return EnvSpec(obs.shape, action.shape[0], low, high, dtype, 0, 0, frame_stack, repeat)
+    return EnvSpec(obs.shape, action.shape[0], low, high, dtype, frame_stack=frame_stack, action_repeat=repeat)
 
 
 def require(algorithm: str, spec: EnvSpec, actions: Literal["continuous", "discrete"], images: bool = False) -> None:

@@ -136,8 +136,7 @@ class HyperLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.orthogonal_(self.weight)
-        with torch.no_grad():
-            self.weight.copy_(l2_normalize(self.weight))
+        project_(self)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B J"]:
         return nn.functional.linear(x, self.weight)
