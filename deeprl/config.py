@@ -1,7 +1,8 @@
-"""Settings that every online algorithm shares, and the rules for all settings: per-agent fields, types, identity.
+"""Settings that all algorithms share, and the rules for all settings: per-agent fields, types, identity.
 
-An algorithm's `Config` extends `RunConfig` by its own fields. A field made with `per_agent(default)` may hold one value
-for all agents or a tuple with one value for each entry of `seeds`; all other fields are shared by the population.
+An algorithm's `Config` extends `OnlineConfig`, or `OfflineConfig` of `deeprl.offline_data`, by its own fields. A field
+made with `per_agent(default)` may hold one value for all agents or a tuple with one value for each entry of `seeds`;
+all other fields are shared by the population.
 """
 
 from __future__ import annotations
@@ -11,93 +12,31 @@ import hashlib
 import json
 import math
 import os
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Any, Literal, TypeVar
 
 from deeprl.errors import DeeprlError, nearest
+from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds
 
+__all__ = [
+    "Json",
+    "OnlineConfig",
+    "PerAgent",
+    "PerAgentOrAuto",
+    "PerAgentText",
+    "RunConfig",
+    "Seeds",
+    "build",
+    "config_hash",
+    "identity",
+    "parse_seeds",
+    "per_agent",
+    "per_agent_fields",
+]
 C = TypeVar("C", bound="RunConfig")
-
-
-def parse_seeds(words: Iterable[str]) -> tuple[int, ...]:
-    """Seeds from words such as "0-3", "7" or "0,2,5-9"."""
-    seeds: list[int] = []
-    for word in ",".join(words).split(","):
-        if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", word)):
-            raise ValueError(f"seeds are numbers and ranges such as 0-3 or 0,2,5, not {word!r}")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise ValueError(f"a range of seeds goes up, unlike {word!r}")
-        seeds += range(first, last + 1)
-    return tuple(seeds)
-
-
-def _numbers_or_auto(words: list[str]) -> float | tuple[float, ...] | str:
-    return "auto" if words == ["auto"] else _numbers(words)
-
-
-def _numbers(words: list[str]) -> float | tuple[float, ...]:
-    values = tuple(float(w) for w in words)
-    return values[0] if len(values) == 1 else values
-
-
-def _words(value: Any) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-
-
-def _json_object(words: list[str]) -> dict[str, Any]:
-    value = json.loads(words[0])
-    if not isinstance(value, dict):
-        raise TypeError(f'expected a JSON object such as {{"speed": 2}}, not {words[0]}')
-    return value
-
-
-Seeds = Annotated[
-    tuple[int, ...],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="SEEDS",
-        instance_from_str=parse_seeds,
-        is_instance=lambda x: isinstance(x, tuple),
-        str_from_instance=_words,
-    ),
-]
-PerAgent = Annotated[
-    float | tuple[float, ...],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="FLOAT [FLOAT ...]",
-        instance_from_str=_numbers,
-        is_instance=lambda x: isinstance(x, float | int | tuple),
-        str_from_instance=_words,
-    ),
-]
-PerAgentOrAuto = Annotated[
-    float | tuple[float, ...] | Literal["auto"],
-    PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="auto | FLOAT [FLOAT ...]",
-        instance_from_str=_numbers_or_auto,
-        is_instance=lambda x: x == "auto" or isinstance(x, float | int | tuple),
-        str_from_instance=_words,
-    ),
-]
-Json = Annotated[
-    dict[str, Any],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=_json_object,
-        is_instance=lambda x: isinstance(x, dict),
-        str_from_instance=lambda x: [json.dumps(x)],
-    ),
-]
 
 
 def per_agent(default: Any) -> Any:
@@ -107,10 +46,10 @@ def per_agent(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: a population of agents on one environment."""
+    """One run: a population of agents."""
 
     # --- what ---
-    env: str = "HalfCheetah-v5"
+    env: str = ""
     """Gymnasium id; `module:Id-v0` imports `module` first."""
     env_kwargs: Json = field(default_factory=dict)
     """Arguments of the environment, as JSON."""
@@ -119,11 +58,7 @@ class RunConfig:
     seeds: Seeds = (0,)
     """One agent per seed, such as `0-7`."""
     steps: int = 1_000_000
-    """Environment steps of each agent."""
-    envs_per_agent: int = 1
-    """Environments that each agent acts in at once."""
-    env_backend: Literal["sync", "async", "envpool"] = "sync"
-    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++."""
+    """Steps of each agent: in the environment, or of the gradient if it learns from a dataset."""
     net: str = ""
     """Own networks: `module:function`, called as function(spec, config)."""
     # --- records ---
@@ -162,11 +97,6 @@ class RunConfig:
         _require(len(self.seeds) > 0, "seeds: at least one is needed")
         _require(all(0 <= s < 2**32 for s in self.seeds), "seeds: must be in 0 .. 2^32 - 1")
         _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
-        _require(self.envs_per_agent > 0, f"envs_per_agent: must be positive, not {self.envs_per_agent}")
-        _require(
-            self.steps >= self.envs_per_agent,
-            f"steps: {self.steps} are less than one of each of the {self.envs_per_agent} environments",
-        )
         _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
         _require(self.keep_checkpoints > 0, f"keep_checkpoints: must be positive, not {self.keep_checkpoints}")
         for name in ("eval_every", "eval_episodes", "threads", "checkpoint_minutes", "max_hours"):
@@ -223,6 +153,35 @@ class RunConfig:
     def varied(self) -> list[str]:
         """The per-agent fields in which the members of this population differ."""
         return [f for f in per_agent_fields(type(self)) if isinstance(v := getattr(self, f), tuple) and len(set(v)) > 1]
+
+    @property
+    def task(self) -> str:
+        """What the agents learn, in a few words: the name of a run's directory and title."""
+        return self.env
+
+    def shared_bytes(self) -> int:
+        """Bytes that all agents share, beside those that each of them needs."""
+        return 0
+
+
+@dataclass(frozen=True)
+class OnlineConfig(RunConfig):
+    """One run of agents that act in an environment while they learn."""
+
+    env: str = "HalfCheetah-v5"
+    """Gymnasium id; `module:Id-v0` imports `module` first."""
+    envs_per_agent: int = 1
+    """Environments that each agent acts in at once."""
+    env_backend: Literal["sync", "async", "envpool"] = "sync"
+    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.envs_per_agent > 0, f"envs_per_agent: must be positive, not {self.envs_per_agent}")
+        _require(
+            self.steps >= self.envs_per_agent,
+            f"steps: {self.steps} are less than one of each of the {self.envs_per_agent} environments",
+        )
 
 
 # Fields that do not change what a run computes.

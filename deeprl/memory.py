@@ -35,11 +35,15 @@ LEFT_OUT = "not included: the simulators, activations, rows on their way into a 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a population of `agents` keeps on a device. groups: those of one agent by what they are for."""
+    """Bytes that a population of `agents` keeps on a device. groups: those of one agent by what they are for.
+
+    shared: bytes that all agents use together, such as a dataset.
+    """
 
     agents: int
     device: str
     groups: dict[str, int]
+    shared: int = 0
 
     @property
     def per_agent(self) -> int:
@@ -49,7 +53,7 @@ class Needs:
     @property
     def total(self) -> int:
         """Bytes of the whole population."""
-        return self.agents * self.per_agent
+        return self.agents * self.per_agent + self.shared
 
     def fit(self) -> bool:
         """Whether so much is available; true where nobody can say."""
@@ -62,10 +66,12 @@ class Needs:
     def refusal(self) -> str:
         """One line with the figures, and what to lower."""
         largest = max(self.groups, key=self.groups.__getitem__)
+        each = f"{text(self.per_agent)} each, of which {largest} {text(self.groups[largest])}"
+        shared = f"; {text(self.shared)} shared" if self.shared else ""
+        lower = "the number of seeds or datasets" if self.shared else "buffer_size or the number of seeds"
         return (
-            f"{self.agents} agents need {text(self.total)} of memory ({text(self.per_agent)} each, of which"
-            f" {largest} {text(self.groups[largest])}), and {text(available(self.device))} are available on"
-            f" {self.device}: lower buffer_size or the number of seeds"
+            f"{self.agents} agents need {text(self.total)} of memory ({each}{shared}), and"
+            f" {text(available(self.device))} are available on {self.device}: lower {lower}"
         )
 
     def require(self) -> None:
@@ -76,6 +82,7 @@ class Needs:
     def table(self) -> str:
         """All figures, a line for each group."""
         rows = [(name, size, self.agents * size) for name, size in self.groups.items()]
+        rows += [("shared", 0, self.shared)] if self.shared else []
         rows.append(("total", self.per_agent, self.total))
         lines = [f"{'':18}{'each agent':>12}{f'all {self.agents}':>12}"]
         lines += [f"{name:18}{text(each):>12}{text(total):>12}" for name, each, total in rows]
@@ -100,7 +107,7 @@ def rehearse(train: Callable[..., Any], config: RunConfig, net: Callable[..., An
     try:
         train(alone, net=net)
     except MetaDeviceError as end:
-        return dataclasses.replace(end.needs, agents=len(config.seeds), device=device)
+        return dataclasses.replace(end.needs, agents=len(config.seeds), device=device, shared=config.shared_bytes())
     raise RuntimeError(f"{train.__module__}.{train.__name__} did not come to Run.restore")
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.interrupts import Interrupts
 from deeprl.lock import Lock
 from deeprl.logger import RunLogs
-from deeprl.make_env import EnvFactory
+from deeprl.make_env import EnvFactory, MakeEnv
 from deeprl.population import Agents
 from deeprl.progress import Progress
 from deeprl.tree import TreeState
@@ -57,7 +57,7 @@ class Run:
     ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
         self._custom_net = f"{net.__module__}:{net.__qualname__}" if net else ""
-        self.directory = Path(config.out or f"runs/{algorithm}/{config.env}/{config_hash(algorithm, config)}")
+        self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
         self.execution = execution_of(self._stored, config, updates)
@@ -71,10 +71,10 @@ class Run:
         self.frozen: list[health.Record] = []
         self._clock = Clock()
         self._saved_at, self._evaluated = time.monotonic(), -1
-        self._make_env = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
-        self._opened = False
+        self._opened, self._width = False, 1  # width: steps that one pass of the loop counts
+        self._evaluator: Evaluator | None = None
 
     # --- opening and closing ---
 
@@ -95,27 +95,35 @@ class Run:
             self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
 
     def make_envs(self) -> PopulationEnvs:
-        """The environments that the agents act in."""
-        probe = self._make_env()  # a clear error before S x N environments are made
+        """The environments that the agents act in; they are evaluated in others like them."""
+        config: Any = self.config  # that of an online algorithm
+        make = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
+        probe = make()  # a clear error before S x N environments are made
         own_state = hasattr(probe.unwrapped, "state_dict")
         probe.close()
-        config = self.config
-        envs = PopulationEnvs(self._make_env, config.seeds, config.envs_per_agent, config.env_backend)
+        envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
         # One that may remember earlier episodes would be another after a resume.
-        keep = not config.wrappers and not own_state and envs.restorable != "no"
-        self._evaluator = Evaluator(self._make_env, config.seeds, config.eval_episodes, keep=keep)
-        self._closing.callback(self._evaluator.close)
+        self.evaluate_in(make, keep=not config.wrappers and not own_state and envs.restorable != "no")
+        self._width = envs.width
         return envs
 
-    def restore(self, agents: Agents, envs: PopulationEnvs, **parts: Any) -> None:
+    def evaluate_in(self, make: MakeEnv, keep: bool) -> None:
+        """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
+        self._evaluator = Evaluator(make, self.config.seeds, self.config.eval_episodes, keep=keep)
+        self._closing.callback(self._evaluator.close)
+
+    def restore(self, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
+
+        envs or data: what the agents learn from, with such methods too, and a `spec`. data is shared by the agents.
 
         Raises DeeprlError if another process works in the directory, or what is in it cannot be read.
         """
         if self.execution.device == "meta":
             raise memory.MetaDeviceError(memory.needs_of(len(self.config.seeds), "meta", agents, **parts))
-        self._attached = {"agents": TreeState(agents), "envs": envs, **parts}
+        source = {"data": data} if envs is None else {"envs": envs}
+        self._attached = {"agents": TreeState(agents), **source, **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -129,17 +137,18 @@ class Run:
             elif (self.directory / "config.json").exists():
                 raise InUseError(f"{self.directory}: another process has just begun this run; try again")
             else:
-                write_about(self.directory, self.algorithm, self.config, envs.spec, self.execution, self._custom_net)
+                spec = (envs or data).spec
+                write_about(self.directory, self.algorithm, self.config, spec, self.execution, self._custom_net)
         if found:
             news += self._resume(*found)
         elif self._stored is not None:
             news.append(f"{self.directory} has no checkpoint: the run begins anew")
-        elif envs.restorable == "no":
+        elif envs is not None and envs.restorable == "no":
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
             marks = found[1]["run"]["logs"] if found else {}
             news += self._logs.begin(self.step if found else None, marks)
-        title = f"{self.algorithm} {self.config.env} x{len(self.config.seeds)}"
+        title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step)
         self._closing.callback(self._logs.close)
         self._closing.callback(self._progress.close)
@@ -179,13 +188,13 @@ class Run:
         stopped = stopped or out_of_time or self.diverged or self._interrupts.signum is not None
         return self.step < self.config.steps and not stopped
 
-    def advance(self, episodes: list[Episode]) -> None:
-        """Count one step of all environments."""
+    def advance(self, episodes: Sequence[Episode] = ()) -> None:
+        """Count one step of all environments, or one of the gradient where there are none."""
         self._previous_step = self.step
-        self.step += self.config.envs_per_agent
+        self.step += self._width
         self._episodes += episodes
         self._progress.update(min(self.step, self.config.steps))
-        faults = self._attached["envs"].pop_faults()
+        faults = self._attached["envs"].pop_faults() if "envs" in self._attached else {}
         if faults.keys() - {f["member"] for f in self.frozen}:
             health.freeze(self._attached["agents"].tree, faults)
             self._report_frozen()
@@ -229,7 +238,7 @@ class Run:
     def evaluate(self, policy: PopulationPolicy) -> None:
         """Evaluate all agents, if it is time to or the run is at its end."""
         due = self.due(self.config.eval_every) or self.step >= self.config.steps or self.diverged
-        if not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
+        if self._evaluator is None or not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
             return
         episodes = self._evaluator(policy, self.step)
         with writing(self.directory):
@@ -270,8 +279,6 @@ class Run:
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
         self._write_status("finished" if self.finished else "diverged" if self.diverged else "stopped")
 
-    # --- status ---
-
     @property
     def wall_s(self) -> float:
         """Seconds of work on this run, earlier sessions included."""
@@ -284,7 +291,7 @@ class Run:
         for record in health.records(agents, self.config.seeds, self.step):
             if record["member"] not in known:
                 self.frozen.append(record)
-                self._progress.say(f"{self.algorithm} {self.config.env}: {health.sentence(record)}")
+                self._progress.say(f"{self.algorithm} {self.config.task}: {health.sentence(record)}")
 
     def _write_status(self, state: str) -> None:
         status = {"state": state, "step": self.step, "frozen": self.frozen}

@@ -27,9 +27,19 @@ class Window(NamedTuple):
     frame_stack: int = 0
 
 
-def sample(data: Stored, size: Tensor, key: rng.Key, batch_size: int, discount: float | Float[Tensor, ""]) -> Batch:
-    """`batch_size` transitions of one agent, uniformly with replacement. discount: gamma of that agent."""
-    index = rng.randint(key, (batch_size,), size)
+def sample(
+    data: Stored,
+    size: Tensor,
+    key: rng.Key,
+    batch_size: int,
+    discount: float | Float[Tensor, ""],
+    first: int | Int[Tensor, ""] = 0,
+) -> Batch:
+    """`batch_size` transitions of one agent, uniformly with replacement. discount: gamma of that agent.
+
+    They come from the rows first .. first + size - 1.
+    """
+    index = first + rng.randint(key, (batch_size,), size)
     terminated = data.terminated[index].to(data.reward.dtype)
     return Batch(
         data.obs[index], data.action[index], data.reward[index], discount * (1.0 - terminated), data.next_obs[index]

@@ -26,7 +26,8 @@ class EnvSpec:
     [-1, 1]. obs_dtype: float32, or uint8 or bool for images that have it. actions: number of discrete actions, 0 for
     continuous ones; agents count them from 0, the environment from action_start. frame_stack: frames stacked along
     the first axis of an observation, 0 for a single frame or a vector. action_repeat: simulator steps of one step of
-    the environment; benchmark rows count them.
+    the environment; benchmark rows count them. score_range: the returns of a random and of an expert policy, which a
+    normalised score puts at 0 and 100; empty where nobody has published them.
     """
 
     obs_shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class EnvSpec:
     action_start: int = 0
     frame_stack: int = 0
     action_repeat: int = 1
+    score_range: tuple[float, ...] = ()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EnvSpec:

@@ -15,7 +15,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Every module of the library stands on one floor and imports only from floors below, or from its own.
 FLOORS: list[set[str]] = [
     {"errors", "spec", "tree", "rng", "stats", "nets"},  # pure: values in, values out
-    {"config", "optim", "graphs", "population", "history", "memory", "replay", "samplers"},  # settings, device state
+    {
+        "fields",
+        "config",
+        "optim",
+        "graphs",
+        "population",
+        "history",
+        "memory",
+        "replay",
+        "samplers",
+    },  # settings, device state
     {
         "atari",
         "dmc",
@@ -38,6 +48,12 @@ FLOORS: list[set[str]] = [
         "health",
         "run",
         "custom",
+        "datasets",
+        "dataset_files",
+        "dataset_checks",
+        "scores",
+        "offline_data",
+        "policies",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
     {
@@ -49,7 +65,10 @@ FLOORS: list[set[str]] = [
         "report",
         "sweep",
         "watch",
+        "collect",
+        "corruption",
         "cli",
+        "cli_dataset",
         "__main__",
     },  # whole runs, the command line
 ]

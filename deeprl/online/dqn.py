@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
-from deeprl.config import PerAgent, RunConfig, per_agent
+from deeprl.config import OnlineConfig, PerAgent, per_agent
 from deeprl.custom import make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
@@ -59,7 +59,7 @@ from deeprl.tree import write_into
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(OnlineConfig):
     """DQN. Defaults: those of CleanRL's dqn.py for classic control; see benchmarks/sweeps/ for images."""
 
     env: str = "CartPole-v1"

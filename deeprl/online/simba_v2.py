@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
-from deeprl.config import PerAgent, PerAgentOrAuto, RunConfig, per_agent
+from deeprl.config import OnlineConfig, PerAgent, PerAgentOrAuto, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
@@ -56,7 +56,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(OnlineConfig):
     """SimbaV2. Defaults: configs/agent/simbaV2.yaml of the authors, for Gymnasium's MuJoCo tasks."""
 
     # --- schedule ---

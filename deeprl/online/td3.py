@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from deeprl import nets, rng
-from deeprl.config import PerAgent, RunConfig, per_agent
+from deeprl.config import OnlineConfig, PerAgent, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
@@ -54,7 +54,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(OnlineConfig):
     """TD3. Defaults: sfujim/TD3 main.py."""
 
     # --- schedule ---
