@@ -28,6 +28,12 @@ ALGORITHMS = {
         "Mnih et al. 2015, Nature 518",
         "discrete actions, vectors or images",
     ),
+    "iql": Algorithm(
+        "deeprl.offline.iql",
+        "Implicit Q-learning, offline",
+        "Kostrikov et al. 2022, arXiv 2110.06169",
+        "a dataset with continuous actions and vector observations",
+    ),
     "sac": Algorithm(
         "deeprl.online.sac",
         "Soft Actor-Critic, learned temperature",

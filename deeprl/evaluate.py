@@ -50,7 +50,7 @@ class Evaluator:
 
     The start of episode e of the agent with seed s in evaluation number `counter` depends on (s, e, counter) alone.
     Environments are made at the first call and kept; keep=False makes new ones for every call, so that wrappers with
-    a memory cannot carry it from one evaluation to the next.
+    a memory cannot carry it from one evaluation to the next. Those with a `state_dict` may have one too.
     """
 
     def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int, keep: bool = True):
@@ -72,7 +72,7 @@ class Evaluator:
                 episodes += ended
                 if progress is not None:
                     progress(len(episodes))
-        if not self._keep:
+        if not self._keep or hasattr(self._envs[0][0].unwrapped, "state_dict"):
             self.close()
         return sorted(episodes)
 

@@ -98,18 +98,16 @@ class Run:
         """The environments that the agents act in; they are evaluated in others like them."""
         config: Any = self.config  # that of an online algorithm
         make = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
-        probe = make()  # a clear error before S x N environments are made
-        own_state = hasattr(probe.unwrapped, "state_dict")
-        probe.close()
+        make().close()  # a clear error before S x N environments are made
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
-        # One that may remember earlier episodes would be another after a resume.
-        self.evaluate_in(make, keep=not config.wrappers and not own_state and envs.restorable != "no")
+        self.evaluate_in(make, keep=envs.restorable != "no")
         self._width = envs.width
         return envs
 
-    def evaluate_in(self, make: MakeEnv, keep: bool) -> None:
+    def evaluate_in(self, make: MakeEnv, keep: bool = True) -> None:
         """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
+        keep = keep and not self.config.wrappers  # one that may remember would be another after a resume
         self._evaluator = Evaluator(make, self.config.seeds, self.config.eval_episodes, keep=keep)
         self._closing.callback(self._evaluator.close)
 

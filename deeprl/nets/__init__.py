@@ -3,8 +3,15 @@
 from deeprl.nets import categorical
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
 from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear
-from deeprl.nets.heads import TanhActor, TanhGaussianActor, bound_log_std, tanh_normal_log_prob
-from deeprl.nets.init import init_params
+from deeprl.nets.heads import (
+    GaussianActor,
+    TanhActor,
+    TanhGaussianActor,
+    bound_log_std,
+    normal_log_prob,
+    tanh_normal_log_prob,
+)
+from deeprl.nets.init import Start, init_params, start_layers
 from deeprl.nets.mlp import MLP
 from deeprl.nets.norm import (
     HyperLinear,
@@ -33,6 +40,7 @@ __all__ = [
     "MLP",
     "CriticEnsemble",
     "EnsembleLinear",
+    "GaussianActor",
     "HyperLinear",
     "Lerp",
     "MinAtarCNN",
@@ -54,6 +62,7 @@ __all__ = [
     "SimbaV2Embedding",
     "SimbaV2Encoder",
     "SimbaV2Head",
+    "Start",
     "TanhActor",
     "TanhGaussianActor",
     "bound_log_std",
@@ -61,7 +70,9 @@ __all__ = [
     "hyper_weights",
     "init_params",
     "l2_normalize",
+    "normal_log_prob",
     "project_",
     "projected",
+    "start_layers",
     "tanh_normal_log_prob",
 ]

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl.nets.init import Start, start_layers
+
 
 class EnsembleLinear(nn.Module):
     """E independent linear layers. weight: [E, in, out], bias: [E, out].
@@ -37,11 +39,24 @@ class EnsembleLinear(nn.Module):
 class CriticEnsemble(nn.Module):
     """E state-action values Q_i(s, a), each an MLP with ReLU on the concatenated observation and action."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256), size: int = 2):
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        size: int = 2,
+        start: Start = "torch",
+    ):
         super().__init__()
         dims = [obs_dim + action_dim, *hidden, 1]
         self.size = size
         self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in itertools.pairwise(dims))
+        self.start = start
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """What `start` adds to the layers' own."""
+        start_layers(self.layers, self.start)
 
     def forward(
         self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"], first: int | None = None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl.nets.init import Start
 from deeprl.nets.mlp import MLP
 
 LogStd = Literal["clamp", "tanh"]
@@ -53,6 +54,49 @@ class TanhGaussianActor(nn.Module):
         """Mean and log standard deviation before the tanh. The deterministic action is tanh(mean)."""
         mean, raw = self.trunk(obs).chunk(2, dim=-1)
         return mean, bound_log_std(raw, self.log_std, *self.log_std_range)
+
+
+class GaussianActor(nn.Module):
+    """A Gaussian policy whose mean, not its sample, is squashed into (-1, 1); one free log sigma per action.
+
+    No correction for the tanh belongs in its density (IQL, ikostrikov/implicit_q_learning, policy.py).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        log_std_range: tuple[float, float] = (-5.0, 2.0),
+        start: Start = "orthogonal",
+    ):
+        super().__init__()
+        self.trunk = MLP(obs_dim, hidden, action_dim, start=start)
+        self.raw_log_std = nn.Parameter(torch.zeros(action_dim))
+        self.log_std_range = log_std_range
+
+    def reset_parameters(self) -> None:
+        """Standard deviations of 1."""
+        nn.init.zeros_(self.raw_log_std)
+
+    def forward(
+        self, obs: Float[Tensor, "*B O"], kept: Sequence[Float[Tensor, "*B H"]] = ()
+    ) -> tuple[Float[Tensor, "*B A"], Float[Tensor, " A"]]:
+        """Mean and log standard deviation. kept: for dropout, factors of the units of each hidden layer."""
+        factors = iter(kept)
+        for layer in self.trunk:
+            obs = layer(obs)
+            if kept and not isinstance(layer, nn.Linear):
+                obs = obs * next(factors)
+        return torch.tanh(obs), self.raw_log_std.clamp(*self.log_std_range)
+
+
+def normal_log_prob(
+    value: Float[Tensor, "*B A"], mean: Float[Tensor, "*B A"], log_std: Float[Tensor, " A"]
+) -> Float[Tensor, "*B"]:
+    """log N(value; mean, exp(log_std)), summed over the A entries of an action."""
+    noise = (value - mean) * torch.exp(-log_std)
+    return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 class TanhActor(nn.Module):

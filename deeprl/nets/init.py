@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import nn
 
 from deeprl.spec import Params
+
+Start = Literal["torch", "orthogonal", "small-head"]
+
+
+@torch.no_grad()
+def start_layers(layers: Iterable[nn.Module], start: Start) -> None:
+    """Set the weights and biases of linear layers, in their order, single ones or those of an ensemble [E, in, out].
+
+    `torch`: as they are. `orthogonal`: gain sqrt(2), heads included, biases 0 (IQL, ikostrikov/implicit_q_learning).
+    `small-head`: biases of hidden layers 0.1, all of the last one from U(-0.003, 0.003) (EDAC, snu-mllab/EDAC).
+    """
+    chosen = list(layers)
+    for number, layer in enumerate(chosen):
+        weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+        if start == "orthogonal":
+            for matrix in weight if weight.dim() == 3 else (weight,):
+                nn.init.orthogonal_(matrix, math.sqrt(2.0))
+            bias.zero_()
+        elif start == "small-head" and number == len(chosen) - 1:
+            weight.uniform_(-3e-3, 3e-3)
+            bias.uniform_(-3e-3, 3e-3)
+        elif start == "small-head":
+            bias.fill_(0.1)
 
 
 def init_params(module: nn.Module, seed: int) -> Params:

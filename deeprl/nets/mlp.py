@@ -7,19 +7,34 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl.nets.init import Start, start_layers
+
 
 class MLP(nn.Sequential):
     """Linear layers with an activation after each hidden one: `in_dim -> hidden[0] -> ... -> out_dim`.
 
-    Initialised as `torch.nn.Linear` is: weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    Initialised as `torch.nn.Linear` is, weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or as `start` says.
     """
 
-    def __init__(self, in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[], nn.Module] = nn.ReLU):
+    def __init__(
+        self,
+        in_dim: int,
+        hidden: Sequence[int],
+        out_dim: int,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        start: Start = "torch",
+    ):
         dims = [in_dim, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(dims, hidden, strict=False):
             layers += [nn.Linear(fan_in, fan_out), activation()]
         super().__init__(*layers, nn.Linear(dims[-1], out_dim))
+        self.start = start
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """What `start` adds to the layers' own."""
+        start_layers((layer for layer in self if isinstance(layer, nn.Linear)), self.start)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B J"]:
         return super().forward(x)

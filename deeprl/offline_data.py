@@ -1,0 +1,171 @@
+"""What offline algorithms share: settings, and the datasets of a population on its device.
+
+Each dataset is held once, however many agents learn from it; the rows of all of them lie one after the other, and every
+agent draws its own from its part of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from deeprl.config import PerAgentText, RunConfig, per_agent
+from deeprl.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.errors import DeeprlError
+from deeprl.make_env import EnvFactory
+from deeprl.progress import show
+from deeprl.replay import Stored
+from deeprl.run import Run
+from deeprl.spec import EnvSpec
+
+Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "standardize"]
+
+
+@dataclass(frozen=True)
+class OfflineConfig(RunConfig):
+    """One run of agents that learn from datasets and act only to be evaluated."""
+
+    dataset: PerAgentText = per_agent("")
+    """File (.hdf5, .h5, .npz) or Minari id: one for all agents, or one for each entry of `seeds`."""
+    env: str = ""
+    """Where the agents are evaluated; default: what the dataset names."""
+    clip_actions: bool = False
+    """Clip actions beyond the environment's bounds; otherwise a dataset that has some is refused."""
+    batch_size: int = 256
+    normalize_obs: bool = False
+    """Centre and scale observations by the dataset's mean and standard deviation + 0.001 (TD3+BC, Sec. 5)."""
+    rewards: Rewards = "as-is"
+    """`return-range`: times 1000 / (best - worst return of an episode), IQL on locomotion; `minus-one`: r - 1, IQL on
+    AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `standardize`: centred and scaled to deviation 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "" in self.datasets():
+            raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
+        self.require_positive("batch_size")
+
+    def datasets(self) -> list[str]:
+        """The datasets of this population, each named once."""
+        named = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
+        return list(dict.fromkeys(named))
+
+    @property
+    def task(self) -> str:
+        names = [dataset_name(source) for source in self.datasets()]
+        return names[0] if len(names) == 1 else f"{len(names)} datasets"
+
+    def shared_bytes(self) -> int:
+        return sum(peek(source).bytes for source in self.datasets())
+
+
+class Facts(NamedTuple):
+    """Numbers of a dataset that its agents keep: how they see its observations and rewards.
+
+    obs -> (obs - obs_mean) / obs_std, all [O]; reward -> reward_scale * reward + reward_shift, 0-d.
+    """
+
+    obs_mean: Float[Tensor, " O"]
+    obs_std: Float[Tensor, " O"]
+    reward_scale: Float[Tensor, ""]
+    reward_shift: Float[Tensor, ""]
+
+    def see(self, obs: Float[Tensor, "*B O"]) -> Float[Tensor, "*B O"]:
+        """Observations as the networks see them."""
+        return (obs - self.obs_mean) / self.obs_std
+
+    def value(self, reward: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Rewards as the critics learn them."""
+        return self.reward_scale * reward + self.reward_shift
+
+
+def no_facts(spec: EnvSpec) -> Facts:
+    """Observations and rewards as they are."""
+    zeros, ones = torch.zeros(spec.obs_shape), torch.ones(spec.obs_shape)
+    return Facts(zeros, ones, torch.ones(()), torch.zeros(()))
+
+
+def facts_of(dataset: Dataset, normalize_obs: bool, rewards: Rewards) -> Facts:
+    """The facts of one dataset. Raises DeeprlError for rewards or returns that are all equal and cannot be scaled."""
+    facts = no_facts(dataset.spec)
+    if normalize_obs:
+        std, mean = torch.std_mean(dataset.data.obs, 0, correction=0)
+        facts = facts._replace(obs_mean=mean, obs_std=std + 1e-3)
+    scale, shift = reward_recipe(dataset, rewards)
+    return facts._replace(reward_scale=torch.tensor(scale), reward_shift=torch.tensor(shift))
+
+
+def reward_recipe(dataset: Dataset, rewards: Rewards) -> tuple[float, float]:
+    """Scale and shift of a dataset's rewards; the sources are in `OfflineConfig.rewards`."""
+    if rewards == "minus-one":
+        return 1.0, -1.0
+    if rewards == "cql-antmaze":
+        return 4.0, -2.0
+    if rewards == "return-range":
+        spread, unit = float(dataset.returns.max() - dataset.returns.min()), 1000.0
+    elif rewards == "standardize":
+        spread, unit = float(dataset.data.reward.to(torch.float64).std(correction=0)), 1.0
+    else:
+        return 1.0, 0.0
+    if spread == 0.0:
+        raise DeeprlError(f"{dataset.name}: rewards {rewards} needs some that differ, and these are all equal")
+    scale = unit / spread
+    shift = -scale * float(dataset.data.reward.to(torch.float64).mean()) if rewards == "standardize" else 0.0
+    return scale, shift
+
+
+class OfflineData:
+    """The datasets of a population on its device.
+
+    arrays: the rows of all of them, one dataset after the other. Agent i learns from the size[i] rows from first[i] on
+    (both [S] int64). facts: those of each agent's dataset. spec: what they are recorded in.
+    """
+
+    def __init__(self, datasets: Mapping[str, Dataset], config: OfflineConfig, device: str):
+        joined = list(datasets.values())
+        self.spec = joined[0].spec
+        starts = [sum(len(d) for d in joined[:i]) for i in range(len(joined))]
+        number = {source: i for i, source in enumerate(datasets)}
+        mine = [number[config.member(i).datasets()[0]] for i in range(len(config.seeds))]
+        self.first: Int[Tensor, " S"] = torch.tensor([starts[i] for i in mine], device=device)
+        self.size: Int[Tensor, " S"] = torch.tensor([len(joined[i]) for i in mine], device=device)
+        facts = [facts_of(d, config.normalize_obs, config.rewards) for d in joined]
+        self.facts = [facts[i] for i in mine]
+        self._digests = {source: d.digest() for source, d in datasets.items()}
+        columns = zip(*(d.data for d in joined), strict=True)
+        self.arrays = Stored(*((c[0] if len(c) == 1 else torch.cat(c)).to(device) for c in columns))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which data these are, not the data."""
+        return {"digests": dict(self._digests)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Raise DeeprlError unless the datasets are those of `saved`."""
+        for source, digest in self._digests.items():
+            if saved["digests"].get(source) != digest:
+                raise DeeprlError(f"{source} is not what it was when this run began; choose another --out")
+
+
+def open_data(run: Run) -> OfflineData:
+    """Read the datasets of a run and set it up for evaluations.
+
+    Where no environment can be made for a dataset, and none was asked for, says so; the run is never evaluated then.
+    Raises DeeprlError for what is wrong with a dataset, and for datasets that are not of one kind.
+    """
+    config: Any = run.config  # an `OfflineConfig`
+    rows = 1 if run.execution.device == "meta" else None  # a rehearsal needs shapes alone
+    datasets = {s: load_dataset(s, config.env, config.env_kwargs, config.clip_actions, rows) for s in config.datasets()}
+    first = next(iter(datasets.values()))
+    for source, dataset in datasets.items():
+        if (dataset.spec, dataset.env, dataset.env_kwargs) != (first.spec, first.env, first.env_kwargs):
+            where = dataset.env or "an unknown environment"
+            raise DeeprlError(f"dataset: {source} is of {where}, unlike {first.name}, which is of {first.env}")
+    if first.env and not first.env_problem:
+        run.evaluate_in(EnvFactory(first.env, first.env_kwargs, config.wrappers))
+    else:
+        show(f"no evaluations: {first.env_problem or f'{first.name} names no environment; give one with --env'}")
+    return OfflineData(datasets, config, run.execution.device)
