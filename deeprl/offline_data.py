@@ -47,8 +47,6 @@ class OfflineConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "" in self.datasets():
-            raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
         self.require_positive("batch_size")
 
     def datasets(self) -> list[str]:
@@ -169,6 +167,8 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
     Raises DeeprlError for what is wrong with a dataset, and for datasets that are not of one kind.
     """
     config: Any = run.config  # an `OfflineConfig`
+    if "" in config.datasets():
+        raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
     rows = 1 if run.execution.device == "meta" else None  # a rehearsal needs shapes alone
     datasets = {s: load_dataset(s, config.env, config.env_kwargs, config.clip_actions, rows) for s in config.datasets()}
     first = next(iter(datasets.values()))

@@ -60,7 +60,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        return f"{self.algorithm} {self.config.env} {self.config.label}".rstrip()
+        return f"{self.algorithm} {self.config.task} {self.config.label}".rstrip()
 
     def check(self) -> None:
         """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory.

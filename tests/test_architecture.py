@@ -61,6 +61,7 @@ FLOORS: list[set[str]] = [
         "assess",
         "recipes",
         "records",
+        "rows",
         "curves",
         "report",
         "sweep",
