@@ -1,0 +1,69 @@
+"""What tests of offline algorithms share: a small dataset, made here, and a population that learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deeprl import rng
+from deeprl.datasets import Dataset
+from deeprl.offline_data import facts_of
+from deeprl.replay import Stored
+from deeprl.spec import EnvSpec
+
+SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
+
+
+def made(rows: int = 200, length: int = 20, seed: int = 0) -> dict[str, np.ndarray]:
+    """D4RL's arrays of episodes of `length` steps: s' = 0.9 s + 0.1 (a, sum a), r = s_0 - |a|^2, every second one ends
+    by termination, the others by a time limit."""
+    generator = np.random.default_rng(seed)
+    obs, action = np.zeros((rows, 3), np.float32), generator.uniform(-1, 1, (rows, 2)).astype(np.float32)
+    next_obs = np.zeros_like(obs)
+    for t in range(rows):
+        obs[t] = generator.normal(size=3) if t % length == 0 else next_obs[t - 1]
+        next_obs[t] = 0.9 * obs[t] + 0.1 * np.array([*action[t], action[t].sum()])
+    last = np.arange(rows) % length == length - 1
+    odd = (np.arange(rows) // length) % 2 == 1
+    reward = (obs[:, 0] - np.square(action).sum(1)).astype(np.float32)
+    return {
+        "observations": obs,
+        "actions": action,
+        "rewards": reward,
+        "next_observations": next_obs,
+        "terminals": last & odd,
+        "timeouts": last & ~odd,
+    }
+
+
+def made_dataset(rows: int = 200, length: int = 20, seed: int = 0, name: str = "made") -> Dataset:
+    """The same as `load_dataset` would give it."""
+    a = made(rows, length, seed)
+    order = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    data = Stored(*(torch.from_numpy(a[key]) for key in order))
+    ends = torch.arange(length, rows + 1, length)
+    returns = torch.from_numpy(a["rewards"].astype(np.float64)).reshape(-1, length).sum(1)
+    return Dataset(name, data, ends, returns, SPEC)
+
+
+def write_made(path: Path, rows: int = 200, seed: int = 0, **other: Any) -> str:
+    """A file of these arrays; other: arrays in place of its own. Returns its path."""
+    np.savez(path, **(made(rows, seed=seed) | other))
+    return str(path)
+
+
+def agents_of(module: Any, config: Any, dataset: Dataset) -> list[Any]:
+    """The states of a population's agents, before any update."""
+    net = module.build_net(SPEC, config)
+    facts = facts_of(dataset, config.normalize_obs, config.rewards)
+    return [module.init(net, config.member(i), rng.key(s, "init"), facts) for i, s in enumerate(config.seeds)]
+
+
+def keys(number: int, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampling and update keys of a population's update, [S, 4] each."""
+    streams = rng.Streams(tuple(seeds))
+    return streams("sample", number), streams("update", number)
