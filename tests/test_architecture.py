@@ -51,6 +51,8 @@ FLOORS: list[set[str]] = [
         "datasets",
         "dataset_files",
         "dataset_checks",
+        "dataset_minari",
+        "dataset_rows",
         "scores",
         "offline_data",
         "policies",
