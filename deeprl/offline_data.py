@@ -6,6 +6,7 @@ agent draws its own from its part of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -92,6 +93,8 @@ def no_facts(spec: EnvSpec) -> Facts:
 def facts_of(dataset: Dataset, normalize_obs: Normalize, rewards: Rewards) -> Facts:
     """The facts of one dataset. Raises DeeprlError for rewards or returns that are all equal and cannot be scaled."""
     facts = no_facts(dataset.spec)
+    if len(dataset) == 0:  # an outline
+        return facts
     if normalize_obs != "off":
         columns = (dataset.data.obs, dataset.data.next_obs)[: 2 if normalize_obs == "both" else 1]
         mean, std = moments_of(columns)
@@ -160,6 +163,17 @@ class OfflineData:
                 raise DeeprlError(f"{source} is not what it was when this run began; choose another --out")
 
 
+def best_episodes(dataset: Dataset, share: float) -> Dataset:
+    """The share of the episodes with the highest returns, at least one, in the order in which they were recorded."""
+    count = max(1, int(share * len(dataset.ends)))
+    chosen = dataset.returns.argsort(descending=True, stable=True)[:count].sort().values
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), dataset.ends[:-1]])
+    rows = torch.cat([torch.arange(int(starts[i]), int(dataset.ends[i])) for i in chosen])
+    data = Stored(*(array[rows] for array in dataset.data))
+    ends = (dataset.ends - starts)[chosen].cumsum(0)
+    return dataclasses.replace(dataset, data=data, ends=ends, returns=dataset.returns[chosen])
+
+
 def open_data(run: Run, best: float = 1.0) -> OfflineData:
     """Read the datasets of a run and set it up for evaluations. best: the share of episodes to keep, by their returns.
 
@@ -169,8 +183,8 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
     config: Any = run.config  # an `OfflineConfig`
     if "" in config.datasets():
         raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
-    rows = 1 if run.execution.device == "meta" else None  # a rehearsal needs shapes alone
-    datasets = {s: load_dataset(s, config.env, config.env_kwargs, config.clip_actions, rows) for s in config.datasets()}
+    kwargs, outline = config.env_kwargs or None, run.execution.device == "meta"
+    datasets = {s: load_dataset(s, config.env, kwargs, config.clip_actions, outline) for s in config.datasets()}
     first = next(iter(datasets.values()))
     for source, dataset in datasets.items():
         if (dataset.spec, dataset.env, dataset.env_kwargs) != (first.spec, first.env, first.env_kwargs):
@@ -180,6 +194,6 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
         run.evaluate_in(EnvFactory(first.env, first.env_kwargs, config.wrappers))
     else:
         show(f"no evaluations: {first.env_problem or f'{first.name} names no environment; give one with --env'}")
-    if best < 1.0:
-        datasets = {source: dataset.best(best) for source, dataset in datasets.items()}
+    if best < 1.0 and not outline:
+        datasets = {source: best_episodes(dataset, best) for source, dataset in datasets.items()}
     return OfflineData(datasets, config, run.execution.device)
