@@ -1,4 +1,7 @@
-"""What tests of offline algorithms share: a small dataset, made here, and a population that learns from it."""
+"""What tests of offline algorithms share: a small dataset, its environment, a population that learns from it.
+
+The environment is registered at import: `offline_helpers:MadeLinear-v0`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -18,6 +22,33 @@ from deeprl.spec import EnvSpec
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 
 
+class Linear(gym.Env):
+    """What the arrays of `made` come from: s' = 0.9 s + 0.1 (a, sum a), r = s_0 - |a|^2."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    state = np.zeros(3, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.state = self.np_random.normal(size=3).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.state[0] - np.square(action).sum())
+        self.state = step(self.state, action)
+        return self.state, reward, False, False, {}
+
+
+if "MadeLinear-v0" not in gym.registry:
+    gym.register("MadeLinear-v0", Linear, max_episode_steps=20)
+
+
+def step(obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """The successor of an observation."""
+    return (0.9 * obs + 0.1 * np.array([*action, action.sum()])).astype(np.float32)
+
+
 def made(rows: int = 200, length: int = 20, seed: int = 0) -> dict[str, np.ndarray]:
     """D4RL's arrays of episodes of `length` steps: s' = 0.9 s + 0.1 (a, sum a), r = s_0 - |a|^2, every second one ends
     by termination, the others by a time limit."""
@@ -26,7 +57,7 @@ def made(rows: int = 200, length: int = 20, seed: int = 0) -> dict[str, np.ndarr
     next_obs = np.zeros_like(obs)
     for t in range(rows):
         obs[t] = generator.normal(size=3) if t % length == 0 else next_obs[t - 1]
-        next_obs[t] = 0.9 * obs[t] + 0.1 * np.array([*action[t], action[t].sum()])
+        next_obs[t] = step(obs[t], action[t])
     last = np.arange(rows) % length == length - 1
     odd = (np.arange(rows) // length) % 2 == 1
     reward = (obs[:, 0] - np.square(action).sum(1)).astype(np.float32)
