@@ -12,12 +12,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from helpers import assert_equal
 
 from deeprl import rng
 from deeprl.datasets import Dataset
 from deeprl.offline_data import facts_of
+from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import Stored
 from deeprl.spec import EnvSpec
+from deeprl.tree import flatten
 
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 
@@ -94,7 +97,48 @@ def agents_of(module: Any, config: Any, dataset: Dataset) -> list[Any]:
     return [module.init(net, config.member(i), rng.key(s, "init"), facts) for i, s in enumerate(config.seeds)]
 
 
+def learned(module: Any, config: Any, execution: Execution, updates: int = 3, dataset: Dataset | None = None) -> Any:
+    """The state of a population after some updates; a policy that is delayed is updated in each second one."""
+    dataset = dataset or made_dataset()
+    agents = new_agents(agents_of(module, config, dataset))
+    net, delayed = module.build_net(SPEC, config), hasattr(config, "policy_delay")
+    learners = [module.learner(net, config, *((policy,) if delayed else ())) for policy in (False, True)]
+    run = [over_agents(freezing(f), execution, shared=(1,), donate=True) for f in learners[: 2 if delayed else 1]]
+    first, size = (torch.full((len(config.seeds),), n) for n in (0, len(dataset)))
+    for i in range(updates):
+        run[i % len(run)](agents, dataset.data, first, size, *keys(i, config.seeds))
+    assert agents.frozen_at.tolist() == [-1] * len(config.seeds)
+    return agents.state
+
+
+def assert_population_equals_single(module: Any, config: Any) -> None:
+    """Bit-equal member by member in the `loop` backend; to rounding in `vmap`."""
+    looped, vmapped = (learned(module, config, Execution(backend)) for backend in ("loop", "vmap"))
+    for i in range(len(config.seeds)):
+        assert_equal(member(looped, i), member(learned(module, config.member(i), Execution("loop")), 0))
+    assert_close_states(vmapped, looped)
+
+
+def assert_compiled_equals_eager(module: Any, config: Any) -> None:
+    """To rounding, in the `vmap` backend."""
+    assert_close_states(*(learned(module, config, Execution("vmap", compile=c)) for c in (True, False)))
+
+
+def assert_close_states(a: Any, b: Any) -> None:
+    """Parameters of two states are equal to rounding."""
+    for name, ours in flatten(a).items():
+        if "moments" not in name and "hparams" not in name:
+            torch.testing.assert_close(ours, flatten(b)[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def keys(number: int, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampling and update keys of a population's update, [S, 4] each."""
     streams = rng.Streams(tuple(seeds))
     return streams("sample", number), streams("update", number)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step of an optimizer of torch."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

@@ -9,13 +9,12 @@ import math
 import pytest
 import torch
 from helpers import BATCH, CRITIC, ONE, assert_equal, batch_of, cast
-from offline_helpers import SPEC, agents_of, keys, made_dataset
-from torch import Tensor, nn
+from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend
+from torch import nn
 
 from deeprl import rng
 from deeprl.errors import DeeprlError
 from deeprl.offline import iql
-from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.spec import Batch, EnvSpec
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
@@ -90,25 +89,19 @@ def reference_step(
     action = batch.action.clamp(-1 + 1e-5, 1 - 1e-5)
     q = modules["target"](obs, action).min(0).values.detach()
     u = q - modules["value"](obs).squeeze(1)
-    step(optimizers["value"], (torch.abs(config.expectile - (u < 0).to(u.dtype)) * u**2).mean())
+    descend(optimizers["value"], (torch.abs(config.expectile - (u < 0).to(u.dtype)) * u**2).mean())
     advantage = (q - modules["value"](obs).squeeze(1)).detach()
     weight = torch.exp(config.temperature * advantage).clamp(max=100.0)
     mean, log_std = modules["actor"](obs)
     density = torch.distributions.Normal(mean, log_std.exp())
     for group in optimizers["actor"].param_groups:
         group["lr"] = 3e-4 * 0.5 * (1 + math.cos(math.pi * t / config.steps))
-    step(optimizers["actor"], -(weight * density.log_prob(action).sum(-1)).mean())
+    descend(optimizers["actor"], -(weight * density.log_prob(action).sum(-1)).mean())
     y = reward + batch.discount * modules["value"](batch.next_obs).squeeze(1).detach()
-    step(optimizers["critic"], ((modules["critic"](obs, action) - y) ** 2).mean(1).sum())
+    descend(optimizers["critic"], ((modules["critic"](obs, action) - y) ** 2).mean(1).sum())
     with torch.no_grad():
         for old, new in zip(modules["target"].parameters(), modules["critic"].parameters(), strict=True):
             old.copy_(0.995 * old + 0.005 * new)
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def test_updates_equal_an_independent_implementation() -> None:
@@ -133,16 +126,6 @@ def test_updates_equal_an_independent_implementation() -> None:
 # --- a population ---
 
 
-def learned(config: iql.Config, execution: Execution, updates: int = 3) -> iql.State:
-    dataset = made_dataset()
-    agents = new_agents(agents_of(iql, config, dataset))
-    run = over_agents(freezing(iql.learner(iql.build_net(SPEC, config), config)), execution, shared=(1,), donate=True)
-    first, size = (torch.full((len(config.seeds),), n) for n in (0, len(dataset)))
-    for i in range(updates):
-        run(agents, dataset.data, first, size, *keys(i, config.seeds))
-    return agents.state
-
-
 CONFIG = iql.Config(
     seeds=(0, 1, 1), expectile=(0.6, 0.7, 0.9), temperature=(1.0, 3.0, 3.0), actor_lr=(1e-3, 1e-4, 1e-4), **TINY
 )
@@ -150,22 +133,12 @@ CONFIG = iql.Config(
 
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.1}, {"actor": "deterministic", "normalize_obs": "obs"}])
 def test_population_equals_single(settings: dict) -> None:
-    config = dataclasses.replace(CONFIG, **settings)
-    looped = learned(config, Execution("loop"))
-    vmapped = learned(config, Execution("vmap"))
-    for i in range(3):
-        assert_equal(member(looped, i), member(learned(config.member(i), Execution("loop")), 0))
-    for name in ("actor", "critic", "value", "target_critic"):
-        for key, value in getattr(looped, name).items():
-            torch.testing.assert_close(getattr(vmapped, name)[key], value, rtol=1e-4, atol=1e-6)
+    assert_population_equals_single(iql, dataclasses.replace(CONFIG, **settings))
 
 
 @pytest.mark.compiled
 def test_compiled_equals_eager() -> None:
-    eager, compiled = (learned(CONFIG, Execution("vmap", compile=c)) for c in (False, True))
-    for name in ("actor", "critic", "value"):
-        for key, value in getattr(eager, name).items():
-            torch.testing.assert_close(getattr(compiled, name)[key], value, rtol=1e-4, atol=1e-5)
+    assert_compiled_equals_eager(iql, CONFIG)
 
 
 def test_dropout_keeps_the_mean_of_a_layer() -> None:
