@@ -51,6 +51,7 @@ FLOORS: list[set[str]] = [
         "datasets",
         "dataset_files",
         "dataset_checks",
+        "dataset_info",
         "dataset_minari",
         "dataset_rows",
         "scores",
