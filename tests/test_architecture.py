@@ -56,6 +56,8 @@ FLOORS: list[set[str]] = [
         "scores",
         "offline_data",
         "policies",
+        "dataset_writers",
+        "recorder",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
     {
@@ -69,6 +71,7 @@ FLOORS: list[set[str]] = [
         "sweep",
         "watch",
         "collect",
+        "candidates",
         "corruption",
         "cli",
         "cli_dataset",
