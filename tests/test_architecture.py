@@ -57,6 +57,8 @@ FLOORS: list[set[str]] = [
         "scores",
         "offline_data",
         "policies",
+        "dataset_writers",
+        "recorder",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
     {
@@ -70,6 +72,7 @@ FLOORS: list[set[str]] = [
         "sweep",
         "watch",
         "collect",
+        "candidates",
         "corruption",
         "cli",
         "cli_dataset",
