@@ -52,13 +52,16 @@ def is_file(target: str) -> bool:
     return Path(target).suffix in _SUFFIXES
 
 
+def exists(target: str) -> bool:
+    """Whether there is such a dataset. Raises DeeprlError where the name is neither a file nor an id."""
+    return Path(target).exists() if is_file(target) else _minari_path(target).exists()
+
+
 def check_target(target: str) -> None:
-    """Raise DeeprlError where a dataset cannot be made: it exists, or is neither a file nor an id."""
-    if is_file(target):
-        if Path(target).exists():
-            raise DeeprlError(f"{target}: exists; remove it first, or write to another file")
-    elif _minari_path(target).exists():
-        raise DeeprlError(f"{target}: there is a Minari dataset of this id; remove it first (`minari delete {target}`)")
+    """Raise DeeprlError where a dataset cannot be made: it exists, or its name is neither a file nor an id."""
+    if exists(target):
+        hint = "" if is_file(target) else f" (`minari delete {target}`)"
+        raise DeeprlError(f"{target}: exists; remove it first{hint}, or choose another name")
 
 
 def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
