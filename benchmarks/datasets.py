@@ -88,11 +88,12 @@ def request(options: Options, name: str, kind: str) -> Request:
 
 
 def row(asked: Request, made: Summary, theirs: tuple[int, int]) -> dict[str, Any]:
+    command = f"python benchmarks/datasets.py --policies DIR --steps {asked.steps} --seed {asked.seed}"
     values = dataclasses.asdict(made) | {"sources": " ".join(made.sources), "target": Path(made.target).name}
     values |= {key: round(value, 2) for key, value in values.items() if isinstance(value, float)}
     values |= {"env": asked.env, "kind": asked.kind, "seed": asked.seed, "commit": provenance.commit()}
     values |= {"d4rl_transitions": theirs[0], "d4rl_episodes": theirs[1]}
-    return values | {"versions": json.dumps(provenance.versions()), "command": provenance.command()}
+    return values | {"versions": json.dumps(provenance.versions()), "command": command}
 
 
 def append(path: Path, values: dict[str, Any]) -> None:
