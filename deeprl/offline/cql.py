@@ -364,13 +364,13 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1, 2), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
+        rows = (data.first, data.size, first_return)
         metrics: Metrics = {}
 
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
-                rows = (data.first, data.size, first_return)
                 metrics, _ = learn(agents, data.arrays, returns, rows, sample_key, update_key)
             run.log(metrics)
             run.evaluate(greedy)
