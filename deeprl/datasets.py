@@ -123,7 +123,8 @@ def load_dataset(source: str, env: str = "", env_kwargs: dict[str, Any] | None =
         spec, limit, problem = _spec(recording, dataset_name(source), bool(env))
         notes: list[str] = []
         terminal, last = episode_ends(recording, limit, notes)
-        data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
+        with np.errstate(over="ignore"):  # numbers too large for float32 are reported by file, key and row
+            data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
             recording.about, tuple(notes),
