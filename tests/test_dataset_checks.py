@@ -375,7 +375,7 @@ def test_bad_minari_metadata_are_refused(
 def test_minari_observations_of_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     parts: list[dict[str, Any]] = [part | {"observations": {"at": part["observations"]}} for part in episodes()]
-    write_minari(tmp_path, parts=parts, observation_space=spaces.Dict({"at": spaces.Box(-4, 4, (2,))}))
+    write_minari(tmp_path, parts=parts, observes=spaces.Dict({"at": spaces.Box(-4, 4, (2,))}))
     refused("toy/plane-v0", "observation_space: Dict", "observations of several parts are not read")
 
 
