@@ -105,7 +105,7 @@ def load_dataset(source: str, env: str = "", env_kwargs: dict[str, Any] | None =
     """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or a local Minari dataset.
 
     A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
-    `door-human-v1.hdf5`) are taken to be of Gymnasium's `Hopper-v4`, of `gymnasium_robotics:AdroitHandDoor-v1` and so on.
+    `door-human-v1.hdf5`) are taken to be of `Hopper-v4`, of `gymnasium_robotics:AdroitHandDoor-v1` and so on.
     env: the environment, where the dataset does not name it or another is wanted; it must be installed. clip: actions
     beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else the
     environment's, else [-1, 1].
