@@ -49,7 +49,9 @@ def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> t
 def _timeouts(recording: Recording, terminal: np.ndarray, limit: int | None) -> np.ndarray:
     """Ends by the time limit, counted from the end before."""
     if limit is None:
-        hint = f"; {recording.env} has none" if recording.env else "; name the environment (--env)"
+        hint = (
+            f"; {recording.env} has none, or cannot be made here" if recording.env else "; name the environment (--env)"
+        )
         raise DeeprlError(
             f"{recording.file}: timeouts: missing, from row 0 on, and the episodes' time limit is not known{hint}"
         )

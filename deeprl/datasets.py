@@ -107,7 +107,7 @@ def load_dataset(
     """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or a local Minari dataset.
 
     A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
-    `door-human-v1.hdf5`) are taken to be of Gymnasium's `Hopper-v4`, `AdroitHandDoor-v1` and so on.
+    `door-human-v1.hdf5`) are taken to be of `Hopper-v4`, of `gymnasium_robotics:AdroitHandDoor-v1` and so on.
     env: the environment, where the dataset does not name it or another is wanted; it must be installed. clip: actions
     beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else the
     environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.

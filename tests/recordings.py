@@ -104,8 +104,8 @@ def write_minari(
     root: Path,
     name: str = "toy/plane-v0",
     parts: Sequence[dict[str, Any]] | None = None,
-    action_space: spaces.Space | None = None,
-    observation_space: spaces.Space | None = None,
+    acts: spaces.Space = Toy.action_space,
+    observes: spaces.Space = Toy.observation_space,
     **metadata: Any,
 ) -> Path:
     """A Minari dataset below `root`, by Minari itself; metadata is added to its own. Returns its directory."""
@@ -113,10 +113,7 @@ def write_minari(
     from minari.data_collector import EpisodeBuffer
 
     buffers = [EpisodeBuffer(id=None, **part) for part in (episodes() if parts is None else parts)]
-    minari.create_dataset_from_buffers(
-        name, buffers, action_space=action_space or Toy.action_space,
-        observation_space=observation_space or Toy.observation_space,
-    )  # fmt: skip
+    minari.create_dataset_from_buffers(name, buffers, action_space=acts, observation_space=observes)
     path = root / name / "data" / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | metadata))
     return root / name
