@@ -64,6 +64,8 @@ def _warning(
 
 
 def _parser() -> argparse.ArgumentParser:
+    from deeprl.cli_dataset import add_commands
+
     parser = argparse.ArgumentParser(
         prog="deeprl",
         description="Deep-RL algorithms that train populations of agents in one process.",
@@ -99,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
     report.add_argument("--published", metavar="FILE", help="draw the curves of this CSV file beside them")
     report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
+    add_commands(commands)
     command("list", _list, "list the algorithms, with their papers and what they need")
     return parser
 

@@ -1,18 +1,30 @@
 """Datasets of transitions that others recorded: Minari datasets, D4RL's HDF5 files, `.npz` files of the same layout.
 
 A dataset is read once, checked, and held as plain arrays (`Stored`), actions in [-1, 1] as everywhere in the library.
+It is read in pieces straight into these arrays: no second copy of it is ever made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from deeprl import dataset_checks as checks
+from deeprl.dataset_files import SUFFIXES, Recording, open_file
+from deeprl.dataset_minari import minari_sizes, open_minari
+from deeprl.dataset_rows import episode_ends, read_rows
+from deeprl.errors import DeeprlError
+from deeprl.make_env import make_env
 from deeprl.replay import Stored
+from deeprl.scores import score_range
+from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec
 
 
@@ -34,12 +46,15 @@ class Dataset:
     """N transitions, one episode after the other, and what is known of where they come from.
 
     data: obs [N, O], action [N, A] in [-1, 1], reward [N], next_obs [N, O] float32; terminated, truncated [N] bool.
+    Exactly one of these is set in the last row of each episode, and none in any other row: `truncated` also where the
+    recording stops without an end, and where the row of a time limit was left out. A terminated row's next_obs, which
+    is never used, is obs itself if the file does not give it.
     ends [E] int64: the number of rows up to the end of each episode; the last one is N. A recording that stops without
     an end is an episode too.
     returns [E] float64: undiscounted, in the units of the environment, with the rewards of rows that were left out
     because their successor is not known.
     env: the environment that policies are evaluated in, "" if nothing names it; env_problem: why it cannot be made
-    here, "" if it can. about: what its file says of it, plain JSON values.
+    here, "" if it can. about: what its file says of it, plain JSON values. notes: what was odd when it was read.
     """
 
     name: str
@@ -51,31 +66,124 @@ class Dataset:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     env_problem: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.data.reward)
 
     def digest(self) -> str:
         """Eight hex digits that change with any number of the data."""
-        raise NotImplementedError
+        made = hashlib.blake2b(digest_size=4)
+        for array in (*self.data, self.ends, self.returns):
+            made.update(repr((tuple(array.shape), array.dtype)).encode())
+            made.update(array.cpu().contiguous().numpy().reshape(-1).view(np.uint8).data)
+        return made.hexdigest()
 
 
 def dataset_name(source: str) -> str:
-    """What a dataset is called in reports: the stem of a file, or a Minari id."""
-    return Path(source).stem if Path(source).suffix in (".npz", ".hdf5", ".h5") else source
+    """What a dataset is called in reports: the stem of a file, the last part of a directory, or a Minari id."""
+    path = Path(source).expanduser()
+    if path.suffix in SUFFIXES:
+        return path.stem
+    if not path.is_dir():
+        return source
+    path = path.resolve()
+    return path.parent.name if path.name == "data" else path.name
 
 
 def peek(source: str) -> Peek:
     """Sizes of a dataset, from its file's headers alone. Raises DeeprlError as `load_dataset` does."""
-    raise NotImplementedError
+    if not _is_file(source):
+        return Peek(*minari_sizes(source))
+    with open_file(source) as recording:
+        checks.check_headers(recording)
+        obs, action = (recording.columns[key].shape for key in ("observations", "actions"))
+        return Peek(obs[0], obs[1], action[1])
 
 
 def load_dataset(source: str, env: str = "", env_kwargs: dict[str, Any] | None = None, clip: bool = False) -> Dataset:
-    """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or the id of a local Minari dataset.
+    """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or a local Minari dataset.
 
-    env: the environment, where the dataset does not name it or another is wanted. clip: actions beyond the bounds are
-    clipped instead of refused.
+    A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
+    `door-human-v1.hdf5`) are taken to be of Gymnasium's `Hopper-v4`, `AdroitHandDoor-v1` and so on.
+    env: the environment, where the dataset does not name it or another is wanted; it must be installed. clip: actions
+    beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else the
+    environment's, else [-1, 1].
 
-    Raises DeeprlError that names file, key and row for what is wrong with it.
+    Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
+    did not terminate has none, and is left out. Without `timeouts` episodes end at the environment's time limit.
+
+    Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
+    observations or actions.
     """
-    raise NotImplementedError
+    with _opened(source) as opened:
+        checks.check_headers(opened)
+        chosen = replace(opened, env=env or opened.env, env_kwargs=env_kwargs or {}, env_problem="")
+        recording = chosen if env or env_kwargs is not None else opened
+        spec, limit, problem = _spec(recording, dataset_name(source), bool(env))
+        notes: list[str] = []
+        terminal, last = episode_ends(recording, limit, notes)
+        data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
+        return Dataset(
+            dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
+            recording.about, tuple(notes),
+        )  # fmt: skip
+
+
+def _is_file(source: str) -> bool:
+    path = Path(source).expanduser()
+    return not path.is_dir() and (path.suffix in SUFFIXES or path.is_file() or path.suffix[1:].isalpha())
+
+
+def _opened(source: str) -> AbstractContextManager[Recording]:
+    return open_file(source) if _is_file(source) else open_minari(source)
+
+
+# --- the environment ---
+
+
+def _spec(recording: Recording, name: str, required: bool) -> tuple[EnvSpec, int | None, str]:
+    """Shapes and bounds; the environment's time limit; why it cannot be made. Raises DeeprlError if it is another."""
+    obs_dim, action_dim = (recording.columns[key].shape[1] for key in ("observations", "actions"))
+    scores = recording.score_range or score_range(recording.env, name)
+    made, limit, problem = None, None, recording.env_problem
+    if recording.env and not problem:
+        try:
+            made, limit = _made(recording)
+        except DeeprlError as error:
+            if required:
+                raise
+            problem = str(error)
+    low = recording.low or (made.action_low if made else (-1.0,) * action_dim)
+    high = recording.high or (made.action_high if made else (1.0,) * action_dim)
+    if made:
+        _check_same(recording, made, (obs_dim, action_dim), (low, high))
+        return replace(made, score_range=scores), limit, problem
+    checks.check_bounds(recording.file, low, high, action_dim)
+    return EnvSpec((obs_dim,), action_dim, low, high, score_range=scores), limit, problem
+
+
+def _made(recording: Recording) -> tuple[EnvSpec, int | None]:
+    env = make_env(recording.env, recording.env_kwargs)
+    try:
+        return env_spec(env), env.spec.max_episode_steps if env.spec else None
+    finally:
+        env.close()
+
+
+def _check_same(
+    recording: Recording, made: EnvSpec, sizes: tuple[int, int], bounds: tuple[tuple[float, ...], tuple[float, ...]]
+) -> None:
+    theirs = "x".join(map(str, made.obs_shape)), f"{made.actions} discrete ones" if made.discrete else made.action_dim
+    for key, size, other in zip(("observations", "actions"), sizes, theirs, strict=True):
+        if str(size) != str(other):
+            raise DeeprlError(
+                f"{recording.file}: {key}: {size} numbers from row 0 on, but {recording.env} has {other}: a dataset of"
+                f" another environment"
+            )
+    checks.check_bounds(recording.file, *bounds, sizes[1])
+    if not np.allclose(bounds, (made.action_low, made.action_high), rtol=1e-5):
+        raise DeeprlError(
+            f"{recording.file}: actions: bounds {bounds[0]} to {bounds[1]} from row 0 on, but those of {recording.env}"
+            f" are {made.action_low} to {made.action_high}: a dataset of another environment"
+        )

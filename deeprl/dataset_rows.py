@@ -1,0 +1,149 @@
+"""From a recording to transitions: where episodes end, which rows have a successor, and which one it is.
+
+Everything is read in pieces straight into its place among the final arrays, so that a dataset is never there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deeprl import dataset_checks as checks
+from deeprl.dataset_files import Column, Recording
+from deeprl.errors import DeeprlError
+from deeprl.replay import Stored
+from deeprl.spec import EnvSpec
+
+# --- episodes ---
+
+
+def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows terminate, and which are the last of their episode: [raw rows] bool.
+
+    limit: steps of the environment's time limit, if it is known. notes: what is odd is appended. Raises DeeprlError.
+    """
+    file, columns = recording.file, recording.columns
+    terminal = checks.flags(file, columns["terminals"])
+    if "timeouts" in columns:
+        timeout = checks.flags(file, columns["timeouts"])
+        checks.check_ends(recording, terminal, timeout)
+        if both := int((terminal & timeout).sum()):
+            notes.append(f"{both:,} rows are both terminations and truncations: taken as terminations")
+    else:
+        timeout = _timeouts(recording, terminal, limit)
+        notes.append(f"timeouts: absent; episodes end at the limit of {limit} steps of {recording.env}")
+        checks.check_ends(recording, terminal, timeout)
+    last = terminal | timeout
+    if recording.lengths is not None:
+        last[np.cumsum(recording.lengths)[recording.lengths > 0] - 1] = True
+    open_ends = int((last & ~terminal & ~timeout).sum()) + (not last[-1])
+    last[-1] = True
+    if open_ends:
+        notes.append(f"{open_ends:,} recordings stop without an end of their episode")
+    return terminal, last
+
+
+def _timeouts(recording: Recording, terminal: np.ndarray, limit: int | None) -> np.ndarray:
+    """Ends by the time limit, counted from the end before."""
+    if limit is None:
+        hint = f"; {recording.env} has none" if recording.env else "; name the environment (--env)"
+        raise DeeprlError(
+            f"{recording.file}: timeouts: missing, from row 0 on, and the episodes' time limit is not known{hint}"
+        )
+    timeout = np.zeros_like(terminal)
+    starts = [0, *(np.flatnonzero(terminal) + 1).tolist()]
+    for start, end in zip(starts, [*starts[1:], len(terminal)], strict=True):
+        timeout[start + limit - 1 : end : limit] = True
+    return timeout & ~terminal
+
+
+# --- transitions ---
+
+
+def read_rows(
+    recording: Recording, spec: EnvSpec, terminal: np.ndarray, last: np.ndarray, clip: bool, notes: list[str]
+) -> tuple[Stored, Tensor, Tensor]:
+    """All transitions, the ends [E] int64 and the returns [E] float64 of the episodes, as in `datasets.Dataset`.
+
+    terminal, last: what `episode_ends` gave. notes: what is odd is appended. Raises DeeprlError.
+    """
+    file, columns = recording.file, recording.columns
+    known = "next_observations" in columns
+    keep = np.ones_like(last) if known else ~last | terminal
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    counts = np.add.reduceat(keep, starts, dtype=np.int64)
+    if not counts.any():
+        raise DeeprlError(f"{file}: observations: no row has a successor in its episode, from row 0 on")
+    if empty := int((counts == 0).sum()):
+        notes.append(f"{empty:,} episodes of one row, whose successor is not known, are left out")
+    if dropped := len(keep) - int(counts.sum()):
+        notes.append(f"{dropped:,} rows without a known successor are left out")
+    ends = np.cumsum(counts[counts > 0])
+    rows = int(ends[-1])
+    reward, returns = _rewards(file, columns["rewards"], keep, last, len(starts))
+    truncated = torch.zeros(rows, dtype=torch.bool)
+    terminated = torch.from_numpy(terminal[keep])
+    truncated[ends - 1] = ~terminated[ends - 1]
+    obs, next_obs = (torch.empty((rows, *spec.obs_shape)) for _ in range(2))
+    action = torch.empty((rows, spec.action_dim))
+    if known:
+        _fill(obs, checks.finite(file, columns["observations"]), keep)
+        _fill(next_obs, checks.finite(file, columns["next_observations"]), keep)
+    else:
+        _fill_pairs(obs.numpy(), next_obs.numpy(), checks.finite(file, columns["observations"]), keep, terminal)
+    clipped: list[int] = []
+    _fill(action, checks.scaled(file, columns["actions"], spec.action_low, spec.action_high, clip, clipped), keep)
+    if clipped[0]:
+        notes.append(f"{clipped[0]:,} numbers of actions were beyond the bounds, and clipped")
+    stored = Stored(obs, action, reward, terminated, truncated, next_obs)
+    return stored, torch.from_numpy(ends), torch.from_numpy(returns[counts > 0])
+
+
+def _rewards(file: str, column: Column, keep: np.ndarray, last: np.ndarray, episodes: int) -> tuple[Tensor, np.ndarray]:
+    """The rewards of the kept rows, and the sum over all rows of each episode in float64."""
+    reward, returns = torch.empty(int(keep.sum())), np.zeros(episodes)
+    at = row = episode = 0
+    for piece in checks.finite(file, column):
+        values = piece.reshape(-1)
+        here = slice(row, row + len(values))
+        kept = values[keep[here]]
+        reward.numpy()[at : at + len(kept)] = kept
+        number = np.concatenate([[0], np.cumsum(last[here])])
+        sums = np.bincount(number[:-1], weights=values)
+        returns[episode : episode + len(sums)] += sums
+        at, row, episode = at + len(kept), row + len(values), episode + int(number[-1])
+    return reward, returns
+
+
+def _fill(out: Tensor, pieces: Iterator[np.ndarray], keep: np.ndarray) -> None:
+    """Write the kept rows of all pieces one after the other."""
+    at = row = 0
+    for piece in pieces:
+        kept = keep[row : row + len(piece)]
+        count = int(kept.sum())
+        out.numpy()[at : at + count] = piece if count == len(piece) else piece[kept]
+        at, row = at + count, row + len(piece)
+
+
+def _fill_pairs(
+    obs: np.ndarray, next_obs: np.ndarray, pieces: Iterator[np.ndarray], keep: np.ndarray, terminal: np.ndarray
+) -> None:
+    """Write the kept rows, and as their successors the rows that follow; terminal rows are their own successors."""
+    at = fed = row = 0  # kept rows that were written, and those whose successors were
+    for piece in pieces:
+        kept = keep[row : row + len(piece)]
+        count = int(kept.sum())
+        obs[at : at + count] = piece[kept]
+        before = slice(max(row - 1, 0), row + len(piece) - 1)
+        rows = piece if row else piece[1:]  # the successors of those
+        takers = keep[before]
+        over = terminal[before][takers]
+        count_fed = int(takers.sum())
+        block = next_obs[fed : fed + count_fed]
+        block[:] = rows[takers]
+        block[over] = obs[fed : fed + count_fed][over]
+        at, fed, row = at + count, fed + count_fed, row + len(piece)
+    next_obs[fed:] = obs[fed:]  # the last row, if it is terminal
