@@ -45,9 +45,10 @@ class TanhGaussianActor(nn.Module):
         hidden: Sequence[int] = (256, 256),
         log_std: LogStd = "clamp",
         log_std_range: tuple[float, float] = (-20.0, 2.0),
+        start: Start = "torch",
     ):
         super().__init__()
-        self.trunk = MLP(obs_dim, hidden, 2 * action_dim)
+        self.trunk = MLP(obs_dim, hidden, 2 * action_dim, start=start)
         self.log_std, self.log_std_range = log_std, log_std_range
 
     def forward(self, obs: Float[Tensor, "*B O"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B A"]]:
