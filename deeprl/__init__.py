@@ -22,6 +22,12 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = {
+    "bc": Algorithm(
+        "deeprl.offline.bc",
+        "Behaviour cloning, of all episodes or the best ones",
+        "Chen et al. 2021, arXiv 2106.01345 (%BC)",
+        "a dataset with continuous actions and vector observations",
+    ),
     "dqn": Algorithm(
         "deeprl.online.dqn",
         "Deep Q-learning; double, dueling, n-step, prioritised, C51, HL-Gauss, two-hot",
@@ -38,6 +44,12 @@ ALGORITHMS = {
         "deeprl.offline.iql",
         "Implicit Q-learning, offline",
         "Kostrikov et al. 2022, arXiv 2110.06169",
+        "a dataset with continuous actions and vector observations",
+    ),
+    "riql": Algorithm(
+        "deeprl.offline.riql",
+        "Robust IQL, for datasets with corrupted rows",
+        "Yang et al. 2024, arXiv 2310.12955",
         "a dataset with continuous actions and vector observations",
     ),
     "sac": Algorithm(
@@ -64,13 +76,19 @@ ALGORITHMS = {
         "Fujimoto et al. 2018, arXiv 1802.09477",
         "continuous actions (Box), vector observations",
     ),
+    "td3_bc": Algorithm(
+        "deeprl.offline.td3_bc",
+        "TD3 with behaviour cloning, offline",
+        "Fujimoto & Gu 2021, arXiv 2106.06860",
+        "a dataset with continuous actions and vector observations",
+    ),
 }
 
 if TYPE_CHECKING:
     from deeprl.api import dry_run as dry_run
     from deeprl.api import load as load
     from deeprl.api import train as train
-    from deeprl.records import results as results
+    from deeprl.rows import results as results
 
 
 def __getattr__(name: str) -> Any:
@@ -80,7 +98,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "results":
-        from deeprl.records import results
+        from deeprl.rows import results
 
         return results
     raise AttributeError(f"module 'deeprl' has no attribute {name!r}")

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from deeprl.api import load_population
+from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
-from deeprl.make_env import make_env
 from deeprl.progress import Progress
+from deeprl.scores import normalized
 
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 
@@ -24,21 +25,24 @@ def assess(run_dir: str | Path, episodes: int, table: str | None = None) -> np.n
     population = load_population(run_dir)
     if table:
         Path(table).parent.mkdir(parents=True, exist_ok=True)
-    config = population.config
     seeds = [m["seed"] for m in population.members]
-    evaluator = Evaluator(lambda: make_env(config.env, config.env_kwargs, config.wrappers), seeds, episodes)
-    progress = Progress(f"evaluating {config.env}", episodes * len(seeds))
-    found = evaluator(greedy_policy(population.act(), population.state), _COUNTER, progress.update)
+    make = evaluated_in(read_about(Path(run_dir)))
+    evaluator = Evaluator(make, seeds, episodes)
+    progress = Progress(f"evaluating in {make.env}", episodes * len(seeds))
+    played = evaluator(greedy_policy(population.act(), population.state), _COUNTER, progress.update)
     progress.close()
     evaluator.close()
-    returns = np.array([e.ret for e in found]).reshape(len(seeds), episodes)
+    returns = np.array([e.ret for e in played]).reshape(len(seeds), episodes)
     for about, own in zip(population.members, returns, strict=True):
         settings = "".join(f" {k}={v}" for k, v in about["settings"].items())
         error = own.std(ddof=1) / math.sqrt(episodes) if episodes > 1 else math.nan
-        print(f"seed {about['seed']}{settings}: {own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes)")
+        found = population.spec.score_range
+        score = f", score {normalized(own.mean(), found):.1f}" if found else ""
+        text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
+        print(f"seed {about['seed']}{settings}: {text}")
     if table:
         with Path(table).open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("member", "seed", "episode", "return", "length"))
-            writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in found)
+            writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played)
     return returns

@@ -149,7 +149,8 @@ def _dry_run(module: Any, config: Any) -> int:
     needs = rehearse(module.train, config)
     agents = len(config.seeds)
     name = module.__name__.rpartition(".")[2]
-    show(f"{name} {config.env}: {agents} agents, {agents * config.envs_per_agent} environments")
+    environments = agents * getattr(config, "envs_per_agent", 0)
+    show(f"{name} {config.task}: {agents} agents" + (f", {environments} environments" if environments else ""))
     show(needs.table())
     needs.require()
     return 0
@@ -210,8 +211,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from deeprl.records import results, write_rows
     from deeprl.report import write_report
+    from deeprl.rows import results, write_rows
 
     print(f"report: {write_report(options.directory, options.out, options.published)}")
     if options.rows:

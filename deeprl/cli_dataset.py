@@ -1,18 +1,41 @@
-"""The commands of `deeprl dataset`. Imports nothing heavy until one of them runs."""
+"""`deeprl dataset ...`: what the command line does with datasets. Imports nothing heavy until a command needs it."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
+
+from deeprl.errors import DeeprlError
+from deeprl.progress import show
+
+_KINDS = """kinds:
+  random         uniformly random actions
+  medium         the policy whose return is nearest to a third of the way from random actions to the expert
+  expert         the policy of the highest return
+  medium-expert  medium, then expert, half of the transitions each
+  medium-replay  equal shares of all policies whose return is not above the medium one's
+  full-replay    equal shares of all policies
+
+examples:
+  deeprl dataset create hopper/random-v0 --env Hopper-v5 --kind random --steps 100_000
+  deeprl dataset create sac.hdf5 --run runs/demo/sac/Pendulum-v1 --kind expert --steps 100_000
+  deeprl dataset create hopper/medium-v0 --env Hopper-v4 --kind medium --policy trpo_hopper.npz --steps 200_000
+"""
 
 
 def add_commands(commands: Any) -> None:
-    """Add `dataset` and its commands to what `ArgumentParser.add_subparsers` gave."""
-    text = "look at datasets of transitions"
-    dataset = commands.add_parser("dataset", help=text, description=text)
-    parts = dataset.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    """Add the group `dataset` to the subparsers of the command line."""
+    text = "make datasets of transitions, and look at them"
+    group = commands.add_parser("dataset", help=text, description=text)
+    inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_info(inner)
+    _add_create(inner)
+
+
+def _add_info(commands: Any) -> None:
     text = "check a dataset, and tell its returns, its coverage and its problems"
-    info = parts.add_parser("info", help=text, description=text)
+    info = commands.add_parser("info", help=text, description=text)
     info.add_argument("source", help="a file .npz, .hdf5 or .h5 of D4RL's layout, or the id of a local Minari dataset")
     info.add_argument("--env", default="", help="the environment, where the dataset names none or another is wanted")
     info.add_argument("--clip-actions", action="store_true", help="clip actions beyond the bounds instead of refusing")
@@ -24,4 +47,54 @@ def _info(options: argparse.Namespace) -> int:
     from deeprl.datasets import load_dataset
 
     print(describe(load_dataset(options.source, options.env, clip=options.clip_actions)))
+    return 0
+
+
+def _add_create(commands: Any) -> None:
+    text = "make a dataset from trained agents or from policies in files, in the manner of D4RL"
+    create = commands.add_parser(
+        "create", help=text, description=text, epilog=_KINDS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    create.set_defaults(run=_create)
+    option = create.add_argument
+    option("target", metavar="ID_OR_FILE", help="a Minari id such as hopper/medium-v0, or FILE.hdf5 for D4RL's layout")
+    option("--env", default="", help="environment id (default: that of --run)")
+    option("--env-kwargs", default="{}", metavar="JSON", help="arguments of the environment")
+    option("--kind", required=True, help="what stands below")
+    option("--policy", action="append", default=[], metavar="FILE", help="a .npz file of a policy; may be repeated")
+    option("--run", action="append", default=[], dest="runs", metavar="RUN_DIR", help="a run; may be repeated")
+    option("--agent-seed", type=int, metavar="S", help="of the runs, only agents of this seed")
+    option("--medium", default="", metavar="NAME", help="the medium policy: a snapshot such as 500, or a file's stem")
+    option("--expert", default="", metavar="NAME", help="the expert policy (default for both: by measured returns)")
+    option("--mean-action", action="store_true", help="act without the noise of the policies")
+    option("--steps", type=int, required=True, help="transitions")
+    option("--seed", type=int, default=0, help="of all randomness (default 0)")
+
+
+def _create(options: argparse.Namespace) -> int:
+    from deeprl.collect import Request, create
+
+    try:
+        env_kwargs = json.loads(options.env_kwargs)
+    except ValueError:
+        env_kwargs = None
+    if not isinstance(env_kwargs, dict):
+        raise DeeprlError(f"--env-kwargs: expected a JSON object, not {options.env_kwargs}")
+    request = Request(
+        options.target,
+        options.env,
+        options.kind,
+        options.steps,
+        options.seed,
+        tuple(options.policy),
+        tuple(options.runs),
+        options.agent_seed,
+        options.medium,
+        options.expert,
+        options.mean_action,
+        env_kwargs,
+    )
+    summary = create(request)
+    show(f"policies: {', '.join(summary.sources)}")
+    show(str(summary))
     return 0

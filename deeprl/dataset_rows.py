@@ -63,6 +63,13 @@ def _timeouts(recording: Recording, terminal: np.ndarray, limit: int | None) -> 
 # --- transitions ---
 
 
+def no_rows(spec: EnvSpec) -> tuple[Stored, Tensor, Tensor]:
+    """Empty arrays in place of those of `read_rows`."""
+    obs, none = torch.empty(0, *spec.obs_shape), torch.empty(0, dtype=torch.bool)
+    data = Stored(obs, torch.empty(0, spec.action_dim), torch.empty(0), none, none, obs)
+    return data, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+
+
 def read_rows(
     recording: Recording, spec: EnvSpec, terminal: np.ndarray, last: np.ndarray, clip: bool, notes: list[str]
 ) -> tuple[Stored, Tensor, Tensor]:

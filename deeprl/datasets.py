@@ -19,7 +19,7 @@ from torch import Tensor
 from deeprl import dataset_checks as checks
 from deeprl.dataset_files import SUFFIXES, Recording, open_file
 from deeprl.dataset_minari import minari_sizes, open_minari
-from deeprl.dataset_rows import episode_ends, read_rows
+from deeprl.dataset_rows import episode_ends, no_rows, read_rows
 from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
 from deeprl.replay import Stored
@@ -101,14 +101,16 @@ def peek(source: str) -> Peek:
         return Peek(obs[0], obs[1], action[1])
 
 
-def load_dataset(source: str, env: str = "", env_kwargs: dict[str, Any] | None = None, clip: bool = False) -> Dataset:
+def load_dataset(
+    source: str, env: str = "", env_kwargs: dict[str, Any] | None = None, clip: bool = False, outline: bool = False
+) -> Dataset:
     """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or a local Minari dataset.
 
     A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
     `door-human-v1.hdf5`) are taken to be of Gymnasium's `Hopper-v4`, `AdroitHandDoor-v1` and so on.
     env: the environment, where the dataset does not name it or another is wanted; it must be installed. clip: actions
     beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else the
-    environment's, else [-1, 1].
+    environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.
 
     Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
     did not terminate has none, and is left out. Without `timeouts` episodes end at the environment's time limit.
@@ -122,8 +124,11 @@ def load_dataset(source: str, env: str = "", env_kwargs: dict[str, Any] | None =
         recording = chosen if env or env_kwargs is not None else opened
         spec, limit, problem = _spec(recording, dataset_name(source), bool(env))
         notes: list[str] = []
-        terminal, last = episode_ends(recording, limit, notes)
-        data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
+        if outline:
+            data, ends, returns = no_rows(spec)
+        else:
+            terminal, last = episode_ends(recording, limit, notes)
+            data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
             recording.about, tuple(notes),

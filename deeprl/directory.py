@@ -13,6 +13,7 @@ from typing import Any, get_args
 from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity
 from deeprl.errors import DeeprlError, first_line
+from deeprl.make_env import EnvFactory
 from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
 
@@ -81,10 +82,25 @@ def read_about(run_dir: Path) -> dict[str, Any]:
     return about
 
 
+def evaluated_in(about: dict[str, Any]) -> EnvFactory:
+    """The environment of a run, from its `config.json`. Raises DeeprlError for a run without one."""
+    config = about["config"]
+    found = about.get("evaluated_in", {k: config.get(k) for k in ("env", "env_kwargs", "wrappers")})
+    if found is None:
+        raise DeeprlError("this run has no environment: none could be made for its dataset")
+    return EnvFactory(found["env"], dict(found["env_kwargs"]), tuple(found["wrappers"]))
+
+
 def write_about(
-    directory: Path, algorithm: str, config: RunConfig, spec: EnvSpec, execution: Execution, custom_net: str = ""
+    directory: Path,
+    algorithm: str,
+    config: RunConfig,
+    spec: EnvSpec,
+    execution: Execution,
+    custom_net: str = "",
+    make_env: EnvFactory | None = None,
 ) -> None:
-    """Write `config.json` of a new run."""
+    """Write `config.json` of a new run. make_env: where its agents are evaluated."""
     varied = config.varied()
     members = [
         {"member": i, "seed": s, "settings": {k: getattr(config, k)[i] for k in varied}}
@@ -98,6 +114,7 @@ def write_about(
         "config_hash": config_hash(algorithm, config),
         "members": members,
         "spec": dataclasses.asdict(spec),
+        "evaluated_in": dataclasses.asdict(make_env) if make_env else None,
         "execution": dataclasses.asdict(execution),
     }
     write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))

@@ -6,7 +6,8 @@ agent draws its own from its part of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from deeprl.replay import Stored
 from deeprl.run import Run
 from deeprl.spec import EnvSpec
 
+Normalize = Literal["off", "obs", "both"]
 Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "standardize"]
 
 
@@ -37,16 +39,15 @@ class OfflineConfig(RunConfig):
     clip_actions: bool = False
     """Clip actions beyond the environment's bounds; otherwise a dataset that has some is refused."""
     batch_size: int = 256
-    normalize_obs: bool = False
-    """Centre and scale observations by the dataset's mean and standard deviation + 0.001 (TD3+BC, Sec. 5)."""
+    normalize_obs: Normalize = "off"
+    """Centre and scale observations by the dataset's mean and standard deviation + 0.001, those of its observations
+    (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""
     rewards: Rewards = "as-is"
     """`return-range`: times 1000 / (best - worst return of an episode), IQL on locomotion; `minus-one`: r - 1, IQL on
     AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `standardize`: centred and scaled to deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "" in self.datasets():
-            raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
         self.require_positive("batch_size")
 
     def datasets(self) -> list[str]:
@@ -89,14 +90,26 @@ def no_facts(spec: EnvSpec) -> Facts:
     return Facts(zeros, ones, torch.ones(()), torch.zeros(()))
 
 
-def facts_of(dataset: Dataset, normalize_obs: bool, rewards: Rewards) -> Facts:
+def facts_of(dataset: Dataset, normalize_obs: Normalize, rewards: Rewards) -> Facts:
     """The facts of one dataset. Raises DeeprlError for rewards or returns that are all equal and cannot be scaled."""
     facts = no_facts(dataset.spec)
-    if normalize_obs:
-        std, mean = torch.std_mean(dataset.data.obs, 0, correction=0)
+    if len(dataset) == 0:  # an outline
+        return facts
+    if normalize_obs != "off":
+        columns = (dataset.data.obs, dataset.data.next_obs)[: 2 if normalize_obs == "both" else 1]
+        mean, std = moments_of(columns)
         facts = facts._replace(obs_mean=mean, obs_std=std + 1e-3)
     scale, shift = reward_recipe(dataset, rewards)
     return facts._replace(reward_scale=torch.tensor(scale), reward_shift=torch.tensor(shift))
+
+
+def moments_of(columns: Sequence[Float[Tensor, "N O"]]) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
+    """Mean and standard deviation of the rows of several arrays together, in float64 blocks, as float32."""
+    count = sum(len(column) for column in columns)
+    blocks = [block for column in columns for block in column.split(2**16)]
+    mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / count
+    variance = torch.stack([(block - mean).square().sum(0) for block in blocks]).sum(0) / count
+    return mean.to(torch.float32), variance.sqrt().to(torch.float32)
 
 
 def reward_recipe(dataset: Dataset, rewards: Rewards) -> tuple[float, float]:
@@ -150,15 +163,28 @@ class OfflineData:
                 raise DeeprlError(f"{source} is not what it was when this run began; choose another --out")
 
 
-def open_data(run: Run) -> OfflineData:
-    """Read the datasets of a run and set it up for evaluations.
+def best_episodes(dataset: Dataset, share: float) -> Dataset:
+    """The share of the episodes with the highest returns, at least one, in the order in which they were recorded."""
+    count = max(1, int(share * len(dataset.ends)))
+    chosen = dataset.returns.argsort(descending=True, stable=True)[:count].sort().values
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), dataset.ends[:-1]])
+    rows = torch.cat([torch.arange(int(starts[i]), int(dataset.ends[i])) for i in chosen])
+    data = Stored(*(array[rows] for array in dataset.data))
+    ends = (dataset.ends - starts)[chosen].cumsum(0)
+    return dataclasses.replace(dataset, data=data, ends=ends, returns=dataset.returns[chosen])
+
+
+def open_data(run: Run, best: float = 1.0) -> OfflineData:
+    """Read the datasets of a run and set it up for evaluations. best: the share of episodes to keep, by their returns.
 
     Where no environment can be made for a dataset, and none was asked for, says so; the run is never evaluated then.
     Raises DeeprlError for what is wrong with a dataset, and for datasets that are not of one kind.
     """
     config: Any = run.config  # an `OfflineConfig`
-    rows = 1 if run.execution.device == "meta" else None  # a rehearsal needs shapes alone
-    datasets = {s: load_dataset(s, config.env, config.env_kwargs, config.clip_actions, rows) for s in config.datasets()}
+    if "" in config.datasets():
+        raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
+    kwargs, outline = config.env_kwargs or None, run.execution.device == "meta"
+    datasets = {s: load_dataset(s, config.env, kwargs, config.clip_actions, outline) for s in config.datasets()}
     first = next(iter(datasets.values()))
     for source, dataset in datasets.items():
         if (dataset.spec, dataset.env, dataset.env_kwargs) != (first.spec, first.env, first.env_kwargs):
@@ -168,4 +194,6 @@ def open_data(run: Run) -> OfflineData:
         run.evaluate_in(EnvFactory(first.env, first.env_kwargs, config.wrappers))
     else:
         show(f"no evaluations: {first.env_problem or f'{first.name} names no environment; give one with --env'}")
+    if best < 1.0 and not outline:
+        datasets = {source: best_episodes(dataset, best) for source, dataset in datasets.items()}
     return OfflineData(datasets, config, run.execution.device)

@@ -40,7 +40,38 @@ _DMC = {
 }
 _MUJOCO = {"steps": 1_000_000, "utd": 2.0, "learning_starts": 5_000, "discount": discount_of(1000), "critics": 2}
 
+_IQL = "arXiv 2110.06169, App. B; ikostrikov/implicit_q_learning, configs"
+_RARE = {"eval_every": 100_000, "eval_episodes": 100}  # AntMaze: a return is 0 or 1
+
+# RIQL's (sigma, alpha, K) on halfcheetah, walker2d and hopper for each attack and element.
+_RIQL_TABLE = {
+    "random-observation": ((0.1, 0.1, 5), (0.1, 0.25, 5), (0.1, 0.25, 3)),
+    "random-action": ((0.5, 0.25, 3), (0.5, 0.1, 5), (0.1, 0.25, 5)),
+    "random-reward": ((3.0, 0.25, 5), (3.0, 0.1, 5), (1.0, 0.25, 3)),
+    "random-dynamics": ((3.0, 0.25, 5), (1.0, 0.25, 3), (1.0, 0.5, 5)),
+    "adversarial-observation": ((0.1, 0.1, 5), (1.0, 0.25, 5), (1.0, 0.25, 5)),
+    "adversarial-action": ((1.0, 0.1, 5), (1.0, 0.1, 5), (1.0, 0.25, 5)),
+    "adversarial-reward": ((1.0, 0.1, 5), (3.0, 0.1, 5), (0.1, 0.25, 5)),
+    "adversarial-dynamics": ((1.0, 0.1, 5), (1.0, 0.25, 5), (1.0, 0.5, 5)),
+}
+_RIQL = {
+    f"{env}-{attack}": Recipe(
+        {"huber_threshold": 1.0 / sigma**2, "quantile": alpha, "critics": critics, "steps": 3_000_000},
+        "arXiv 2310.12955; YangRui2015/RIQL, RIQL_config.py",
+    )
+    for attack, row in _RIQL_TABLE.items()
+    for env, (sigma, alpha, critics) in zip(("halfcheetah", "walker2d", "hopper"), row, strict=True)
+}
+
 RECIPES: dict[str, dict[str, Recipe]] = {
+    "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 4")},
+    "iql": {
+        "mujoco": Recipe({"rewards": "return-range", "expectile": 0.7, "temperature": 3.0}, _IQL),
+        "antmaze": Recipe({"rewards": "minus-one", "expectile": 0.9, "temperature": 10.0} | _RARE, _IQL),
+        "kitchen": Recipe({"expectile": 0.7, "temperature": 0.5, "dropout": 0.1}, _IQL),
+        "adroit": Recipe({"expectile": 0.7, "temperature": 0.5, "dropout": 0.1}, _IQL),
+    },
+    "riql": _RIQL,
     "sac": {
         "dmc": Recipe(
             _DMC | {"log_std": "tanh", "log_std_range": (-10.0, 2.0)},

@@ -1,4 +1,4 @@
-"""Read run directories: one `Run` per directory, one `Agent` per member, benchmark rows, cells of comparable agents.
+"""Read run directories: one `Run` per directory, one `Agent` per member, cells of comparable agents.
 
 A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
 It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,15 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from deeprl.config import NOT_IDENTITY
+from deeprl.datasets import dataset_name
 from deeprl.directory import COMPLETE
 from deeprl.errors import DeeprlError
+from deeprl.scores import normalized
 
-COLUMNS = (
-    *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
-    *("commit", "config_hash", "torch", "device", "command"),
-)
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
-BOOKKEEPING = NOT_IDENTITY | {"seeds"}  # fields whose differences do not set the runs of a cell apart
+BOOKKEEPING = NOT_IDENTITY | {"seeds", "dataset"}  # fields whose differences do not set the runs of a cell apart
 
 
 class Evaluation(NamedTuple):
@@ -50,12 +47,14 @@ class Evaluation(NamedTuple):
 class Agent:
     """One member of a run. `settings` is the JSON text of the fields in which members differ, `{}` if in none.
 
+    `task` is the environment's id, or the name of the dataset that the agent learns from.
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
     (member, seed, update, step, cause) if the agent diverged.
     """
 
     member: int
     seed: int
+    task: str
     settings: str
     evaluations: tuple[Evaluation, ...]
     frozen: Mapping[str, Any] | None
@@ -76,9 +75,14 @@ class Run:
     agents: tuple[Agent, ...]
 
     @property
-    def env(self) -> str:
-        """Environment id."""
-        return str(self.info["config"]["env"])
+    def task(self) -> str:
+        """Environment id, or the names of the datasets."""
+        return ", ".join(dict.fromkeys(agent.task for agent in self.agents))
+
+    def score(self, ret: float) -> float | None:
+        """The normalised score of a return, None where nobody has published what it is measured by."""
+        found = self.info.get("spec", {}).get("score_range")
+        return normalized(ret, found) if found else None
 
     @property
     def finished(self) -> bool:
@@ -132,7 +136,7 @@ def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
     for run in runs:
         for agent in filter(lambda a: a.evaluations, run.agents):
             label = str(run.info["config"].get("label") or "")
-            cell = Cell(str(run.info["algorithm"]), run.env, label, agent.settings)
+            cell = Cell(str(run.info["algorithm"]), agent.task, label, agent.settings)
             alike.setdefault(cell, []).append((run, agent))
     cells: dict[Cell, Pairs] = {}
     for cell, pairs in alike.items():  # runs of other settings are other cells, never one mean
@@ -157,70 +161,6 @@ def differing(pairs: Pairs) -> list[str]:
     return [name for name in names if len({json.dumps(scalar(config.get(name))) for config in configs}) > 1]
 
 
-def results(directory: str | Path) -> list[dict[str, Any]]:
-    """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
-
-    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings` (JSON text of the fields in which
-    the members of the run differ) and `frozen` (bool: the agent had diverged and been frozen by that step). `step`
-    counts simulator steps of one agent, `return` is the mean over the evaluation episodes of that step, `score` is None
-    where no normalisation exists, `wall_s` counts seconds from the start of the run, `updates_per_s` is the speed of
-    the whole run, all its agents together.
-
-    Raises:
-        DeeprlError: no run there; a file that cannot be read, named with its row.
-    """
-    return [_row(run, agent, at) for run in read_runs(directory) for agent in run.agents for at in agent.evaluations]
-
-
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append benchmark rows to a CSV file in the order of `COLUMNS`; other keys are left out, None becomes empty.
-
-    The algorithm of rows with a label is written as `algorithm:label`.
-
-    A new file gets the header. Rows that the file holds already are not written again, so that writing the same rows
-    twice changes nothing; a row that occurs twice in `rows` (two agents, equal in everything) is kept twice.
-
-    Raises:
-        DeeprlError: the file has another header; a row lacks a column.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = list(csv.reader(io.StringIO(text)))
-    if lines and tuple(lines[0]) != COLUMNS:
-        raise DeeprlError(f"{path} has the header {','.join(lines[0])}; benchmark rows have {','.join(COLUMNS)}")
-    present = Counter(map(tuple, lines[1:]))
-    new: list[list[str]] = [] if lines else [list(COLUMNS)]
-    for number, row in enumerate(rows):
-        if missing := [column for column in COLUMNS if column not in row]:
-            raise DeeprlError(f"row {number} for {path} lacks {', '.join(missing)}")
-        named = dict(row) | ({"algorithm": f"{row['algorithm']}:{row['label']}"} if row.get("label") else {})
-        values = ["" if named[column] is None else str(named[column]) for column in COLUMNS]
-        if present[tuple(values)] > 0:
-            present[tuple(values)] -= 1
-        else:
-            new.append(values)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        if text and not text.endswith("\n"):
-            file.write("\n")
-        csv.writer(file, lineterminator="\n").writerows(new)
-
-
-def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
-    info = run.info
-    values = (
-        *(info["algorithm"], run.env, agent.seed, at.step, at.mean, None, at.wall_s, run.status.get("updates_per_s")),
-        *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
-        *(info.get("device", ""), info.get("command", "")),
-    )
-    extra = {
-        "member": agent.member,
-        "label": str(info["config"].get("label") or ""),
-        "settings": agent.settings,
-        "frozen": agent.frozen is not None and at.step >= agent.frozen.get("step", 0),
-    }
-    return dict(zip(COLUMNS, values, strict=True)) | extra
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -241,8 +181,8 @@ def _read_run(path: Path, name: str) -> Run:
     if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
         raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
     try:
-        info["config"]["env"]
-        members = [(int(m["member"]), int(m["seed"]), m.get("settings") or {}) for m in info["members"]]
+        members = [(int(m["member"]), int(m["seed"]), dict(m.get("settings") or {})) for m in info["members"]]
+        tasks = [_task(info["config"], settings) for _, _, settings in members]
     except (KeyError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'config.json'}: bad config or members ({error!r})") from error
     repeat = int(info.get("spec", {}).get("action_repeat", 1))  # files count decisions
@@ -252,10 +192,16 @@ def _read_run(path: Path, name: str) -> Run:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
     evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _, _ in members], finished, repeat)
     agents = (
-        Agent(member, seed, json.dumps(settings, sort_keys=True), evaluations[member], frozen.get(member))
-        for member, seed, settings in members
+        Agent(member, seed, task, json.dumps(settings, sort_keys=True), evaluations[member], frozen.get(member))
+        for (member, seed, settings), task in zip(members, tasks, strict=True)
     )
     return Run(name, info, status, tuple(agents))
+
+
+def _task(config: Mapping[str, Any], settings: dict[str, Any]) -> str:
+    """What an agent learns; a dataset of its own is taken out of its settings, of which its name says enough."""
+    dataset = settings.pop("dataset", None) or config.get("dataset")
+    return dataset_name(dataset[0] if isinstance(dataset, list) else dataset) if dataset else str(config["env"])
 
 
 def _read_evaluations(path: Path, members: list[int], done: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:

@@ -36,7 +36,9 @@ METHOD = (
     "that interval is too narrow: go by the t interval (Colas et al. 2018).",
     "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
     "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent. Published curves are "
-    "drawn in grey, with the same interval over their seeds.",
+    "drawn in grey, with the same interval over their seeds. Agents that learn from a dataset count gradient steps.",
+    "Score: the return of the mean, normalised as in D4RL, 100 (return - random) / (expert - random), with the same "
+    "interval, where reference returns of the environment are published.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
     "are shown and stay in every statistic. A run whose agents have all diverged ends there.",
     "Wall time is that of the whole run, shared by the agents trained together in it; for a cell spread over several "
@@ -58,7 +60,7 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; } fig
 
 SUMMARY_HEADER = (
     *("Environment", "Cell", "Seeds", "Step", "Mean return", "95 % t interval", "Std", "IQM", "95 % bootstrap"),
-    *("Episodes", "Wall s", "Agent-updates/s", "Frozen seeds"),
+    *("Score", "95 % t interval", "Episodes", "Wall s", "Agent-updates/s", "Frozen seeds"),
 )
 SEED_HEADER = ("Environment", "Cell", "Seed", "Last step", "Return", "Episodes", "Remark", "Run")
 _RUN = ("Run", "State", "Agents", "Wall s", "First update s", "Agent-updates/s")
@@ -117,12 +119,18 @@ def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
         "step_min": min(final.step for final in finals),
         **{"mean": mean, "mean_lo": interval[0], "mean_hi": interval[1], "std": std},
         **{"iqm": middle, "iqm_lo": boot[0], "iqm_hi": boot[1]},
+        **dict(zip(("score", "score_lo", "score_hi"), (_score(pairs, x) for x in (mean, *interval)), strict=True)),
         "values": " ".join(f"{agent.seed}:{agent.final.mean!r}" for _, agent in pairs),
         "episodes": "/".join(map(str, episodes)),
         "wall_s": sum(run.number("wall_s") for run in runs),
         "updates_per_s": float(np.mean([run.number("updates_per_s") for run in runs])),
         "frozen_seeds": " ".join(str(agent.seed) for _, agent in pairs if agent.frozen is not None),
     }
+
+
+def _score(pairs: Pairs, ret: float) -> float:
+    score = pairs[0][0].score(ret)
+    return math.nan if score is None else score
 
 
 def _write_summary(path: Path, summary: Rows) -> None:
@@ -137,7 +145,7 @@ def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
     """What a reader must know before he believes the numbers."""
     notes = []
     for run in runs:
-        where = f"run {run.name} ({run.info['algorithm']}, {run.env})"
+        where = f"run {run.name} ({run.info['algorithm']}, {run.task})"
         if not run.finished:
             at, total = run.status.get("step", 0), run.info["config"].get("steps", "?")
             notes.append(f"Unfinished: {where} is at step {at} of {total} (state: {run.status.get('state', 'none')}).")
@@ -206,7 +214,8 @@ def _summary_rows(summary: Rows) -> Iterable[Sequence[Any]]:
         mean = (row["mean"], _interval(row["mean_lo"], row["mean_hi"]), row["std"])
         middle = (row["iqm"], _interval(row["iqm_lo"], row["iqm_hi"]))
         rest = (row[key] for key in ("episodes", "wall_s", "updates_per_s", "frozen_seeds"))
-        yield row["env"], name, row["seeds"], steps, *mean, *middle, *rest
+        score = (row["score"], _interval(row["score_lo"], row["score_hi"]))
+        yield row["env"], name, row["seeds"], steps, *mean, *middle, *score, *rest
 
 
 def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:

@@ -27,7 +27,7 @@ from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.interrupts import Interrupts
 from deeprl.lock import Lock
 from deeprl.logger import RunLogs
-from deeprl.make_env import EnvFactory, MakeEnv
+from deeprl.make_env import EnvFactory
 from deeprl.population import Agents
 from deeprl.progress import Progress
 from deeprl.tree import TreeState
@@ -74,6 +74,7 @@ class Run:
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened, self._width = False, 1  # width: steps that one pass of the loop counts
+        self._make_env: EnvFactory | None = None
         self._evaluator: Evaluator | None = None
 
     # --- opening and closing ---
@@ -105,9 +106,10 @@ class Run:
         self._width = envs.width
         return envs
 
-    def evaluate_in(self, make: MakeEnv, keep: bool = True) -> None:
+    def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:
         """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
         keep = keep and not self.config.wrappers  # one that may remember would be another after a resume
+        self._make_env = make
         self._evaluator = Evaluator(make, self.config.seeds, self.config.eval_episodes, keep=keep)
         self._closing.callback(self._evaluator.close)
 
@@ -135,8 +137,8 @@ class Run:
             elif (self.directory / "config.json").exists():
                 raise InUseError(f"{self.directory}: another process has just begun this run; try again")
             else:
-                spec = (envs or data).spec
-                write_about(self.directory, self.algorithm, self.config, spec, self.execution, self._custom_net)
+                about = ((envs or data).spec, self.execution, self._custom_net, self._make_env)
+                write_about(self.directory, self.algorithm, self.config, *about)
         if found:
             news += self._resume(*found)
         elif self._stored is not None:

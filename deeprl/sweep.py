@@ -8,6 +8,7 @@
     [[experiment]]
     algorithm = "sac"                     # one name or a list
     env = ["Pendulum-v1", "Hopper-v5"]    # one id or a list
+    # dataset = ["a.hdf5", "b.hdf5"]      # of offline algorithms; env may be left out then
     seeds = "0-4"
     steps = 100_000
     # recipe = "dmc"                      # defaults of a published experiment (deeprl.recipes)
@@ -44,7 +45,7 @@ from deeprl.recipes import with_recipe
 from deeprl.report import write_report
 
 _TOP = ("out", "defaults", "experiment")
-_OWN = ("algorithm", "env", "grid")  # keys of an experiment that are no settings
+_OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        return f"{self.algorithm} {self.config.env} {self.config.label}".rstrip()
+        return f"{self.algorithm} {self.config.task} {self.config.label}".rstrip()
 
     def check(self) -> None:
         """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory.
@@ -183,32 +184,33 @@ def _populations(
     source: _Source, number: int, defaults: Mapping[str, Any], experiment: Mapping[str, Any], out: Path
 ) -> Iterator[Planned]:
     here = f"experiment {number}"
-    for key in ("algorithm", "env"):
-        if key not in experiment:
+    grid = experiment.get("grid", {})
+    if not isinstance(grid, dict):
+        raise source.error("grid", "grid: expected one table [experiment.grid]", here)
+    for key, found in (("algorithm", experiment), ("env", {**grid, **experiment})):
+        if key not in found and not (key == "env" and "dataset" in found):
             raise DeeprlError(f"{source.error('', f'experiment {number + 1} has no {key}')}")
     settings = {**defaults, **{k: v for k, v in experiment.items() if k not in _OWN}}
     if "out" in settings:
         raise source.error("out", "out: belongs at the top of the file", here, "defaults")
-    grid = experiment.get("grid", {})
-    if not isinstance(grid, dict):
-        raise source.error("grid", "grid: expected one table [experiment.grid]", here)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise source.error(key, f"{key}: a grid lists the values to try", f"{here} grid", here)
-    for algorithm, env in itertools.product(_listed(experiment["algorithm"]), _listed(experiment["env"])):
+    tasks = [[(key, value) for value in _listed(experiment[key])] for key in ("env", "dataset") if key in experiment]
+    for algorithm, *task in itertools.product(_listed(experiment["algorithm"]), *tasks):
         try:
             module = algorithm_module(algorithm)
         except DeeprlError as error:
             raise source.error("algorithm", str(error), here) from error
         for shared, cells in _cells(module.Config, grid):
             try:
-                config = _population(module.Config, with_recipe(algorithm, {**settings, "env": env, **shared}), cells)
+                config = _population(module.Config, with_recipe(algorithm, {**settings, **dict(task), **shared}), cells)
             except DeeprlError as error:
                 key = str(error).partition(":")[0]
                 raise source.error(key, str(error), f"{here} grid", here, "defaults") from error
             label = " ".join(filter(None, [config.label, *(f"{k}={_short(v)}" for k, v in shared.items())]))
             # One folder beside the other, never inside: a run below another run would be taken for a part of it.
-            name = re.sub(r"[^\w.,=+-]+", "_", " ".join(filter(None, [env, label])))
+            name = re.sub(r"[^\w.,=+-]+", "_", " ".join(filter(None, [config.task, label])))
             planned = Planned(algorithm, dataclasses.replace(config, out=str(out / algorithm / name), label=label))
             yield planned
 

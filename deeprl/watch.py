@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deeprl.api import Policy, load, stored_config
-from deeprl.directory import read_about
+from deeprl.api import Policy, load
+from deeprl.directory import evaluated_in, read_about
 from deeprl.envs import env_seeds
 from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
@@ -24,13 +24,13 @@ def watch(run_dir: str | Path, seed: int | None, member: int | None, out: str | 
     Raises DeeprlError where the environment cannot be drawn or `out` has another ending.
     """
     directory = Path(run_dir)
-    config = stored_config(read_about(directory))
+    where = evaluated_in(read_about(directory))
     policy = load(directory, seed, member)
     path = Path(out) if out else directory / f"episode_seed_{policy.seed}.gif"
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
-    env = make_env(config.env, config.env_kwargs, config.wrappers, render=True)
+    env = make_env(where.env, where.env_kwargs, where.wrappers, render=True)
     frames, episode_return = _film(env, policy, max_steps)
     fps = float(env.metadata.get("render_fps") or 30)
     env.close()

@@ -57,6 +57,8 @@ FLOORS: list[set[str]] = [
         "scores",
         "offline_data",
         "policies",
+        "dataset_writers",
+        "recorder",
     },  # the world
     {"online", "offline", "world_models"},  # algorithms
     {
@@ -64,11 +66,13 @@ FLOORS: list[set[str]] = [
         "assess",
         "recipes",
         "records",
+        "rows",
         "curves",
         "report",
         "sweep",
         "watch",
         "collect",
+        "candidates",
         "corruption",
         "cli",
         "cli_dataset",

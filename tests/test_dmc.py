@@ -20,7 +20,7 @@ from deeprl.dmc import DMControl, _suite
 from deeprl.env_replay import Replayed, how_restorable
 from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
-from deeprl.records import results
+from deeprl.rows import results
 from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec
 

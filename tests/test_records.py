@@ -4,7 +4,8 @@ import json
 import pytest
 
 from deeprl.errors import DeeprlError
-from deeprl.records import COLUMNS, group, read_runs, results, write_rows
+from deeprl.records import group, read_runs
+from deeprl.rows import COLUMNS, results, write_rows
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 

@@ -9,8 +9,8 @@ import pytest
 
 from deeprl.curves import _short, read_published
 from deeprl.errors import DeeprlError
-from deeprl.records import results
 from deeprl.report import _file_name, write_report
+from deeprl.rows import results
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 

@@ -172,3 +172,30 @@ env = ["Pendulum-v1", "MountainCarContinuous-v0"]
     assert "left to another process" not in shown
     assert "[2/2] sac MountainCarContinuous-v0: finished before" in shown
     assert json.loads((taken / "status.json").read_text())["state"] == "finished"
+
+
+def test_datasets_are_populations_and_in_a_grid_agents_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "offline.toml"
+    file.write_text(
+        """
+        [defaults]
+        steps = 10
+        [[experiment]]
+        algorithm = ["bc", "iql"]
+        dataset = ["one.hdf5", "two.npz"]
+        seeds = "0-1"
+        [[experiment]]
+        algorithm = "td3_bc"
+        env = "Hopper-v5"
+        seeds = "0-1"
+        [experiment.grid]
+        dataset = ["one.hdf5", "two.npz"]
+        """
+    )
+    out, plan = read_sweep(file)
+    assert [str(p.directory.relative_to(out)) for p in plan] == [
+        *("bc/one", "bc/two", "iql/one", "iql/two", "td3_bc/2_datasets"),
+    ]
+    assert [p.config.dataset for p in plan[:2]] == ["one.hdf5", "two.npz"]
+    assert plan[4].config.dataset == ("one.hdf5", "one.hdf5", "two.npz", "two.npz")
+    assert plan[4].config.env == "Hopper-v5"

@@ -1,0 +1,78 @@
+"""Policies to record, from files and from runs, each under a name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deeprl.api import load_population
+from deeprl.errors import DeeprlError, nearest
+from deeprl.policies import Policy, read_policies
+from deeprl.population import member as take_member
+from deeprl.recorder import Source
+from deeprl.spaces import to_env_action
+from deeprl.spec import EnvSpec
+
+
+def uniform_source(spec: EnvSpec) -> Source:
+    """Uniformly random actions."""
+    low, high = (np.array(bound, np.float32) for bound in (spec.action_low, spec.action_high))
+    return Source("random", lambda obs, noise: noise.uniform(low, high, (len(obs), len(low))))
+
+
+def file_sources(path: str, spec: EnvSpec, env: str, mean_action: bool) -> list[Source]:
+    """The policies of a file. Raises DeeprlError for a file that is none, or whose policies cannot act in `env`."""
+    policies = read_policies(path)
+    policies[0].check(spec, env)
+
+    def source(policy: Policy) -> Source:
+        return Source(policy.name, lambda obs, noise: policy(obs, None if mean_action else noise))
+
+    return [source(policy) for policy in policies]
+
+
+def run_sources(run_dir: str, spec: EnvSpec, env: str, seed: int | None, mean_action: bool) -> list[Source]:
+    """The agents of a run, acting as they do in training; with mean_action as in an evaluation.
+
+    Raises DeeprlError where the run has no such agent or is of an environment with other spaces.
+    """
+    population = load_population(run_dir)
+    own = population.spec
+    if (own.obs_shape, own.action_low, own.action_high) != (spec.obs_shape, spec.action_low, spec.action_high):
+        raise DeeprlError(f"{run_dir}: trained in {population.config.env}, whose spaces are not those of {env}")
+    act = functools.partial(population.module.act, population.net, population.config, explore=not mean_action)
+
+    def source(about: dict[str, Any]) -> Source:
+        state = take_member(population.state, about["member"])
+
+        @torch.no_grad()
+        def actor(obs: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+            is_first = torch.zeros(len(obs), dtype=torch.bool)
+            action, _ = act(state, (), torch.from_numpy(obs), is_first, torch.from_numpy(noise.integers(2**32, size=4)))
+            return to_env_action(spec, action.numpy())
+
+        shared = sum(m["seed"] == about["seed"] for m in population.members) > 1
+        member = f"_member_{about['member']}" if shared else ""
+        return Source(f"{Path(run_dir).resolve().name}:seed_{about['seed']}{member}", actor)
+
+    members = [m for m in population.members if seed in (None, m["seed"])]
+    if not members:
+        known = ", ".join(str(m["seed"]) for m in population.members)
+        raise DeeprlError(f"{run_dir}: no agent of seed {seed}; it has {known}")
+    return [source(about) for about in members]
+
+
+def named(candidates: Sequence[Source], name: str, option: str) -> Source:
+    """The candidate of a name, or of a name that ends in `:name`. Raises DeeprlError if there is none, or several."""
+    fitting = [c for c in candidates if c.name == name or c.name.endswith(f":{name}")]
+    if len(fitting) != 1:
+        names = [c.name for c in candidates]
+        raise DeeprlError(
+            f"{option} {name}: {len(fitting)} policies fit{nearest(name, names)}; have {', '.join(names)}"
+        )
+    return fitting[0]

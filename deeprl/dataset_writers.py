@@ -1,0 +1,179 @@
+"""Recorded episodes into files: Minari datasets and D4RL's HDF5 layout. One episode is in memory at a time.
+
+What is being made has another name until it is complete, and is removed if making it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import h5py
+import numpy as np
+
+import deeprl
+from deeprl.errors import DeeprlError
+
+_SUFFIXES = (".hdf5", ".h5")
+_BLOCK_ROWS = 1024
+
+
+class Recorded(NamedTuple):
+    """An episode of T steps in the environment's own units.
+
+    obs [T + 1, O], action [T, A], reward [T] float32. terminated: whether the task ended; if not, a time limit or the
+    end of the recording cut it. complete: whether the environment ended it. seed: what its first reset was given.
+    """
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: bool
+    complete: bool
+    seed: int
+
+
+class Origin(NamedTuple):
+    """What a dataset says of itself. about: plain JSON values; score_range: as in `EnvSpec`."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    algorithm: str
+    about: dict[str, Any]
+    score_range: tuple[float, ...] = ()
+
+
+def is_file(target: str) -> bool:
+    """Whether a dataset of this name is a file; else it is a Minari id."""
+    return Path(target).suffix in _SUFFIXES
+
+
+def check_target(target: str) -> None:
+    """Raise DeeprlError where a dataset cannot be made: it exists, or is neither a file nor an id."""
+    if is_file(target):
+        if Path(target).exists():
+            raise DeeprlError(f"{target}: exists; remove it first, or write to another file")
+    elif _minari_path(target).exists():
+        raise DeeprlError(f"{target}: there is a Minari dataset of this id; remove it first (`minari delete {target}`)")
+
+
+def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
+    """Write episodes to a file of D4RL's layout (`.hdf5`, `.h5`) or to a Minari dataset of that id.
+
+    env: an environment of the kind that was recorded; it gives the spaces. Raises DeeprlError as `check_target` does.
+    """
+    check_target(target)
+    (write_hdf5 if is_file(target) else write_minari)(target, env, episodes, origin)
+
+
+def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
+    """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] float32, `terminals`,
+    `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but for `env`).
+    """  # fmt: skip
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with h5py.File(part, "w") as file:
+            for episode in episodes:
+                _append(file, episode)
+            space: Any = env.action_space
+            file.attrs["env"] = origin.env
+            attributes = {"env_kwargs": origin.env_kwargs, "about": origin.about}
+            attributes |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
+            for name, value in attributes.items():
+                file.attrs[name] = json.dumps(value)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _append(file: h5py.File, episode: Recorded) -> None:
+    last = np.arange(len(episode.reward)) == len(episode.reward) - 1
+    columns = {
+        "observations": episode.obs[:-1],
+        "actions": episode.action,
+        "rewards": episode.reward,
+        "next_observations": episode.obs[1:],
+        "terminals": last & episode.terminated,
+        "timeouts": last & (not episode.terminated),
+    }
+    for key, rows in columns.items():
+        if key not in file:
+            shape = rows.shape[1:]
+            file.create_dataset(key, (0, *shape), rows.dtype, maxshape=(None, *shape), chunks=(_BLOCK_ROWS, *shape))
+        array = file[key]
+        array.resize(len(array) + len(rows), axis=0)
+        array[-len(rows) :] = rows
+
+
+def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
+    """A Minari dataset below the folder MINARI_DATASETS_PATH, with the reference scores where there are any."""
+    import minari
+    from minari.dataset.minari_storage import MinariStorage
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    path = _minari_path(target)
+    namespace = target.rpartition("/")[0]
+    if namespace and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    part = path.with_name(f".{path.name}.part")  # hidden: Minari does not list it
+    shutil.rmtree(part, ignore_errors=True)  # what a killed process left
+    space: Any = env.observation_space
+    metadata = {
+        **{"dataset_id": target, "minari_version": minari.__version__, "algorithm_name": origin.algorithm},
+        **{"author": {f"deeprl {deeprl.__version__}"}, "code_permalink": "", "description": _described(origin)},
+        **({"eval_env_spec": env.spec.to_json()} if env.spec else {}),
+        **dict(zip(("ref_min_score", "ref_max_score"), origin.score_range, strict=False)),
+    }
+    try:
+        (part / "data").mkdir(parents=True)
+        storage = MinariStorage.new(
+            part / "data",
+            observation_space=gym.spaces.Box(space.low, space.high, space.shape, np.float32),
+            action_space=env.action_space,
+            env_spec=env.spec,
+        )
+        storage.update_metadata(metadata)
+        storage.update_episodes(_buffer(episode) for episode in episodes)
+        part.replace(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _described(origin: Origin) -> str:
+    return "; ".join(f"{k}: {json.dumps(v) if isinstance(v, dict | list) else v}" for k, v in origin.about.items())
+
+
+def _buffer(episode: Recorded) -> Any:
+    from minari.data_collector import EpisodeBuffer
+
+    last = np.arange(len(episode.reward)) == len(episode.reward) - 1
+    return EpisodeBuffer(
+        seed=episode.seed,
+        observations=episode.obs,
+        actions=episode.action,
+        rewards=episode.reward,
+        terminations=last & episode.terminated,
+        truncations=last & (not episode.terminated),
+    )
+
+
+def _minari_path(target: str) -> Path:
+    """Where a Minari dataset is. Raises DeeprlError unless the id has the form that Minari wants."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
+
+    try:
+        parse_dataset_id(target)
+    except (ValueError, TypeError) as error:
+        raise DeeprlError(
+            f"{target!r}: expected a file .hdf5 or .h5, or a Minari id such as hopper/medium-v0 (with its version)"
+        ) from error
+    return get_dataset_path(target)

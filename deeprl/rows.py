@@ -1,0 +1,83 @@
+"""Benchmark rows: one for each agent and evaluation, in Python and as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deeprl.errors import DeeprlError
+from deeprl.records import Agent, Evaluation, Run, read_runs
+
+COLUMNS = (
+    *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
+    *("commit", "config_hash", "torch", "device", "command"),
+)
+
+
+def results(directory: str | Path) -> list[dict[str, Any]]:
+    """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
+
+    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings` (JSON text of the fields in which
+    the members of the run differ) and `frozen` (bool: the agent had diverged and been frozen by that step). `step`
+    counts simulator steps of one agent, or gradient steps if it learns from a dataset, whose name `env` is then.
+    `return` is the mean over the evaluation episodes of that step, `score` is None where no normalisation exists,
+    `wall_s` counts seconds from the start of the run, `updates_per_s` is the speed of all its agents together.
+
+    Raises:
+        DeeprlError: no run there; a file that cannot be read, named with its row.
+    """
+    return [_row(run, agent, at) for run in read_runs(directory) for agent in run.agents for at in agent.evaluations]
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append benchmark rows to a CSV file in the order of `COLUMNS`; other keys are left out, None becomes empty.
+
+    The algorithm of rows with a label is written as `algorithm:label`.
+
+    A new file gets the header. Rows that the file holds already are not written again, so that writing the same rows
+    twice changes nothing; a row that occurs twice in `rows` (two agents, equal in everything) is kept twice.
+
+    Raises:
+        DeeprlError: the file has another header; a row lacks a column.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = list(csv.reader(io.StringIO(text)))
+    if lines and tuple(lines[0]) != COLUMNS:
+        raise DeeprlError(f"{path} has the header {','.join(lines[0])}; benchmark rows have {','.join(COLUMNS)}")
+    present = Counter(map(tuple, lines[1:]))
+    new: list[list[str]] = [] if lines else [list(COLUMNS)]
+    for number, row in enumerate(rows):
+        if missing := [column for column in COLUMNS if column not in row]:
+            raise DeeprlError(f"row {number} for {path} lacks {', '.join(missing)}")
+        named = dict(row) | ({"algorithm": f"{row['algorithm']}:{row['label']}"} if row.get("label") else {})
+        values = ["" if named[column] is None else str(named[column]) for column in COLUMNS]
+        if present[tuple(values)] > 0:
+            present[tuple(values)] -= 1
+        else:
+            new.append(values)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        if text and not text.endswith("\n"):
+            file.write("\n")
+        csv.writer(file, lineterminator="\n").writerows(new)
+
+
+def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
+    info = run.info
+    values = (
+        *(info["algorithm"], agent.task, agent.seed, at.step, at.mean, run.score(at.mean)),
+        *(at.wall_s, run.status.get("updates_per_s")),
+        *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
+        *(info.get("device", ""), info.get("command", "")),
+    )
+    extra = {
+        "member": agent.member,
+        "label": str(info["config"].get("label") or ""),
+        "settings": agent.settings,
+        "frozen": agent.frozen is not None and at.step >= agent.frozen.get("step", 0),
+    }
+    return dict(zip(COLUMNS, values, strict=True)) | extra
