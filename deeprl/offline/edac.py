@@ -9,8 +9,8 @@ An et al. 2021, "Uncertainty-Based Offline Reinforcement Learning with Diversifi
     ES = mean 1 / (N - 1) sum_{i != j} cos(grad_a Q_i(s, a), grad_a Q_j(s, a)), at the data's actions
 
 in this order: the policy sees the new alpha, the critics both, the targets Q' move last. eta = 0 is SAC-N: pessimism by
-the number N of critics alone. The policy is SAC's, a Gaussian squashed by tanh, and is evaluated at its mode; one sample
-of it serves temperature and policy. The sum over pairs is |sum_i u_i|^2 - sum_i |u_i|^2 of the unit slopes u_i.
+the number N of critics alone. The policy is SAC's, a Gaussian squashed by tanh, evaluated at its mode; one sample of it
+serves temperature and policy. The sum over pairs is |sum_i u_i|^2 - sum_i |u_i|^2 of the unit slopes u_i.
 
 Differences from the authors' code (snu-mllab/EDAC):
 - They take all gradients at the same parameters, with the old alpha; one after the other is how CORL and RIQL do it.
@@ -20,8 +20,8 @@ Differences from the authors' code (snu-mllab/EDAC):
 - Their density has 1e-6 inside the logarithm of tanh's slope.
 - Their maximum over ten next actions (`max_q_backup`, on pen-cloned) is left out.
 
-Their critics and eta: halfcheetah and walker2d 10 and 1 (medium-expert 10 and 5), hopper 50 and 1; Adroit pen-human 20
-and 1000 with --rewards standardize and policy learning rate 3e-5. SAC-N: halfcheetah 10, walker2d 20, hopper 200 to 500.
+Their critics and eta: halfcheetah and walker2d 10 and 1 (medium-expert 10 and 5), hopper 50 and 1; pen-human 20 and
+1000 with --rewards standardize and actor_lr 3e-5. SAC-N's critics: halfcheetah 10, walker2d 20, hopper 200 to 500.
 
 Metrics: critic_loss (without eta ES, summed over critics), diversity (ES; not in SAC-N), q (mean over critics, at the
 data's actions), actor_loss, entropy (mean -log pi in [-1, 1]^A), alpha, gradients' norms of policy and critics.
