@@ -40,6 +40,12 @@ ALGORITHMS = {
         "Mnih et al. 2015, Nature 518",
         "discrete actions, vectors or images",
     ),
+    "edac": Algorithm(
+        "deeprl.offline.edac",
+        "SAC-N and EDAC: SAC with the minimum of many, diversified critics, offline",
+        "An et al. 2021, arXiv 2110.01548",
+        "a dataset with continuous actions and vector observations",
+    ),
     "iql": Algorithm(
         "deeprl.offline.iql",
         "Implicit Q-learning, offline",

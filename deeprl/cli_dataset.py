@@ -26,11 +26,12 @@ examples:
 
 def add_commands(commands: Any) -> None:
     """Add the group `dataset` to the subparsers of the command line."""
-    text = "make datasets of transitions, and look at them"
+    text = "make datasets of transitions, corrupt them, look at them"
     group = commands.add_parser("dataset", help=text, description=text)
     inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_info(inner)
     _add_create(inner)
+    _add_corrupt(inner)
 
 
 def _add_info(commands: Any) -> None:
@@ -97,4 +98,46 @@ def _create(options: argparse.Namespace) -> int:
     summary = create(request)
     show(f"policies: {', '.join(summary.sources)}")
     show(str(summary))
+    return 0
+
+
+def _add_corrupt(commands: Any) -> None:
+    text = "corrupt a dataset as the RIQL paper does (arXiv 2310.12955), and remember where"
+    corrupt = commands.add_parser("corrupt", help=text, description=text)
+    corrupt.set_defaults(run=_corrupt)
+    option = corrupt.add_argument
+    option("source", help="a clean dataset: a file, or the id of a local Minari dataset")
+    option("out", metavar="OUT.hdf5", help="the file to write, which must not be there yet")
+    option("--attack", default="random", help="random (default) or adversarial")
+    option(
+        "--element", action="append", default=[], dest="elements", metavar="NAME",
+        help="observation, action, reward or dynamics; may be repeated",
+    )  # fmt: skip
+    option("--rate", type=float, default=0.3, help="probability of each row (default 0.3)")
+    option("--scale", type=float, default=1.0, help="size in standard deviations (default 1)")
+    option("--mode", default="transition", help="transition (default) or trajectory: a state changes in both its rows")
+    option("--seed", type=int, default=0, help="of all randomness (default 0)")
+    option("--adversary", metavar="RUN_DIR", help="a run of edac on the clean dataset, for adversarial attacks")
+    option("--adversary-member", type=int, default=0, metavar="N", help="which agent of that run (default 0)")
+    option("--device", default="cpu", help="where the adversary computes: cpu, cuda, cuda:N or auto")
+    option("--env", default="", help="the environment, where the dataset names none or another is wanted")
+    option("--clip-actions", action="store_true", help="clip actions beyond the bounds, before all else")
+
+
+def _corrupt(options: argparse.Namespace) -> int:
+    from deeprl.adversary import load_adversary
+    from deeprl.corruption import corrupt, write_hdf5
+    from deeprl.dataset_writers import check_file
+    from deeprl.datasets import load_dataset
+
+    check_file(options.out)
+    dataset = load_dataset(options.source, options.env, clip=options.clip_actions)
+    adversary = None
+    if options.adversary is not None:
+        adversary = load_adversary(options.adversary, dataset, options.adversary_member, options.device)
+    how = (options.attack, options.elements, options.rate, options.scale, options.mode, options.seed)
+    made = corrupt(dataset, *how, adversary=adversary, device=options.device)
+    write_hdf5(made, options.out)
+    shares = ", ".join(f"{element} of {int(rows.sum()):,}" for element, rows in made.rows.items())
+    show(f"{options.out}: {shares} of {len(dataset):,} rows corrupted")
     return 0

@@ -98,6 +98,15 @@ def check_ends(recording: Recording, terminal: np.ndarray, timeout: np.ndarray) 
         )
 
 
+def given_returns(file: str, returns: np.ndarray, episodes: int) -> np.ndarray:
+    """Returns of all episodes that a file gives, as float64. Raises DeeprlError if they are no such numbers."""
+    if returns.shape != (episodes,) or returns.dtype.kind != "f" or not np.isfinite(returns).all():
+        raise DeeprlError(
+            f"{file}: episode_returns: expected one finite number for each of {episodes} episodes, from row 0 on"
+        )
+    return returns.astype(np.float64)
+
+
 def check_bounds(file: str, low: Sequence[float], high: Sequence[float], size: int) -> None:
     """Bounds of actions that a file gives: as many as the actions have numbers, each finite, low below high."""
     if len(low) != size or len(high) != size:
@@ -110,12 +119,18 @@ def check_bounds(file: str, low: Sequence[float], high: Sequence[float], size: i
 
 
 def scaled(
-    file: str, column: Column, low: Sequence[float], high: Sequence[float], clip: bool, clipped: list[int]
+    file: str,
+    column: Column,
+    low: Sequence[float],
+    high: Sequence[float],
+    clip: bool,
+    clipped: list[int],
+    exempt: bool = False,
 ) -> Iterator[np.ndarray]:
     """Pieces of actions [n, A], rescaled from their bounds to [-1, 1], float32; unchanged if these are the bounds.
 
     Appends the number of actions beyond the bounds to `clipped`. Raises DeeprlError at the end if there are any and
-    not `clip`.
+    not `clip`. exempt: leave them as they are.
     """
     below, above = np.asarray(low), np.asarray(high)
     slack = _SLACK * (above - below)
@@ -130,10 +145,10 @@ def scaled(
             if abs(piece.flat[here]) > abs(worst):
                 worst, at = float(piece.flat[here]), row + here // piece.shape[1]
         row += len(piece)
-        inside = np.clip(piece, below, above)
+        inside = piece if exempt else np.clip(piece, below, above)
         yield (inside if plain else (inside - below) / (above - below) * 2 - 1).astype(np.float32, copy=False)
     clipped.append(count)
-    if count and not clip:
+    if count and not clip and not exempt:
         bounds = f"[{below.min():g}, {above.max():g}]"
         raise DeeprlError(
             f"{file}: {column.where(first)}: beyond the bounds {bounds} (numbers beyond: {count:,}; the worst:"

@@ -2,7 +2,8 @@
 
 A file holds flat arrays with one row per step, episodes one after the other: `observations`, `actions`, `rewards`,
 `terminals`, and where there are any `timeouts` and `next_observations`; other keys are ignored. An HDF5 file that
-`deeprl` wrote says in its attributes `env`, `env_kwargs`, `action_low`, `action_high` and `about` where it comes from.
+`deeprl` wrote says in its attributes `env`, `env_kwargs`, `action_low`, `action_high`, `score_range` and `about` where
+it comes from, and has `episode_returns` where they are not the sums of its rewards.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Recording:
     """An open file: its arrays under D4RL's names, and what it says of itself.
 
     lengths: rows of each episode where the file tells them apart, int64. low, high: bounds of the actions, empty where
-    it does not tell. score_range: as in `EnvSpec`. both: a row may be the end of its episode in both ways.
+    it does not tell. score_range: as in `EnvSpec`. returns: of each episode, where the file has them; the sums of its
+    rewards otherwise. both: a row may be the end of its episode in both ways.
     """
 
     file: str
@@ -75,6 +77,7 @@ class Recording:
     high: tuple[float, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     score_range: tuple[float, ...] = ()
+    returns: np.ndarray | None = None
     lengths: np.ndarray | None = None
     both: bool = False
 
@@ -214,9 +217,12 @@ def _hdf5_columns(source: str, file: h5py.File) -> dict[str, Column]:
 def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
     """What a file of our own says of itself."""
     said: dict[str, Any] = {}
+    if isinstance(file.get("episode_returns"), h5py.Dataset):
+        said["returns"] = file["episode_returns"][()]
     if "env" in file.attrs:
         said["env"] = str(file.attrs["env"])
-    for name, kind in (("env_kwargs", dict), ("action_low", list), ("action_high", list), ("about", dict)):
+    kinds = {"env_kwargs": dict, "about": dict} | dict.fromkeys(("action_low", "action_high", "score_range"), list)
+    for name, kind in kinds.items():
         if name not in file.attrs:
             continue
         try:

@@ -104,10 +104,15 @@ def read_rows(
     else:
         _fill_pairs(obs.numpy(), next_obs.numpy(), checks.finite(file, columns["observations"]), keep, terminal)
     clipped: list[int] = []
-    _fill(action, checks.scaled(file, columns["actions"], spec.action_low, spec.action_high, clip, clipped), keep)
+    exempt = "corruption" in recording.about and not clip  # corrupted on purpose
+    bounds = spec.action_low, spec.action_high
+    _fill(action, checks.scaled(file, columns["actions"], *bounds, clip, clipped, exempt), keep)
     if clipped[0]:
-        notes.append(f"numbers of actions beyond the bounds, clipped: {clipped[0]:,}")
+        then = "left there: this dataset is corrupted" if exempt else "clipped"
+        notes.append(f"numbers of actions beyond the bounds, {then}: {clipped[0]:,}")
     stored = Stored(obs, action, reward, terminated, truncated, next_obs)
+    if recording.returns is not None:
+        returns = checks.given_returns(file, recording.returns, len(starts))
     return stored, torch.from_numpy(ends), torch.from_numpy(returns[counts > 0])
 
 

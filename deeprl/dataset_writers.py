@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 import deeprl
+from deeprl.datasets import Dataset
 from deeprl.errors import DeeprlError
 
 _SUFFIXES = (".hdf5", ".h5")
@@ -188,3 +189,52 @@ def _minari_path(target: str) -> Path:
             f"{target!r}: expected a file .hdf5 or .h5, or a Minari id such as hopper/medium-v0 (with its version)"
         ) from error
     return get_dataset_path(target)
+
+
+# --- a dataset that is in memory ---
+
+
+def check_file(path: str | Path) -> Path:
+    """Where a new file may be written. Raises DeeprlError if there is one, or its suffix is not that of HDF5."""
+    target = Path(path).expanduser()
+    if target.suffix not in _SUFFIXES:
+        raise DeeprlError(f"{path}: expected a file {' or '.join(_SUFFIXES)}")
+    if target.exists():
+        raise DeeprlError(f"{path}: exists; remove it first, or write to another file")
+    return target
+
+
+def write_rows(dataset: Dataset, path: str | Path, beside: Mapping[str, np.ndarray] | None = None) -> None:
+    """Write a dataset in D4RL's layout, from which `load_dataset` reads the same one. beside: further arrays by name.
+
+    Arrays as in `write_hdf5`, actions in the environment's units (float64 unless these are [-1, 1]), and
+    `episode_returns` [E]; attributes as there, and `score_range`. The file has another name until it is complete.
+
+    Raises DeeprlError as `check_file` does.
+    """
+    target, spec = check_file(path), dataset.spec
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    told = {"env_kwargs": dataset.env_kwargs, "about": dataset.about, "score_range": spec.score_range}
+    told |= {"action_low": spec.action_low, "action_high": spec.action_high}
+    try:
+        with h5py.File(part, "w") as file:
+            for name, array in (_columns(dataset) | dict(beside or {})).items():
+                file[name] = array
+            file["episode_returns"] = dataset.returns.numpy()
+            file.attrs["env"] = dataset.env
+            for name, value in told.items():
+                file.attrs[name] = json.dumps(value)
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _columns(dataset: Dataset) -> dict[str, np.ndarray]:
+    obs, action, reward, terminated, truncated, next_obs = (array.numpy() for array in dataset.data)
+    low, high = np.asarray(dataset.spec.action_low), np.asarray(dataset.spec.action_high)
+    if (low != -1.0).any() or (high != 1.0).any():
+        action = low + (action.astype(np.float64) + 1.0) / 2.0 * (high - low)
+    names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    return dict(zip(names, (obs, action, reward, terminated, truncated, next_obs), strict=True))

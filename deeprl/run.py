@@ -275,7 +275,7 @@ class Run:
         if done:
             self._report_frozen()
         if self.step > self._resumed_at or self.step == 0:
-            self.save(only=("agents",) if done else None)
+            self.save(only=("agents", "data") if done else None)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
         self._write_status("finished" if self.finished else "diverged" if self.diverged else "stopped")
 

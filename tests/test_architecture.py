@@ -73,6 +73,7 @@ FLOORS: list[set[str]] = [
         "watch",
         "collect",
         "candidates",
+        "adversary",
         "corruption",
         "cli",
         "cli_dataset",

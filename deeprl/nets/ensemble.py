@@ -59,9 +59,12 @@ class CriticEnsemble(nn.Module):
         start_layers(self.layers, self.start)
 
     def forward(
-        self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"], first: int | None = None
+        self, obs: Float[Tensor, "*E B O"], action: Float[Tensor, "*E B A"], first: int | None = None
     ) -> Float[Tensor, "E B"]:
-        """Q values of all networks, or only of the `first` so many: [first, B]."""
+        """Q values of all networks, or only of the `first` so many: [first, B].
+
+        obs, action: one batch for all networks, or [E, B, O] and [E, B, A] with one for each.
+        """
         part = (first,) if first else ()  # layers put in place of these need not know it
         x = torch.cat([obs, action], dim=-1).expand(first or self.size, -1, -1)
         for layer in self.layers[:-1]:
