@@ -32,7 +32,7 @@ def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
     execution.apply()
     module = algorithm_module(algorithm)
     if algorithm in OFFLINE:
-        source = OfflineData({config.dataset: load_dataset(config.dataset)}, config, execution.device)
+        source = OfflineData([(config.dataset, load_dataset(config.dataset))], 0, config, execution.device)
         spec, close = source.spec, lambda: None
     else:
         source, spec, close = replay_of(config, execution)

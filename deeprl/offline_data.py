@@ -7,7 +7,7 @@ agent draws its own from its part of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -153,27 +153,43 @@ def returns_to_go(
     return torch.where((best == lowest)[episode], lowest / (1.0 - discount), found)
 
 
-class OfflineData:
-    """The datasets of a population on its device.
+class _Part(NamedTuple):
+    """One dataset among the rows of all: where its rows begin, how many there are, and what is known of them."""
 
+    start: int
+    size: int
+    facts: Facts
+    ends: Int[Tensor, " E"]
+    digest: str
+
+
+class OfflineData:
+    """The datasets of a population on its device, each read when its turn comes and copied into its place.
+
+    datasets: pairs of a name in `config.dataset` and what it names. rows: how many they have together, or more.
     arrays: the rows of all of them, one dataset after the other. Agent i learns from the size[i] rows from first[i] on
     (both [S] int64). facts: those of each agent's dataset. spec: what they are recorded in.
     """
 
-    def __init__(self, datasets: Mapping[str, Dataset], config: OfflineConfig, device: str):
-        joined = list(datasets.values())
-        self.spec = joined[0].spec
-        starts = [sum(len(d) for d in joined[:i]) for i in range(len(joined))]
-        number = {source: i for i, source in enumerate(datasets)}
-        mine = [number[config.member(i).datasets()[0]] for i in range(len(config.seeds))]
-        self.first: Int[Tensor, " S"] = torch.tensor([starts[i] for i in mine], device=device)
-        self.size: Int[Tensor, " S"] = torch.tensor([len(joined[i]) for i in mine], device=device)
-        facts = [facts_of(d, config.normalize_obs, config.rewards) for d in joined]
-        self.facts = [facts[i] for i in mine]
-        self._episodes = [(i, joined[i].data.reward, joined[i].ends) for i in mine]
-        self._digests = {source: d.digest() for source, d in datasets.items()}
-        columns = zip(*(d.data for d in joined), strict=True)
-        self.arrays = Stored(*((c[0] if len(c) == 1 else torch.cat(c)).to(device) for c in columns))
+    def __init__(self, datasets: Iterable[tuple[str, Dataset]], rows: int, config: OfflineConfig, device: str):
+        self._parts: dict[str, _Part] = {}
+        alone, start = len(config.datasets()) == 1, 0
+        for source, dataset in datasets:
+            if alone:
+                self.arrays = Stored(*(own.to(device) for own in dataset.data))
+            elif not self._parts:
+                self.arrays = Stored(*(own.new_empty((rows, *own.shape[1:]), device=device) for own in dataset.data))
+            if not alone:
+                for whole, own in zip(self.arrays, dataset.data, strict=True):
+                    whole[start : start + len(dataset)].copy_(own)
+            facts = facts_of(dataset, config.normalize_obs, config.rewards)
+            self._parts[source] = _Part(start, len(dataset), facts, dataset.ends, dataset.digest())
+            self.spec, start = dataset.spec, start + len(dataset)
+        self.arrays = Stored(*(whole[:start] for whole in self.arrays))
+        self._mine = [self._parts[config.member(i).datasets()[0]] for i in range(len(config.seeds))]
+        self.first: Int[Tensor, " S"] = torch.tensor([part.start for part in self._mine], device=device)
+        self.size: Int[Tensor, " S"] = torch.tensor([part.size for part in self._mine], device=device)
+        self.facts = [part.facts for part in self._mine]
 
     def returns_to_go(
         self, discounts: Sequence[float], sparse: bool = False
@@ -186,24 +202,24 @@ class OfflineData:
         parts: list[Tensor] = [torch.zeros(0)]
         places: dict[tuple[int, float], int] = {}
         first = []
-        for i, discount in enumerate(discounts):
-            number, reward, ends = self._episodes[i]
-            place = number, discount
+        for part, discount in zip(self._mine, discounts, strict=False):
+            place = part.start, discount
             if place not in places:
                 places[place] = sum(map(len, parts))
-                parts.append(returns_to_go(self.facts[i].value(reward), ends, discount, sparse))
+                reward = part.facts.value(self.arrays.reward[part.start : part.start + part.size].cpu())
+                parts.append(returns_to_go(reward, part.ends, discount, sparse))
             first.append(places[place])
         start = torch.tensor(first or [0] * len(self.facts), device=self.first.device)
         return torch.cat(parts).to(self.arrays.reward.device), start
 
     def state_dict(self) -> dict[str, Any]:
         """Which data these are, not the data."""
-        return {"digests": dict(self._digests)}
+        return {"digests": {source: part.digest for source, part in self._parts.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Raise DeeprlError unless the datasets are those of `saved`."""
-        for source, digest in self._digests.items():
-            if saved["digests"].get(source) != digest:
+        for source, part in self._parts.items():
+            if saved["digests"].get(source) != part.digest:
                 raise DeeprlError(f"{source} is not what it was when this run began; choose another --out")
 
 
@@ -227,17 +243,25 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
     config: Any = run.config  # an `OfflineConfig`
     if "" in config.datasets():
         raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
-    kwargs, outline = config.env_kwargs or None, run.execution.device == "meta"
-    datasets = {s: load_dataset(s, config.env, kwargs, config.clip_actions, outline) for s in config.datasets()}
-    first = next(iter(datasets.values()))
-    for source, dataset in datasets.items():
-        if (dataset.spec, dataset.env, dataset.env_kwargs) != (first.spec, first.env, first.env_kwargs):
+    rows = sum(peek(source).rows for source in config.datasets())
+    return OfflineData(_read(run, config, best), rows, config, run.execution.device)
+
+
+def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, Dataset]]:
+    """The datasets, one after the other; in a rehearsal without their rows."""
+    outline = run.execution.device == "meta"
+    name, kind = "", None
+    for source in config.datasets():
+        dataset = load_dataset(source, config.env, config.env_kwargs or None, config.clip_actions, outline)
+        own = dataset.spec, dataset.env, dataset.env_kwargs
+        if kind is None:
+            name, kind = dataset.name, own
+            if dataset.env and not dataset.env_problem:
+                run.evaluate_in(EnvFactory(dataset.env, dataset.env_kwargs, config.wrappers))
+            else:
+                problem = dataset.env_problem or f"{name} names no environment; give one with --env"
+                show(f"no evaluations: {problem}")
+        elif own != kind:
             where = dataset.env or "an unknown environment"
-            raise DeeprlError(f"dataset: {source} is of {where}, unlike {first.name}, which is of {first.env}")
-    if first.env and not first.env_problem:
-        run.evaluate_in(EnvFactory(first.env, first.env_kwargs, config.wrappers))
-    else:
-        show(f"no evaluations: {first.env_problem or f'{first.name} names no environment; give one with --env'}")
-    if best < 1.0 and not outline:
-        datasets = {source: best_episodes(dataset, best) for source, dataset in datasets.items()}
-    return OfflineData(datasets, config, run.execution.device)
+            raise DeeprlError(f"dataset: {source} is of {where}, unlike {name}, which is of {kind[1]}")
+        yield source, dataset if best == 1.0 or outline else best_episodes(dataset, best)

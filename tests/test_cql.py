@@ -228,7 +228,7 @@ def test_agents_with_one_dataset_and_discount_share_their_returns() -> None:
     parts = {"a": dataset(20, 0), "b": dataset(30, 1)}
     names, discounts = ("a", "b", "a", "b"), (0.9, 0.9, 0.5, 0.9)
     config = settings(seeds=(0, 1, 2, 3), dataset=names, discount=discounts, rewards="calql-antmaze")
-    data = OfflineData(parts, config, "cpu")
+    data = OfflineData(parts.items(), sum(map(len, parts.values())), config, "cpu")
     values, first = data.returns_to_go(discounts)
     assert first.tolist() == [0, 20, 50, 20]
     assert len(values) == 20 + 30 + 20
@@ -244,7 +244,7 @@ def test_learner_gives_each_row_its_own_return(monkeypatch: pytest.MonkeyPatch) 
     parts = {"a": dataset(20, 0), "b": dataset(30, 1)}
     config = settings(seeds=(0, 1), dataset=("a", "b"), discount=(0.9, 0.5), calibrated=True)
     net = cql.build_net(SPEC, config)
-    data = OfflineData(parts, config, "cpu")
+    data = OfflineData(parts.items(), sum(map(len, parts.values())), config, "cpu")
     values, first = data.returns_to_go((0.9, 0.5))
     monkeypatch.setattr(
         cql, "update", lambda net, config, state, batch, key, g: (state, batch._asdict() | {"g": g}, ())
@@ -580,7 +580,7 @@ def test_run_of_three_equals_three_runs(tmp_path: Path, monkeypatch: pytest.Monk
 def learned(config: cql.Config, execution: Execution, updates: int) -> tuple[Agents, dict[str, Tensor]]:
     """A population after so many updates, as in `train`."""
     net = cql.build_net(SPEC, config)
-    data = OfflineData({"d.npz": dataset(50, 0)}, config, "cpu")
+    data = OfflineData([("d.npz", dataset(50, 0))], 0, config, "cpu")
     returns, first = data.returns_to_go([config.member(i).discount for i in range(len(config.seeds))])
     agents = new_agents([cql.init(net, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)])
     learn = over_agents(freezing(cql.learner(net, config)), execution, shared=(1, 2), donate=True)

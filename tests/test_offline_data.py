@@ -98,7 +98,7 @@ def test_best_episodes_keeps_the_best_in_their_order() -> None:
 def test_each_dataset_is_held_once_and_every_agent_draws_its_own_rows() -> None:
     a, b = made_dataset(200, name="a"), made_dataset(100, seed=1, name="b")
     config = OfflineConfig(dataset=("b", "a", "b"), seeds=(0, 1, 2))
-    data = OfflineData({"b": b, "a": a}, config, "cpu")
+    data = OfflineData([("b", b), ("a", a)], 400, config, "cpu")
     assert data.arrays.obs.shape == (300, 3)
     assert data.first.tolist() == [0, 100, 0]
     assert data.size.tolist() == [100, 200, 100]
@@ -111,7 +111,7 @@ def test_each_dataset_is_held_once_and_every_agent_draws_its_own_rows() -> None:
 
 def test_a_single_dataset_is_not_copied() -> None:
     dataset = made_dataset()
-    data = OfflineData({"a": dataset}, OfflineConfig(dataset="a", seeds=(0, 1)), "cpu")
+    data = OfflineData([("a", dataset)], 0, OfflineConfig(dataset="a", seeds=(0, 1)), "cpu")
     assert data.arrays.obs.data_ptr() == dataset.data.obs.data_ptr()
 
 
