@@ -146,16 +146,13 @@ class Over(Exception):  # noqa: N818
 def measure_iql(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
     """IQL on random transitions in episodes of 1,000 steps, with observations and actions as in HalfCheetah."""
     import d3rlpy
-    import numpy
     import torch
+    from speed_data import synthetic
 
     torch.set_num_threads(args.threads)
-    draw = numpy.random.default_rng(args.seed)
-    observations = draw.standard_normal((kind.buffer, 17), numpy.float32)
-    actions = draw.uniform(-1, 1, (kind.buffer, 6)).astype(numpy.float32)
-    ends = (numpy.arange(1, kind.buffer + 1) % 1_000 == 0).astype(numpy.float32)
-    rewards = draw.standard_normal(kind.buffer, numpy.float32)
-    data = d3rlpy.dataset.MDPDataset(observations, actions, rewards, numpy.zeros_like(ends), ends)
+    made = synthetic(kind.buffer, args.seed)
+    ends = [made[key].astype("float32") for key in ("terminals", "timeouts")]
+    data = d3rlpy.dataset.MDPDataset(made["observations"], made["actions"], made["rewards"], *ends)
     layers = d3rlpy.models.VectorEncoderFactory(list(kind.hidden))
     config = d3rlpy.algos.IQLConfig(
         batch_size=kind.batch,

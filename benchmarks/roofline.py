@@ -19,7 +19,7 @@ import tempfile
 from typing import Any
 
 from speed_rows import Rounds, Row, conditions, rates, span
-from speed_tasks import task
+from speed_tasks import OFFLINE, task
 from speed_worker import make_config
 
 COLUMNS = ["algorithm", "env", "agents", "variant", "includes", "flops_per_update", "updates_per_s", "flops_per_s"]
@@ -51,14 +51,15 @@ def update_flops(algorithm: str, config: Any) -> float:
 
     from deeprl import rng
     from deeprl.api import algorithm_module
-    from deeprl.envs import PopulationEnvs
-    from deeprl.make_env import EnvFactory
+    from deeprl.datasets import load_dataset
+    from deeprl.make_env import make_env
+    from deeprl.spaces import env_spec
     from deeprl.spec import Batch
 
     module = algorithm_module(algorithm)
-    envs = PopulationEnvs(EnvFactory(config.env, {}, ()), [0], 1, "sync")
-    envs.close()
-    spec, size = envs.spec, config.batch_size
+    offline = algorithm in OFFLINE
+    spec = load_dataset(config.dataset, outline=True).spec if offline else env_spec(make_env(config.env))
+    size = config.batch_size
     obs = torch.zeros(size, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))
     action = torch.zeros(size, dtype=torch.int64) if spec.discrete else torch.zeros(size, spec.action_dim)
     batch = Batch(obs, action, torch.zeros(size), torch.zeros(size), obs.clone())

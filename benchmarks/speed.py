@@ -55,7 +55,7 @@ def whats(text: str) -> list[str]:
 
 def shared_flags(flags: argparse.ArgumentParser) -> None:
     """Flags of every benchmark that takes turns."""
-    flags.add_argument("--algorithm", default="sac", help="sac, td3, dqn; iql of d3rlpy alone")
+    flags.add_argument("--algorithm", default="sac", help="sac, td3, dqn, iql")
     flags.add_argument("--env", default="", help="by default that of the algorithm in speed_tasks.py")
     flags.add_argument("--size", default="", help="hidden layers and batch, such as 64x64:32, if not those of the task")
     flags.add_argument("--what", type=whats, default=["loop"], help="loop, update, or loop,update")

@@ -1,4 +1,4 @@
-"""A population's update alone: the function that `train` calls, on replay data of random steps, without its loop."""
+"""A population's update alone: the function that `train` calls, on random transitions, without its loop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from speed_tasks import OFFLINE
 from stopwatch import Stopwatch
 
 from deeprl import rng
 from deeprl.api import algorithm_module
+from deeprl.datasets import load_dataset
 from deeprl.envs import PopulationEnvs
 from deeprl.make_env import EnvFactory
-from deeprl.population import Agents, freezing, new_agents, over_agents, resolve_execution
+from deeprl.offline_data import OfflineData
+from deeprl.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
 from deeprl.replay import Replay, make_replay
 from deeprl.samplers import Priorities
+from deeprl.spec import EnvSpec
 
 STEPS = 1_000  # random ones, whose transitions fill the replay data
 
@@ -26,22 +30,32 @@ def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
         raise SystemExit(f"the update of {algorithm} alone is not measured: known are {', '.join(LEARNERS)}")
     execution = resolve_execution(config, config.steps)
     execution.apply()
-    envs = PopulationEnvs(EnvFactory(config.env, {}, ()), config.seeds, 1, config.env_backend)
-    replay = make_replay(len(config.seeds), config.buffer_size, envs.spec, 1, execution.device)
-    fill(replay, envs)
     module = algorithm_module(algorithm)
-    net = module.build_net(envs.spec, config, None, execution.device)
+    if algorithm in OFFLINE:
+        source = OfflineData({config.dataset: load_dataset(config.dataset)}, config, execution.device)
+        spec, close = source.spec, lambda: None
+    else:
+        source, spec, close = replay_of(config, execution)
+    net = module.build_net(spec, config, None, execution.device)
     keys = [rng.key(seed, "init") for seed in config.seeds]
     agents = new_agents([module.init(net, config.member(i), key) for i, key in enumerate(keys)], execution.device)
     execution.fit(agents.state, config.batch_size)
-    learn = LEARNERS[algorithm](module, net, config, execution, replay)
+    learn = LEARNERS[algorithm](module, net, config, execution, source)
     streams = rng.Streams(config.seeds, execution.device)
     done = 0
     watch.begin()
     while not watch.tick(done, done):
         learn(agents, streams("sample", done), streams("update", done), done)
         done += 1
-    envs.close()
+    close()
+
+
+def replay_of(config: Any, execution: Execution) -> tuple[Replay, EnvSpec, Callable[[], None]]:
+    """Replay data of random steps, what they were taken in, and how to close that."""
+    envs = PopulationEnvs(EnvFactory(config.env, {}, ()), config.seeds, 1, config.env_backend)
+    replay = make_replay(len(config.seeds), config.buffer_size, envs.spec, 1, execution.device)
+    fill(replay, envs)
+    return replay, envs.spec, envs.close
 
 
 def fill(replay: Replay, envs: PopulationEnvs) -> None:
@@ -85,4 +99,9 @@ def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> L
     return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, step)
 
 
-LEARNERS = {"sac": sac, "td3": td3, "dqn": dqn}
+def iql(module: Any, net: Any, config: Any, execution: Any, data: OfflineData) -> Learn:
+    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(1,), donate=True)
+    return lambda agents, sample, update, _: learn(agents, data.arrays, data.first, data.size, sample, update)
+
+
+LEARNERS: dict[str, Callable[..., Learn]] = {"sac": sac, "td3": td3, "dqn": dqn, "iql": iql}

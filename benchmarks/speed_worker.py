@@ -6,8 +6,9 @@
 What a turn is (`--what`; measured by the same stopwatch as the peers, see stopwatch.py):
     loop     a turn of the real `train`: every agent acts, steps its own environment, adds to its own replay data and,
              every `--every` steps, samples from it and is updated once. deeprl's own log (every 1,000 steps) and
-             progress bar are on.
-    update   the compiled function that samples and updates, as `train` calls it, on replay data of random steps.
+             progress bar are on. Offline, a turn is one sample of every agent from the dataset and one update.
+    update   the compiled function that samples and updates, as `train` calls it, on replay data of random steps or on
+             the dataset.
 steps, updates and steps_per_s are summed over the agents.
 
 `--set name=value` changes any other field of the algorithm's Config, such as `--set precision=strict`.
@@ -25,7 +26,9 @@ import sys
 import tempfile
 from typing import Any
 
-from speed_tasks import CLIP, EPSILON, LEARNING_STARTS, POLICY_DELAY, TARGET_EVERY, Task, includes, task
+import numpy as np
+from speed_data import synthetic
+from speed_tasks import CLIP, EPSILON, LEARNING_STARTS, OFFLINE, POLICY_DELAY, TARGET_EVERY, Task, includes, task
 
 PACKAGES = ("deeprl", "torch", "gymnasium", "mujoco", "minatar", "numpy")
 
@@ -39,6 +42,9 @@ def value(text: str) -> Any:
 
 def settings(algorithm: str, kind: Task, every: int) -> dict[str, Any]:
     """Fields of the algorithm's Config, those that all sides share."""
+    if algorithm in OFFLINE:
+        rates = {"actor_lr": kind.lr, "critic_lr": kind.lr, "value_lr": kind.lr}
+        return {"batch_size": kind.batch, "hidden": kind.hidden} | rates
     fields = {"env": kind.env, "batch_size": kind.batch, "buffer_size": kind.buffer, "hidden": kind.hidden}
     fields |= {"learning_starts": LEARNING_STARTS, "utd": 1 / every}
     if algorithm == "dqn":
@@ -57,7 +63,10 @@ def make_config(args: argparse.Namespace, kind: Task, out: str) -> Any:
     from deeprl.config import build
 
     fields = settings(args.algorithm, kind, args.every)
-    fields |= {"seeds": list(range(args.seed, args.seed + args.agents)), "steps": 1_000_000, "out": out}
+    if args.algorithm in OFFLINE:
+        fields["dataset"] = f"{out}/synthetic.npz"
+        np.savez(fields["dataset"], **synthetic(kind.buffer, args.seed))
+    fields |= {"seeds": list(range(args.seed, args.seed + args.agents)), "steps": 1_000_000, "out": f"{out}/run"}
     fields |= {"eval_every": 0, "checkpoint_minutes": 0, "threads": args.threads, "device": args.device}
     fields |= {name: value(text) for name, _, text in (pair.partition("=") for pair in args.set)}
     return build(algorithm_module(args.algorithm).Config, fields)
@@ -74,9 +83,10 @@ def measure(args: argparse.Namespace, kind: Task) -> dict[str, Any]:
         config = make_config(args, kind, out)
         on_card = config.device.startswith("cuda")
         loop = args.what == "loop"
-        warm_at = args.warmup_steps + (config.learning_starts if loop else 0)
+        per_step = getattr(config, "utd", 1.0)  # offline, a step is an update
+        warm_at = args.warmup_steps + (getattr(config, "learning_starts", 0) if loop else 0)
         sync = torch.cuda.synchronize if on_card else lambda: None
-        watch = Stopwatch(warm_at, args.seconds, args.wait, sync, config.utd if loop else 1.0)
+        watch = Stopwatch(warm_at, args.seconds, args.wait, sync, per_step if loop else 1.0)
         if loop:
             algorithm_module(args.algorithm).train(config, callback=lambda run: watch.tick(run.step, run.updates))
         else:

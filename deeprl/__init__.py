@@ -28,6 +28,12 @@ ALGORITHMS = {
         "Chen et al. 2021, arXiv 2106.01345 (%BC)",
         "a dataset with continuous actions and vector observations",
     ),
+    "cql": Algorithm(
+        "deeprl.offline.cql",
+        "Conservative Q-learning, offline; Cal-QL",
+        "Kumar et al. 2020, arXiv 2006.04779",
+        "a dataset with continuous actions and vector observations",
+    ),
     "dqn": Algorithm(
         "deeprl.online.dqn",
         "Deep Q-learning; double, dueling, n-step, prioritised, C51, HL-Gauss, two-hot",

@@ -25,6 +25,7 @@ from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import make_env
 from deeprl.progress import Progress, show
 from deeprl.recorder import Recorder, Share, Source, collect
+from deeprl.scores import normalized, score_range
 from deeprl.spec import EnvSpec
 
 KINDS = {
@@ -141,6 +142,8 @@ def create(request: Request) -> Summary:
     """
     if request.steps < 1:
         raise DeeprlError(f"steps: must be positive, not {request.steps}")
+    if request.kind == "random" and (request.policies or request.runs):
+        raise DeeprlError("kind random: acts without policies and runs")
     if not 0 <= request.seed < 2**32:
         raise DeeprlError(f"seed: must be in 0 .. 2^32 - 1, not {request.seed}")
     check_target(request.target)
@@ -199,15 +202,7 @@ def _origin(
     if wrappers:
         about["wrappers"] = list(wrappers)
     names = {name.partition(":")[0] for name in sources}
-    return Origin(env, kwargs, ", ".join(sorted(names)), about, _score_range(env, request.target))
-
-
-def _score_range(env: str, name: str) -> tuple[float, ...]:
-    try:
-        from deeprl.scores import score_range
-    except ImportError:  # not there yet
-        return ()
-    return score_range(env, name)
+    return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env))
 
 
 class _Tally:
@@ -233,7 +228,7 @@ class _Tally:
     def summary(self, target: str, shares: Sequence[Share], score_range: tuple[float, ...]) -> Summary:
         counted = np.array(self._complete) | (not any(self._complete))
         mean = float(np.array(self._returns)[counted].mean())
-        score = 100.0 * (mean - score_range[0]) / (score_range[1] - score_range[0]) if score_range else math.nan
+        score = normalized(mean, score_range) if score_range else math.nan
         names = tuple(share.source.name for share in shares)
         length = float(np.array(self._lengths)[counted].mean())
         return Summary(target, names, self._steps, len(self._returns), sum(self._complete), mean, length, score)

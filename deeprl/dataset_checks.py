@@ -57,8 +57,7 @@ def finite(file: str, column: Column) -> Iterator[np.ndarray]:
     """The pieces of a column, as they are. Raises DeeprlError at the end if any number is not finite in float32."""
     first, count, row = -1, 0, 0
     for piece in column.pieces():
-        with np.errstate(over="ignore"):
-            bad = ~np.isfinite(piece.astype(np.float32, copy=False))
+        bad = ~np.isfinite(piece.astype(np.float32, copy=False))
         if bad.any():
             first = row + int(np.argmax(bad.reshape(len(bad), -1).any(1))) if first < 0 else first
             count += int(bad.sum())
@@ -152,6 +151,6 @@ def scaled(
     if count and not clip and not exempt:
         bounds = f"[{below.min():g}, {above.max():g}]"
         raise DeeprlError(
-            f"{file}: {column.where(first)}: beyond the bounds {bounds}; {count:,} numbers of actions are, the worst"
-            f" {worst:g} in row {at}; clip=True (--clip-actions) clips them"
+            f"{file}: {column.where(first)}: beyond the bounds {bounds} (numbers beyond: {count:,}; the worst:"
+            f" {worst:g} in row {at}); clip=True (--clip-actions) clips them"
         )

@@ -9,6 +9,7 @@ it comes from, and has `episode_returns` where they are not the sums of its rewa
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -31,7 +32,10 @@ _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, zi
 
 # D4RL's own names of data sets of which Gymnasium has the environment: Gym's v0 .. v2 of it are nearest to v4.
 _D4RL_NAMES = (
-    (r"(halfcheetah|hopper|walker2d|ant)[-_]\w[-\w]*-v[012]", "{}-v4"),
+    (
+        r"(halfcheetah|hopper|walker2d|ant)[-_](?:random|expert|(?:medium|full)(?:[-_](?:replay|expert))?)-v[012]",
+        "{}-v4",
+    ),
     (r"(pen|door|hammer|relocate)[-_](?:human|cloned|expert)-v[01]", "gymnasium_robotics:AdroitHand{}-v1"),
 )
 _TITLES = {"halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
@@ -121,6 +125,10 @@ def _d4rl_env(stem: str) -> str:
     return ""
 
 
+def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
 # --- npz ---
 
 
@@ -133,6 +141,9 @@ def _npz_column(source: str, archive: zipfile.ZipFile, key: str) -> Column:
     try:
         with archive.open(f"{key}.npy") as stream:
             shape, fortran, dtype = _npy_header(stream)
+            size, expected = archive.getinfo(f"{key}.npy").file_size, stream.tell() + _bytes(shape, dtype)
+            if size != expected and dtype.kind != "O":
+                raise EOFError(f"{size:,} bytes where its header promises {expected:,}")
     except _DAMAGE as error:
         raise cannot_read(source, error, key) from error
 
@@ -159,8 +170,7 @@ def _npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _rows(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
     """The rows that follow, always in the same piece of memory."""
-    width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    step = max(1, _PIECE // max(width, 1))
+    step = max(1, _PIECE // max(_bytes(shape[1:], dtype), 1))
     held = np.empty((min(step, shape[0]), *shape[1:]), dtype)
     for start in range(0, shape[0], step):
         piece = held[: min(step, shape[0] - start)]
@@ -170,8 +180,7 @@ def _rows(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.n
                 raise EOFError(f"it ends before row {shape[0]}")
             view = view[got:]
         yield piece
-    if stream.read(1):  # at the end the archive's check sum is looked at
-        raise ValueError("it is longer than its header says")
+    stream.read(1)  # at the end the archive's check sum is looked at
 
 
 # --- HDF5 ---
@@ -179,7 +188,10 @@ def _rows(stream: Any, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.n
 
 def hdf5_column(source: str, file: h5py.Group, key: str) -> Column:
     """An array of an HDF5 file. Raises DeeprlError if it is a group."""
-    array = file[key]
+    try:
+        array = file[key]
+    except _DAMAGE as error:
+        raise cannot_read(source, error, key) from error
     if not isinstance(array, h5py.Dataset):
         raise DeeprlError(f"{source}: {key}: a group, not an array")
     return Column(key, array.shape or (), array.dtype, lambda: hdf5_pieces(source, key, array))
@@ -188,9 +200,8 @@ def hdf5_column(source: str, file: h5py.Group, key: str) -> Column:
 def hdf5_pieces(source: str, key: str, array: h5py.Dataset, first: int = 0, last: int = 0) -> Iterator[np.ndarray]:
     """Rows [first, last) of an array, all by default, in pieces that begin where the file's own blocks begin."""
     last = last or len(array)
-    width = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
     block = array.chunks[0] if array.chunks else 1
-    step = block * max(1, _PIECE // max(width * block, 1))
+    step = block * max(1, _PIECE // max(_bytes((block, *array.shape[1:]), array.dtype), 1))
     for start in range(first, last, step):
         try:
             piece = array[start : min(start + step, last)]

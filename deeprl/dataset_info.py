@@ -92,7 +92,9 @@ def problems(dataset: Dataset) -> list[str]:
     if bool((reward == reward[0]).all()):
         found.append(f"all rewards are {float(reward[0]):g}")
     if broken := broken_chains(dataset):
-        found.append(f"{broken:,} rows whose next observation is not that of the following row of their episode")
+        found.append(
+            f"rows whose next observation is not the observation of the following row of their episode: {broken:,}"
+        )
     return found
 
 
@@ -136,12 +138,13 @@ def _numbers(which: np.ndarray) -> str:
 
 
 def _spread(values: np.ndarray) -> str:
-    mean = values.mean(dtype=np.float64)
-    return f"mean {_short(mean)}, min {_short(values.min())}, max {_short(values.max())}"
+    mean, low, high = (_short(float(v)) for v in (values.mean(dtype=np.float64), values.min(), values.max()))
+    return f"mean {mean}, min {low}, max {high}"
 
 
 def _short(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    whole = value == round(value)
+    return f"{value:,.0f}" if whole else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
 def _interval(low: tuple[float, ...], high: tuple[float, ...]) -> str:

@@ -191,7 +191,7 @@ def _column(source: str, file: h5py.File, key: str, episodes: list[str], lengths
     def pieces() -> Iterator[np.ndarray]:
         for episode, length in zip(episodes, lengths, strict=True):
             array = file[f"{episode}/{name}"]
-            if array.shape[1:] != first.shape[1:] or array.dtype.kind != first.dtype.kind:
+            if array.shape[1:] != first.shape[1:] or array.dtype.kind not in "fiub":
                 said = (
                     f"{array.dtype} {array.shape[1:]}, where that of {episodes[0]} is {first.dtype} {first.shape[1:]}"
                 )

@@ -31,7 +31,7 @@ def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> t
         timeout = checks.flags(file, columns["timeouts"])
         checks.check_ends(recording, terminal, timeout)
         if both := int((terminal & timeout).sum()):
-            notes.append(f"{both:,} rows are both terminations and truncations: taken as terminations")
+            notes.append(f"rows that are both terminations and truncations, taken as terminations: {both:,}")
     else:
         timeout = _timeouts(recording, terminal, limit)
         notes.append(f"timeouts: absent; episodes end at the limit of {limit} steps of {recording.env}")
@@ -42,7 +42,7 @@ def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> t
     open_ends = int((last & ~terminal & ~timeout).sum()) + (not last[-1])
     last[-1] = True
     if open_ends:
-        notes.append(f"{open_ends:,} recordings stop without an end of their episode")
+        notes.append(f"recordings that stop without an end of their episode: {open_ends:,}")
     return terminal, last
 
 
@@ -85,9 +85,9 @@ def read_rows(
     if not counts.any():
         raise DeeprlError(f"{file}: observations: no row has a successor in its episode, from row 0 on")
     if empty := int((counts == 0).sum()):
-        notes.append(f"{empty:,} episodes of one row, whose successor is not known, are left out")
+        notes.append(f"episodes left out, of one row whose successor is not known: {empty:,}")
     if dropped := len(keep) - int(counts.sum()):
-        notes.append(f"{dropped:,} rows without a known successor are left out")
+        notes.append(f"rows left out, whose successor is not known: {dropped:,}")
     ends = np.cumsum(counts[counts > 0])
     rows = int(ends[-1])
     reward, returns = _rewards(file, columns["rewards"], keep, last, len(starts))
@@ -106,8 +106,8 @@ def read_rows(
     bounds = spec.action_low, spec.action_high
     _fill(action, checks.scaled(file, columns["actions"], *bounds, clip, clipped, exempt), keep)
     if clipped[0]:
-        then = "left there: this dataset is corrupted" if exempt else "clipped"
-        notes.append(f"{clipped[0]:,} numbers of actions were beyond the bounds, and {then}")
+        then = "left there, as this dataset is corrupted" if exempt else "clipped"
+        notes.append(f"numbers of actions beyond the bounds, {then}: {clipped[0]:,}")
     stored = Stored(obs, action, reward, terminated, truncated, next_obs)
     if recording.returns is not None:
         returns = checks.given_returns(file, recording.returns, len(starts))

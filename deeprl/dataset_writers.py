@@ -53,13 +53,16 @@ def is_file(target: str) -> bool:
     return Path(target).suffix in _SUFFIXES
 
 
+def exists(target: str) -> bool:
+    """Whether there is such a dataset. Raises DeeprlError where the name is neither a file nor an id."""
+    return Path(target).exists() if is_file(target) else _minari_path(target).exists()
+
+
 def check_target(target: str) -> None:
-    """Raise DeeprlError where a dataset cannot be made: it exists, or is neither a file nor an id."""
-    if is_file(target):
-        if Path(target).exists():
-            raise DeeprlError(f"{target}: exists; remove it first, or write to another file")
-    elif _minari_path(target).exists():
-        raise DeeprlError(f"{target}: there is a Minari dataset of this id; remove it first (`minari delete {target}`)")
+    """Raise DeeprlError where a dataset cannot be made: it exists, or its name is neither a file nor an id."""
+    if exists(target):
+        hint = "" if is_file(target) else f" (`minari delete {target}`)"
+        raise DeeprlError(f"{target}: exists; remove it first{hint}, or choose another name")
 
 
 def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
@@ -126,19 +129,20 @@ def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin
     part = path.with_name(f".{path.name}.part")  # hidden: Minari does not list it
     shutil.rmtree(part, ignore_errors=True)  # what a killed process left
     space: Any = env.observation_space
+    spec = _env_spec(env, origin)
     metadata = {
         **{"dataset_id": target, "minari_version": minari.__version__, "algorithm_name": origin.algorithm},
         **{"author": {f"deeprl {deeprl.__version__}"}, "code_permalink": "", "description": _described(origin)},
-        **({"eval_env_spec": env.spec.to_json()} if env.spec else {}),
+        "eval_env_spec": spec.to_json(),
         **dict(zip(("ref_min_score", "ref_max_score"), origin.score_range, strict=False)),
     }
     try:
         (part / "data").mkdir(parents=True)
         storage = MinariStorage.new(
             part / "data",
-            observation_space=gym.spaces.Box(space.low, space.high, space.shape, np.float32),
+            observation_space=gym.spaces.Box(np.float32(space.low), np.float32(space.high), space.shape, np.float32),
             action_space=env.action_space,
-            env_spec=env.spec,
+            env_spec=spec,
         )
         storage.update_metadata(metadata)
         storage.update_episodes(_buffer(episode) for episode in episodes)
@@ -146,6 +150,13 @@ def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _env_spec(env: gym.Env, origin: Origin) -> Any:
+    """How Gymnasium makes the environment; only its name and arguments where it has no importable constructor."""
+    if env.spec is not None and isinstance(env.spec.entry_point, str):
+        return env.spec
+    return gym.envs.registration.EnvSpec(origin.env, kwargs=origin.env_kwargs)
 
 
 def _described(origin: Origin) -> str:

@@ -120,15 +120,19 @@ def load_dataset(
     """
     with _opened(source) as opened:
         checks.check_headers(opened)
-        chosen = replace(opened, env=env or opened.env, env_kwargs=env_kwargs or {}, env_problem="")
-        recording = chosen if env or env_kwargs is not None else opened
+        recording = opened
+        if env or env_kwargs is not None:
+            same = env in ("", opened.env)
+            kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if same else {}
+            recording = replace(opened, env=env or opened.env, env_kwargs=kwargs, env_problem="")
         spec, limit, problem = _spec(recording, dataset_name(source), bool(env))
         notes: list[str] = []
         if outline:
             data, ends, returns = no_rows(spec)
         else:
             terminal, last = episode_ends(recording, limit, notes)
-            data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
+            with np.errstate(over="ignore"):  # numbers too large for float32 are reported by file, key and row
+                data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
             recording.about, tuple(notes),

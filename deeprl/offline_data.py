@@ -25,7 +25,7 @@ from deeprl.run import Run
 from deeprl.spec import EnvSpec
 
 Normalize = Literal["off", "obs", "both"]
-Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "standardize"]
+Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "calql-antmaze", "calql-adroit", "standardize"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class OfflineConfig(RunConfig):
     (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""
     rewards: Rewards = "as-is"
     """`return-range`: times 1000 / (best - worst return of an episode), IQL on locomotion; `minus-one`: r - 1, IQL on
-    AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `standardize`: centred and scaled to deviation 1."""
+    AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `calql-antmaze` and `calql-adroit`: 10 r - 5 and 10 r + 5,
+    Cal-QL; `standardize`: centred and scaled to deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,21 +115,42 @@ def moments_of(columns: Sequence[Float[Tensor, "N O"]]) -> tuple[Float[Tensor, "
 
 def reward_recipe(dataset: Dataset, rewards: Rewards) -> tuple[float, float]:
     """Scale and shift of a dataset's rewards; the sources are in `OfflineConfig.rewards`."""
-    if rewards == "minus-one":
-        return 1.0, -1.0
-    if rewards == "cql-antmaze":
-        return 4.0, -2.0
+    fixed = {"as-is": (1.0, 0.0), "minus-one": (1.0, -1.0), "cql-antmaze": (4.0, -2.0)}
+    fixed |= {"calql-antmaze": (10.0, -5.0), "calql-adroit": (10.0, 5.0)}
+    if rewards in fixed:
+        return fixed[rewards]
     if rewards == "return-range":
         spread, unit = float(dataset.returns.max() - dataset.returns.min()), 1000.0
-    elif rewards == "standardize":
-        spread, unit = float(dataset.data.reward.to(torch.float64).std(correction=0)), 1.0
     else:
-        return 1.0, 0.0
+        spread, unit = float(dataset.data.reward.to(torch.float64).std(correction=0)), 1.0
     if spread == 0.0:
         raise DeeprlError(f"{dataset.name}: rewards {rewards} needs some that differ, and these are all equal")
     scale = unit / spread
     shift = -scale * float(dataset.data.reward.to(torch.float64).mean()) if rewards == "standardize" else 0.0
     return scale, shift
+
+
+def returns_to_go(
+    reward: Float[Tensor, " N"], ends: Int[Tensor, " E"], discount: float, sparse: bool = False
+) -> Float[Tensor, " N"]:
+    """What an episode still brings from each row on: G_t = r_t + discount * G_t+1, with the last row's own reward.
+
+    ends: as in `Dataset`. Nothing is added behind an episode that was cut, by a time limit or where a recording stops:
+    there G is less than the policy that was recorded would get where rewards are positive, and more where they are
+    negative. Hence sparse (nakamotoo/Cal-QL): an episode that never gets more than the lowest reward of all has failed,
+    and would have gone on to: r / (1 - discount) in all of its rows.
+    """
+    rewards, last = reward.tolist(), set((ends - 1).tolist())
+    returns, following = [0.0] * len(rewards), 0.0
+    for t in range(len(rewards) - 1, -1, -1):
+        following = returns[t] = rewards[t] + (0.0 if t in last else discount * following)
+    found = torch.tensor(returns, dtype=reward.dtype)
+    if not sparse:
+        return found
+    episode = torch.bucketize(torch.arange(len(reward)), ends, right=True)
+    best = torch.full((len(ends),), -torch.inf, dtype=reward.dtype).scatter_reduce(0, episode, reward, "amax")
+    lowest = reward.min()
+    return torch.where((best == lowest)[episode], lowest / (1.0 - discount), found)
 
 
 class OfflineData:
@@ -148,9 +170,31 @@ class OfflineData:
         self.size: Int[Tensor, " S"] = torch.tensor([len(joined[i]) for i in mine], device=device)
         facts = [facts_of(d, config.normalize_obs, config.rewards) for d in joined]
         self.facts = [facts[i] for i in mine]
+        self._episodes = [(i, joined[i].data.reward, joined[i].ends) for i in mine]
         self._digests = {source: d.digest() for source, d in datasets.items()}
         columns = zip(*(d.data for d in joined), strict=True)
         self.arrays = Stored(*((c[0] if len(c) == 1 else torch.cat(c)).to(device) for c in columns))
+
+    def returns_to_go(
+        self, discounts: Sequence[float], sparse: bool = False
+    ) -> tuple[Float[Tensor, " M"], Int[Tensor, " S"]]:
+        """`returns_to_go` of the rows, with the rewards as critics learn them: row j of agent i's has first[i] + j.
+
+        discounts: one for each agent, or none for no returns at all. Agents with the same dataset and discount share
+        theirs.
+        """
+        parts: list[Tensor] = [torch.zeros(0)]
+        places: dict[tuple[int, float], int] = {}
+        first = []
+        for i, discount in enumerate(discounts):
+            number, reward, ends = self._episodes[i]
+            place = number, discount
+            if place not in places:
+                places[place] = sum(map(len, parts))
+                parts.append(returns_to_go(self.facts[i].value(reward), ends, discount, sparse))
+            first.append(places[place])
+        start = torch.tensor(first or [0] * len(self.facts), device=self.first.device)
+        return torch.cat(parts).to(self.arrays.reward.device), start
 
     def state_dict(self) -> dict[str, Any]:
         """Which data these are, not the data."""

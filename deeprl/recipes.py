@@ -6,6 +6,7 @@ a recipe.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -63,8 +64,49 @@ _RIQL = {
     for env, (sigma, alpha, critics) in zip(("halfcheetah", "walker2d", "hopper"), row, strict=True)
 }
 
+# CORL's and Cal-QL's CQL, but for a learned scale and offset of log sigma (at first 1 and -1), CORL's default layers of
+# the policy, its second critic (3 layers whatever the first has) and Cal-QL's clip of data's actions to 0.99999.
+_CORL_CQL = {"bc_steps": 0, "start": "orthogonal-small-head", "log_std_range": (-20.0, 2.0), "init_lagrange": math.e}
+_CALQL = _CORL_CQL | {"calibrated": True, "sparse_rewards": True, "backup": "min-then-max", "eval_episodes": 20}
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 4")},
+    "cql": {
+        "antmaze": Recipe(
+            {"rewards": "cql-antmaze", "lagrange": 1.0},  # theirs: 5, of cql_alpha * gap
+            "arXiv 2006.04779; aviralkumar2907/CQL, README and d4rl/examples/cql_antmaze_new.py",
+        ),
+        "corl-mujoco": Recipe(
+            _CORL_CQL | {"cql_alpha": 10.0, "actor_lr": 3e-5, "normalize_obs": "obs"},
+            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql (hopper-medium adds --rewards return-range)",
+        ),
+        "corl-adroit": Recipe(
+            _CORL_CQL | {"cql_alpha": 1.0, "normalize_obs": "obs"},
+            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql/pen/human_v1.yaml",
+        ),
+        "corl-maze2d": Recipe(
+            _CORL_CQL | {"cql_alpha": 10.0, "actor_lr": 3e-5, "lagrange": 5.0, "normalize_obs": "obs"},
+            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql/maze2d",
+        ),
+        "corl-antmaze": Recipe(
+            _CORL_CQL
+            | {"rewards": "calql-antmaze", "lagrange": 0.8, "gap_floor": -200.0, "backup": "min-then-max"}
+            | {"critic_hidden": (256,) * 5, "eval_every": 50_000, "eval_episodes": 100},
+            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql/antmaze",
+        ),
+        "calql-antmaze": Recipe(
+            _CALQL
+            | {"rewards": "calql-antmaze", "lagrange": 0.8, "eval_every": 50_000}
+            | {"actor_hidden": (256, 256), "critic_hidden": (256,) * 4},
+            "arXiv 2303.05479, offline phase; nakamotoo/Cal-QL, scripts/run_antmaze.sh",
+        ),
+        "calql-adroit": Recipe(
+            _CALQL
+            | {"rewards": "calql-adroit", "cql_alpha": 1.0, "steps": 20_000, "eval_every": 2_000}
+            | {"actor_hidden": (512, 512), "critic_hidden": (512,) * 3},
+            "arXiv 2303.05479, offline phase on binary rewards; nakamotoo/Cal-QL, scripts/run_adroit.sh",
+        ),
+    },
     "iql": {
         "mujoco": Recipe({"rewards": "return-range", "expectile": 0.7, "temperature": 3.0}, _IQL),
         "antmaze": Recipe({"rewards": "minus-one", "expectile": 0.9, "temperature": 10.0} | _RARE, _IQL),

@@ -61,11 +61,13 @@ class _Tape:
         self.reward.append(float(reward))
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
-    def recorded(self, name: str) -> Recorded:
-        arrays = np.stack(self.obs), np.stack(self.action), np.array(self.reward, np.float32)
-        if not all(np.isfinite(a).all() for a in arrays):
+    def recorded(self, name: str, steps: int) -> Recorded:
+        """The episode up to its first `steps` steps. Raises DeeprlError for numbers that are not finite."""
+        obs, action = np.stack(self.obs[: steps + 1]), np.stack(self.action[:steps])
+        reward, whole = np.array(self.reward[:steps], np.float32), len(self) <= steps
+        if not all(np.isfinite(a).all() for a in (obs, action, reward)):
             raise DeeprlError(f"{name}: met observations, actions or rewards that are not finite (seed {self.seed})")
-        return Recorded(*arrays, self.terminated, self.over, self.seed)
+        return Recorded(obs, action, reward, self.terminated and whole, self.over and whole, self.seed)
 
 
 class Recorder:
@@ -98,10 +100,10 @@ class Recorder:
             for tape, action in zip(playing, actions, strict=True):
                 tape.step(action)
             free += [tape.env for tape in playing if tape.over]
-            while tapes and (tapes[0].over or len(tapes[0]) == left):
-                tape = tapes.pop(0)
-                left -= len(tape)
-                yield tape.recorded(source.name)
+            while tapes and left > 0 and (tapes[0].over or len(tapes[0]) >= left):
+                episode = tapes.pop(0).recorded(source.name, left)
+                left -= len(episode.reward)
+                yield episode
             # An episode is not needed once those before it fill what is left.
             filled = list(itertools.accumulate(map(len, tapes), initial=0))
             needed = [tape for tape, before in zip(tapes, filled, strict=False) if before < left]

@@ -39,11 +39,13 @@ def sample(
 
     They come from the rows first .. first + size - 1.
     """
-    index = first + rng.randint(key, (batch_size,), size)
-    terminated = data.terminated[index].to(data.reward.dtype)
-    return Batch(
-        data.obs[index], data.action[index], data.reward[index], discount * (1.0 - terminated), data.next_obs[index]
-    )
+    return transitions(data, first + rng.randint(key, (batch_size,), size), discount)
+
+
+def transitions(data: Stored, row: Int[Tensor, " B"], discount: float | Float[Tensor, ""]) -> Batch:
+    """These rows as a batch. discount: gamma of the agent."""
+    terminated = data.terminated[row].to(data.reward.dtype)
+    return Batch(data.obs[row], data.action[row], data.reward[row], discount * (1.0 - terminated), data.next_obs[row])
 
 
 def uniform(

@@ -30,13 +30,14 @@ _ENVS = {
     "AdroitHandDoor": _DOOR,
     "AdroitHandRelocate": _RELOCATE,
 }
+_KINDS = "(random|expert|(medium|full)(-(replay|expert))?)"
 # D4RL's names of datasets, without their version. The mazes and kitchens of Gymnasium-Robotics have other goals, limits
 # and rewards, also by their arguments: only the name of a dataset tells that its returns are D4RL's.
 _DATASETS = (
-    (r"halfcheetah-.+", _HALFCHEETAH),
-    (r"hopper-.+", _HOPPER),
-    (r"walker2d-.+", _WALKER2D),
-    (r"ant-.+", _ANT),
+    (rf"halfcheetah-{_KINDS}", _HALFCHEETAH),
+    (rf"hopper-{_KINDS}", _HOPPER),
+    (rf"walker2d-{_KINDS}", _WALKER2D),
+    (rf"ant-{_KINDS}", _ANT),
     (r"pen-(human|cloned|expert)", _PEN),
     (r"hammer-(human|cloned|expert)", _HAMMER),
     (r"door-(human|cloned|expert)", _DOOR),

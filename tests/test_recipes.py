@@ -11,6 +11,7 @@ from deeprl import api, cli
 from deeprl.api import algorithm_module
 from deeprl.config import build
 from deeprl.errors import DeeprlError
+from deeprl.offline_data import OfflineConfig
 from deeprl.recipes import RECIPES, discount_of, with_recipe
 from deeprl.sweep import read_sweep
 
@@ -33,7 +34,9 @@ def test_discount_by_hand(steps: int, repeat: int, discount: float) -> None:
 @pytest.mark.parametrize(("algorithm", "name"), NAMES)
 def test_every_recipe_is_a_valid_configuration_with_a_source(algorithm: str, name: str) -> None:
     recipe = RECIPES[algorithm][name]
-    config = build(algorithm_module(algorithm).Config, recipe.settings)
+    kind = algorithm_module(algorithm).Config
+    data = {"dataset": "any.hdf5"} if issubclass(kind, OfflineConfig) else {}
+    config = build(kind, data | recipe.settings)
     assert {k: getattr(config, k) for k in recipe.settings} == recipe.settings
     assert "arXiv" in recipe.source
     assert algorithm in deeprl.ALGORITHMS

@@ -12,7 +12,7 @@ from torch import nn
 
 from deeprl.spec import Params
 
-Start = Literal["torch", "orthogonal", "small-head"]
+Start = Literal["torch", "orthogonal", "orthogonal-small-head", "small-head"]
 
 
 @torch.no_grad()
@@ -20,16 +20,19 @@ def start_layers(layers: Iterable[nn.Module], start: Start) -> None:
     """Set the weights and biases of linear layers, in their order, single ones or those of an ensemble [E, in, out].
 
     `torch`: as they are. `orthogonal`: gain sqrt(2), heads included, biases 0 (IQL, ikostrikov/implicit_q_learning).
+    `orthogonal-small-head`: the same, but heads with gain 0.01 (Cal-QL, nakamotoo/Cal-QL).
     `small-head`: biases of hidden layers 0.1, all of the last one from U(-0.003, 0.003) (EDAC, snu-mllab/EDAC).
     """
     chosen = list(layers)
     for number, layer in enumerate(chosen):
         weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-        if start == "orthogonal":
+        head = number == len(chosen) - 1
+        if start in ("orthogonal", "orthogonal-small-head"):
+            gain = 0.01 if head and start == "orthogonal-small-head" else math.sqrt(2.0)
             for matrix in weight if weight.dim() == 3 else (weight,):
-                nn.init.orthogonal_(matrix, math.sqrt(2.0))
+                nn.init.orthogonal_(matrix, gain)
             bias.zero_()
-        elif start == "small-head" and number == len(chosen) - 1:
+        elif start == "small-head" and head:
             weight.uniform_(-3e-3, 3e-3)
             bias.uniform_(-3e-3, 3e-3)
         elif start == "small-head":

@@ -1,0 +1,400 @@
+"""Conservative Q-learning (CQL) and its calibrated form (Cal-QL), offline, for a population of agents.
+
+Kumar et al. 2020, "Conservative Q-Learning for Offline Reinforcement Learning", arXiv 2006.04779.
+Nakamoto et al. 2023, "Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning", arXiv 2303.05479.
+
+    gap_i = T log sum_k exp((Q_i(s, a_k) - log mu(a_k)) / T) - Q_i(s, a)                           CQL(H), Eq. 4, App. F
+            a_k: n uniform in [-1, 1]^A, where mu = 2^-A; n of pi(. | s) and n of pi(. | s'), mu their own densities
+    critic loss = sum_i [mean (Q_i(s, a) - td_target)^2 + alpha' * cql_alpha * mean gap_i]
+    td_target = reward + discount * min_i Q'_i(s', a'),  a' ~ pi(. | s')
+    alpha' = 1; or where lagrange >= 0 learned, by the loss -alpha' * cql_alpha * mean_i (gap_i - lagrange)
+    actor loss = mean(alpha log pi(a | s) - min_i Q_i(s, a)); for bc_steps log pi(data's action | s) in place of Q
+    temperature loss = -log alpha * mean(log pi(a | s) + target_entropy)
+    Cal-QL: max(Q_i(s, a_k), G(s)) in place of Q_i(s, a_k) for the policy's a_k, not for uniform ones; G is the data's
+            own return from s on (`offline_data.returns_to_go`)
+
+All gradients are taken at the same parameters, those of a_k stopped; then everything moves, the targets Q' last. The
+policy is SAC's: a Gaussian squashed by tanh, evaluated at its mode. alpha learns at actor_lr, alpha' at critic_lr.
+
+Differences from the authors' code (aviralkumar2907/CQL, d4rl/), whose README has the command that is the default here:
+- They step alpha before its use in the policy's loss, whose gradient they take while the critics move; here both are
+  the old ones, as in young-geng/CQL, CORL and nakamotoo/Cal-QL.
+- Their multiplier holds cql_alpha * gap at the threshold, here and in those three it is gap: divide by cql_alpha.
+  It is cut at 1e6 in the losses alone, so that it can come back.
+- Their densities have 1e-6 inside the logarithm of tanh's slope, and means are cut to [-9, 9] for bc_steps.
+- First layers start from 1/sqrt(units) there, 1/sqrt(inputs) here; the policy's head from 1e-3 there, 3e-3 here.
+
+Metrics: td_loss (summed over critics), gap (mean over critics), q (of the data's actions), cql_factor (alpha'),
+actor_loss, entropy, alpha, norms of both gradients; Cal-QL: below_return, the share of policy values raised to G.
+
+    python -m deeprl.offline.cql --dataset hopper-medium.hdf5 --recipe corl-mujoco --seeds 0-3
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from deeprl import nets, rng
+from deeprl.config import PerAgent, PerAgentOrAuto, per_agent
+from deeprl.custom import check_critic, make_modules, output_shape
+from deeprl.errors import DeeprlError
+from deeprl.evaluate import greedy_policy
+from deeprl.offline_data import Facts, OfflineConfig, no_facts, open_data
+from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
+from deeprl.population import freezing, new_agents, over_agents
+from deeprl.replay import Stored
+from deeprl.run import Callback, Run
+from deeprl.samplers import transitions
+from deeprl.spaces import require
+from deeprl.spec import Batch, EnvSpec, Metrics, Params
+
+
+@dataclass(frozen=True)
+class Config(OfflineConfig):
+    """CQL. Defaults: aviralkumar2907/CQL, README and d4rl/examples/cql_mujoco_new.py."""
+
+    # --- conservatism ---
+    cql_alpha: PerAgent = per_agent(5.0)
+    """Weight of the conservative term, alpha of the paper (README: 5 or 10)."""
+    lagrange: PerAgent = per_agent(-1.0)
+    """The gap, tau of the paper, at which a learned factor of that weight holds the critics; negative: no factor."""
+    init_lagrange: PerAgent = per_agent(1.0)
+    """The learned factor at first (e in CORL and Cal-QL)."""
+    cql_temp: PerAgent = per_agent(1.0)
+    """T: the larger, the more actions count in the sum beside the best one."""
+    gap_floor: PerAgent = per_agent(-1e9)
+    """Rows with a smaller gap count as this and push no further (CORL on AntMaze: -200)."""
+    sampled_actions: int = 10
+    """Actions from each of the three sources, and those of a maximum backup."""
+    importance_sampling: bool = True
+    """Otherwise no densities are subtracted, and the data's action joins the sum (their `min_q_version=2`)."""
+    calibrated: bool = False
+    """Cal-QL."""
+    sparse_rewards: bool = False
+    """For Cal-QL: episodes that never get more than the dataset's lowest reward r return r / (1 - discount)."""
+    # --- learning ---
+    actor_lr: PerAgent = per_agent(1e-4)
+    critic_lr: PerAgent = per_agent(3e-4)
+    discount: PerAgent = per_agent(0.99)
+    tau: PerAgent = per_agent(0.005)
+    """Share of the online critics in each soft target update."""
+    target_entropy: PerAgentOrAuto = per_agent("auto")
+    """In nats of the normalised action; `auto` is -A."""
+    bc_steps: int = 40_000
+    """First steps in which the policy learns the data's actions."""
+    backup: Literal["sample", "max-then-min", "min-then-max"] = "sample"
+    """Next value: of one action of the policy; or the maximum over several of each critic, then the minimum over
+    critics (the authors'); or the minimum first (JaxCQL, CORL, Cal-QL, WSRL)."""
+    backup_entropy: bool = False
+    # --- networks ---
+    actor_hidden: tuple[int, ...] = (256, 256, 256)
+    critic_hidden: tuple[int, ...] = (256, 256, 256)
+    critics: int = 2
+    start: nets.Start = "small-head"
+    log_std_range: tuple[float, float] = (-5.0, 2.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("critics", "sampled_actions")
+        limits = dict.fromkeys(("actor_lr", "critic_lr", "discount", "tau"), (0.0, 1.0))
+        limits |= {"cql_alpha": (0.0, 1e6), "cql_temp": (1e-6, 1e6), "init_lagrange": (1e-6, 1e6)}
+        limits |= dict.fromkeys(("lagrange", "gap_floor"), (-1e9, 1e9))
+        limits |= {"target_entropy": (-1e6, 1e6)} if self.target_entropy != "auto" else {}
+        limits |= {"discount": (0.0, 1.0 - 1e-6)} if self.sparse_rewards else {}
+        for name, (low, high) in limits.items():
+            self.require_within(name, low, high)
+        if not 0 <= self.bc_steps < self.steps:
+            raise DeeprlError(f"bc_steps: {self.bc_steps} steps of cloning leave none of {self.steps} for the critics")
+        if self.backup_entropy and self.backup == "max-then-min":
+            raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
+        for name in ("actor_hidden", "critic_hidden"):
+            self.require_layers(name)
+
+
+class Net(NamedTuple):
+    """The modules of one agent; their parameters live in `State`.
+
+    actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B].
+    """
+
+    actor: nn.Module
+    critic: nn.Module
+    spec: EnvSpec
+
+
+MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
+Returns = Float[Tensor, " B"] | None
+
+
+def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
+    """The actor and the critics of the authors' code: three ReLU layers of 256 each."""
+    sizes, start = (spec.obs_dim, spec.action_dim), config.start
+    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", config.log_std_range, start)
+    return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start)
+
+
+def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
+    """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
+    require("cql", spec, "continuous")
+    actor, critic = make_modules(make_net, spec, config, custom, count=2)
+    shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
+    if shapes != [(3, spec.action_dim)] * 2:
+        raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
+    check_critic(critic, spec)
+    return Net(actor.to(device), critic.to(device), spec)
+
+
+class State(NamedTuple):
+    """One agent: everything that affects its next update."""
+
+    actor: Params
+    critic: Params
+    target_critic: Params
+    log_alpha: Float[Tensor, ""]
+    log_lagrange: Float[Tensor, ""]
+    actor_moments: Moments
+    critic_moments: Moments
+    alpha_moments: Moments
+    lagrange_moments: Moments
+    facts: Facts
+    hparams: dict[str, Float[Tensor, ""]]
+    step: Int[Tensor, ""]
+
+
+def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
+    """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
+    words = rng.bits(key, (2,)).tolist()
+    actor, critic = (nets.init_params(m, s) for m, s in zip(net[:2], words, strict=True))
+    names = ("cql_alpha", "lagrange", "cql_temp", "gap_floor", "actor_lr", "critic_lr", "discount", "tau")
+    hparams = config.scalars(*names)
+    automatic = config.target_entropy == "auto"
+    hparams |= {"target_entropy": -float(net.spec.action_dim)} if automatic else config.scalars("target_entropy")
+    log_lagrange = torch.tensor(math.log(config.scalars("init_lagrange")["init_lagrange"]))
+    return State(
+        actor=actor,
+        critic=critic,
+        target_critic={k: p.clone() for k, p in critic.items()},
+        log_alpha=torch.zeros(()),
+        log_lagrange=log_lagrange,
+        actor_moments=init_moments(actor),
+        critic_moments=init_moments(critic),
+        alpha_moments=init_moments({"x": log_lagrange}),
+        lagrange_moments=init_moments({"x": log_lagrange}),
+        facts=facts or no_facts(net.spec),
+        hparams={k: torch.tensor(v) for k, v in hparams.items()},
+        step=torch.zeros((), dtype=torch.int64),
+    )
+
+
+def gaussian(net: Net, actor: Params, obs: Float[Tensor, "B O"]) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
+    """Mean and log standard deviation of the policy before the tanh."""
+    mean, log_std = (x.to(obs.dtype) for x in functional_call(net.actor, actor, (obs,)))  # bf16 under autocast
+    return mean, log_std
+
+
+def policy(
+    net: Net, actor: Params, obs: Float[Tensor, "B O"], key: rng.Key, count: int
+) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B K"]]:
+    """`count` actions in [-1, 1] for each observation, and their log probabilities."""
+    mean, log_std = (x.unsqueeze(1).expand(-1, count, -1) for x in gaussian(net, actor, obs))
+    noise = rng.normal(key, mean.shape, mean.dtype)
+    pre_tanh = mean + torch.exp(log_std) * noise
+    return torch.tanh(pre_tanh), nets.tanh_normal_log_prob(noise, log_std, pre_tanh)
+
+
+def values(
+    net: Net, critic: Params, obs: Float[Tensor, "B O"], action: Float[Tensor, "B K A"]
+) -> Float[Tensor, "E B K"]:
+    """Q values of K actions for each observation, as one batch."""
+    rows, count = action.shape[:2]
+    obs_of_each = obs.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
+    qs = functional_call(net.critic, critic, (obs_of_each, action.flatten(0, 1)))
+    return qs.to(obs.dtype).unflatten(1, (rows, count))
+
+
+def act(
+    net: Net,
+    config: Config,
+    state: State,
+    carry: tuple[()],
+    obs: Float[Tensor, "N O"],
+    is_first: Bool[Tensor, " N"],
+    key: rng.Key,
+    *,
+    explore: bool,
+) -> tuple[Float[Tensor, "N A"], tuple[()]]:
+    """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    seen = state.facts.see(obs)
+    if explore:
+        return policy(net, state.actor, seen, key, 1)[0].squeeze(1), carry
+    return torch.tanh(gaussian(net, state.actor, seen)[0]), carry
+
+
+def td_targets(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> Float[Tensor, " B"]:
+    """Rewards and discounted values of the policy's next action, or of the best of several."""
+    count = 1 if config.backup == "sample" else config.sampled_actions
+    action, log_prob = policy(net, state.actor, batch.next_obs, key, count)
+    qs = values(net, state.target_critic, batch.next_obs, action)
+    if config.backup == "max-then-min":
+        return batch.reward + batch.discount * qs.amax(-1).amin(0)
+    next_q, best = qs.amin(0).max(-1)
+    if config.backup_entropy:
+        next_q = next_q - state.log_alpha.exp() * log_prob.gather(1, best.unsqueeze(1)).squeeze(1)
+    return batch.reward + batch.discount * next_q
+
+
+def other_actions(
+    net: Net, config: Config, actor: Params, batch: Batch, key: rng.Key
+) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B K"]]:
+    """The actions a_k, uniform ones first, then the policy's at s and at s'; and the logarithms of their densities."""
+    random_key, obs_key, next_key = rng.split(key, 3)
+    action, log_prob = policy(net, actor, batch.obs, obs_key, config.sampled_actions)
+    next_action, next_log_prob = policy(net, actor, batch.next_obs, next_key, config.sampled_actions)
+    random = rng.uniform(random_key, action.shape, -1.0, 1.0, action.dtype)
+    density = torch.full_like(log_prob, -math.log(2.0) * net.spec.action_dim)
+    return torch.cat([random, action, next_action], 1), torch.cat([density, log_prob, next_log_prob], 1)
+
+
+def conservative_gap(
+    qs: Float[Tensor, "E B K"], q_data: Float[Tensor, "E B"], log_density: Tensor | None, temp: Float[Tensor, ""]
+) -> Float[Tensor, "E B"]:
+    """How far a soft maximum over other actions lies above the data's action (Eq. 4). log_density: [B, K] or None."""
+    qs = torch.cat([qs, q_data.unsqueeze(-1)], -1) if log_density is None else qs - log_density
+    return temp * torch.logsumexp(qs / temp, -1) - q_data
+
+
+def critic_loss(
+    critic: Params, net: Net, config: Config, state: State, batch: Batch, returns: Returns, key: rng.Key
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Squared error to the target and conservative term, summed over the critics; and their parts."""
+    target_key, others_key = rng.split(key, 2)
+    td_target = td_targets(net, config, state, batch, target_key)
+    action, log_density = other_actions(net, config, state.actor, batch, others_key)
+    qs = values(net, critic, batch.obs, torch.cat([action, batch.action.unsqueeze(1)], 1))
+    qs, q_data = qs[..., :-1], qs[..., -1]
+    parts = {}
+    if returns is not None:
+        random, own = qs.tensor_split((config.sampled_actions,), -1)
+        parts["below_return"] = (own < returns.unsqueeze(-1)).to(own.dtype).mean()
+        qs = torch.cat([random, torch.maximum(own, returns.unsqueeze(-1))], -1)
+    h, density = state.hparams, log_density if config.importance_sampling else None
+    gaps = torch.maximum(conservative_gap(qs, q_data, density, h["cql_temp"]), h["gap_floor"]).mean(-1)
+    td_loss = (q_data - td_target).square().mean(-1).sum()
+    factor = torch.where(h["lagrange"] >= 0.0, state.log_lagrange.exp().clamp(max=1e6), 1.0)
+    parts |= {"td_loss": td_loss, "gap": gaps.mean(), "q": q_data.mean(), "cql_factor": factor}
+    return td_loss + factor * h["cql_alpha"] * gaps.sum(), parts
+
+
+def actor_loss(
+    actor: Params, net: Net, config: Config, state: State, batch: Batch, key: rng.Key
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Entropy-regularised value, or at first likelihood of the data, negated; and the mean log probability."""
+    action, log_prob = policy(net, actor, batch.obs, key, 1)
+    wanted = values(net, state.critic, batch.obs, action).amin(0)
+    if config.bc_steps > 0:
+        mean, log_std = gaussian(net, actor, batch.obs)
+        pre_tanh = torch.atanh(batch.action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+        likelihood = nets.tanh_normal_log_prob((pre_tanh - mean) * torch.exp(-log_std), log_std, pre_tanh)
+        wanted = torch.where(state.step < config.bc_steps, likelihood.unsqueeze(1), wanted)
+    return (state.log_alpha.exp() * log_prob - wanted).mean(), log_prob.mean()
+
+
+def update(
+    net: Net, config: Config, state: State, batch: Batch, key: rng.Key, returns: Returns = None
+) -> tuple[State, Metrics, tuple[()]]:
+    """One gradient step of critics, policy, temperature and multiplier, and one soft update of the targets.
+
+    returns: G of the rows, in the units of the critics; Cal-QL alone has them.
+    """
+    h, facts = state.hparams, state.facts
+    critic_key, actor_key = rng.split(key, 2)
+    batch = batch._replace(
+        obs=facts.see(batch.obs), next_obs=facts.see(batch.next_obs), reward=facts.value(batch.reward)
+    )
+    critic_grad, actor_grad = (grad_and_value(loss, has_aux=True) for loss in (critic_loss, actor_loss))
+    c_grads, (_, parts) = critic_grad(state.critic, net, config, state, batch, returns, critic_key)
+    a_grads, (a_loss, log_prob) = actor_grad(state.actor, net, config, state, batch, actor_key)
+    slope = parts["cql_factor"] * h["cql_alpha"] * (h["lagrange"] - parts["gap"])
+    slope = torch.where(h["lagrange"] >= 0.0, slope, 0.0)
+    critic, critic_moments = adam(state.critic, c_grads, state.critic_moments, h["critic_lr"])
+    actor, actor_moments = adam(state.actor, a_grads, state.actor_moments, h["actor_lr"])
+    surplus = -(log_prob + h["target_entropy"])
+    log_alpha, alpha_moments = adam({"x": state.log_alpha}, {"x": surplus}, state.alpha_moments, h["actor_lr"])
+    log_lagrange, lagrange_moments = adam(
+        {"x": state.log_lagrange}, {"x": slope}, state.lagrange_moments, h["critic_lr"]
+    )
+    new = state._replace(
+        actor=actor,
+        critic=critic,
+        target_critic=polyak(state.target_critic, critic, h["tau"]),
+        log_alpha=log_alpha["x"],
+        log_lagrange=log_lagrange["x"],
+        actor_moments=actor_moments,
+        critic_moments=critic_moments,
+        alpha_moments=alpha_moments,
+        lagrange_moments=lagrange_moments,
+        step=state.step + 1,
+    )
+    metrics = parts | {"critic_grad_norm": global_norm(c_grads), "actor_loss": a_loss}
+    metrics |= {"actor_grad_norm": global_norm(a_grads), "entropy": -log_prob, "alpha": state.log_alpha.exp()}
+    return new, metrics, ()
+
+
+def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
+    """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
+    with Run("cql", config, config.steps * len(config.seeds), net, callback) as run:
+        data = open_data(run)
+        device = run.execution.device
+        modules = build_net(data.spec, config, net, device)
+        keys = [rng.key(seed, "init") for seed in config.seeds]
+        states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
+        agents = new_agents(states, device)
+        discounts = [config.member(i).scalars("discount")["discount"] for i in range(len(keys))]
+        returns, first_return = data.returns_to_go(discounts if config.calibrated else [], config.sparse_rewards)
+        run.restore(agents=agents, data=data)
+
+        learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1, 2), donate=True)
+        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
+        rows = (data.first, data.size, first_return)
+        metrics: Metrics = {}
+
+        while run.running():
+            run.advance()
+            for i in run.updates_due(1.0, after=0):
+                sample_key, update_key = run.keys("sample", i), run.keys("update", i)
+                metrics, _ = learn(agents, data.arrays, returns, rows, sample_key, update_key)
+            run.log(metrics)
+            run.evaluate(greedy)
+            run.checkpoint()
+    return run
+
+
+def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
+    """Sampling and update of one agent as one function, compiled together."""
+
+    def learn(
+        state: State, data: Stored, returns: Tensor, rows: tuple[Tensor, ...], sample_key: rng.Key, update_key: rng.Key
+    ) -> tuple[State, Metrics, tuple[()]]:
+        first, size, first_return = rows
+        row = rng.randint(sample_key, (config.batch_size,), size)
+        batch = transitions(data, first + row, state.hparams["discount"])
+        return update(net, config, state, batch, update_key, returns[first_return + row] if config.calibrated else None)
+
+    return learn
+
+
+if __name__ == "__main__":
+    import sys
+
+    from deeprl.cli import main
+
+    sys.exit(main(["train", "cql", *sys.argv[1:]]))
