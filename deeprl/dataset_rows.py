@@ -108,7 +108,7 @@ def read_rows(
     bounds = spec.action_low, spec.action_high
     _fill(action, checks.scaled(file, columns["actions"], *bounds, clip, clipped, exempt), keep)
     if clipped[0]:
-        then = "left there: this dataset is corrupted" if exempt else "clipped"
+        then = "left there, as this dataset is corrupted" if exempt else "clipped"
         notes.append(f"numbers of actions beyond the bounds, {then}: {clipped[0]:,}")
     stored = Stored(obs, action, reward, terminated, truncated, next_obs)
     if recording.returns is not None:

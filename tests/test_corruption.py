@@ -307,7 +307,7 @@ def test_files_read_back_equal(mode: str, tmp_path: Path) -> None:
     assert float(found.data.action.abs().max()) > 1.0
     assert found.digest() == made.dataset.digest()
     assert found.about == made.dataset.about
-    assert any("beyond the bounds, left there: this dataset is corrupted" in note for note in found.notes)
+    assert any("beyond the bounds, left there, as this dataset is corrupted" in note for note in found.notes)
     told = read_corruption(tmp_path / "made.hdf5")
     assert told["protocol"] == made.protocol
     for element in elements:
