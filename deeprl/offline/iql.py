@@ -14,7 +14,7 @@ Differences from the authors' code (ikostrikov/implicit_q_learning): none in los
 optimizers, the cosine decay of the policy's learning rate, or the data's actions, which are clipped to 1 - 1e-5. Their
 settings of each domain are recipes (`--recipe mujoco`, antmaze, kitchen, adroit); the defaults here are those of
 locomotion except that rewards are as recorded. `--actor deterministic` is the regression onto weighted actions by which
-CORL and RIQL replace the likelihood.
+CORL and RIQL replace the likelihood; there actions are not clipped.
 
 Metrics: value_loss, actor_loss, critic_loss (summed over critics), q, v, advantage (means over the batch), gradients'
 norms of the three networks.
@@ -223,8 +223,9 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
         obs=facts.see(batch.obs),
         next_obs=facts.see(batch.next_obs),
         reward=facts.value(batch.reward),
-        action=batch.action.clamp(-1.0 + 1e-5, 1.0 - 1e-5),
     )
+    if config.actor == "gaussian":
+        batch = batch._replace(action=batch.action.clamp(-1.0 + 1e-5, 1.0 - 1e-5))
     q = functional_call(net.critic, state.target_critic, (batch.obs, batch.action)).to(batch.reward.dtype).amin(0)
 
     grads, (v_loss, v_mean) = grad_and_value(value_loss, has_aux=True)(state.value, net, batch.obs, q, h["expectile"])
