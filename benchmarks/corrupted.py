@@ -79,7 +79,7 @@ def trained_adversary(options: Options) -> str:
 
 def population(options: Options, files: dict[tuple[str, int], str], algorithm: str) -> dict[str, Any]:
     """Settings of one agent for each file."""
-    common = {"steps": options.steps, "eval_every": 0, "eval_episodes": options.eval_episodes}
+    common: dict[str, Any] = {"steps": options.steps, "eval_every": 0, "eval_episodes": options.eval_episodes}
     common |= {"dataset": list(files.values()), "seeds": [seed for _, seed in files], "precision": options.precision}
     common |= {"out": str(Path(options.out) / algorithm)}
     if algorithm == "iql":

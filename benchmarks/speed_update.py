@@ -31,6 +31,7 @@ def update_until(algorithm: str, config: Any, watch: Stopwatch) -> None:
     execution = resolve_execution(config, config.steps)
     execution.apply()
     module = algorithm_module(algorithm)
+    source: Replay | OfflineData
     if algorithm in OFFLINE:
         source = OfflineData([(config.dataset, load_dataset(config.dataset))], 0, config, execution.device)
         spec, close = source.spec, lambda: None
