@@ -95,7 +95,7 @@ def open_minari(source: str) -> Iterator[Recording]:
             tuple(action.high.tolist()) if action is not None and bounded else (),
             {k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
             _score_range(metadata),
-            lengths,
+            lengths=lengths,
             both=True,
         )
 

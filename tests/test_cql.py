@@ -330,7 +330,7 @@ def test_agent_sees_observations_and_rewards_by_the_facts_of_its_dataset() -> No
     data = dataset(40, 3)
     config = settings()
     net = cql.build_net(SPEC, config)
-    facts = facts_of(data, True, "cql-antmaze")
+    facts = facts_of(data, "obs", "cql-antmaze")
     state = cql.init(net, config, KEY, facts)
     raw = batch_of(16)
     seen = raw._replace(obs=facts.see(raw.obs), next_obs=facts.see(raw.next_obs), reward=4.0 * raw.reward - 2.0)
@@ -659,7 +659,6 @@ def test_orthogonal_networks_with_small_heads() -> None:
         ({"discount": 1.0, "sparse_rewards": True}, "must be in 0 .. 0.999999"),
         ({"critic_hidden": (8, 0)}, "at least one unit"),
         ({"backup": "max"}, "expected sample, max-then-min, min-then-max"),
-        ({"dataset": ""}, "name a file"),
     ],
     ids=str,
 )
