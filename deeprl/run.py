@@ -73,7 +73,8 @@ class Run:
         self._saved_at, self._evaluated = time.monotonic(), -1
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
-        self._opened, self._width = False, 1  # width: steps that one pass of the loop counts
+        self._opened = False
+        self._width = getattr(config, "envs_per_agent", 1)  # steps that one pass of the loop counts
         self._make_env: EnvFactory | None = None
         self._evaluator: Evaluator | None = None
 
@@ -103,7 +104,6 @@ class Run:
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
         self.evaluate_in(make, keep=envs.restorable != "no")
-        self._width = envs.width
         return envs
 
     def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:

@@ -102,8 +102,8 @@ def test_summary_numbers_are_hand_computed(sweep):
 def test_summary_columns_are_in_order(sweep):
     write_report(sweep)
     assert (sweep / "report" / "summary.csv").read_text().splitlines()[0] == (
-        "algorithm,env,label,settings,seeds,step,step_min,mean,mean_lo,mean_hi,std,iqm,iqm_lo,iqm_hi,values,episodes,"
-        "wall_s,updates_per_s,frozen_seeds"
+        "algorithm,env,label,settings,seeds,step,step_min,mean,mean_lo,mean_hi,std,iqm,iqm_lo,iqm_hi,"
+        "score,score_lo,score_hi,values,episodes,wall_s,updates_per_s,frozen_seeds"
     )
 
 
