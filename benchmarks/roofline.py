@@ -57,8 +57,12 @@ def update_flops(algorithm: str, config: Any) -> float:
     from deeprl.spec import Batch
 
     module = algorithm_module(algorithm)
-    offline = algorithm in OFFLINE
-    spec = load_dataset(config.dataset, outline=True).spec if offline else env_spec(make_env(config.env))
+    if algorithm in OFFLINE:
+        spec = load_dataset(config.dataset, outline=True).spec
+    else:
+        env = make_env(config.env)
+        spec = env_spec(env)
+        env.close()
     size = config.batch_size
     obs = torch.zeros(size, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))
     action = torch.zeros(size, dtype=torch.int64) if spec.discrete else torch.zeros(size, spec.action_dim)

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from deeprl import provenance
-from deeprl.api import stored_config
 from deeprl.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.dataset_writers import Origin, Recorded, check_target, write_dataset
-from deeprl.directory import read_about
+from deeprl.directory import evaluated_in, read_about
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_env import make_env
 from deeprl.progress import Progress, show
@@ -177,9 +176,9 @@ def _candidates(request: Request, spec: EnvSpec, env: str) -> list[Source]:
 def _environment(request: Request) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Id, arguments and wrappers of the environment: those of the first run, unless the request names another one."""
     if request.runs:
-        config = stored_config(read_about(Path(request.runs[0])))
-        if request.env in ("", config.env):
-            return config.env, request.env_kwargs or dict(config.env_kwargs), tuple(config.wrappers)
+        own = evaluated_in(read_about(Path(request.runs[0])))
+        if request.env in ("", own.env):
+            return own.env, request.env_kwargs or own.env_kwargs, own.wrappers
     if not request.env:
         raise DeeprlError("--env: name the environment")
     return request.env, request.env_kwargs, ()

@@ -5,9 +5,10 @@ What is being made has another name until it is complete, and is removed if maki
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,18 +79,24 @@ def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: 
     """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] float32, `terminals`,
     `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but for `env`).
     """  # fmt: skip
-    path = Path(target)
+    space: Any = env.action_space
+    told = {"env_kwargs": origin.env_kwargs, "about": origin.about}
+    told |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
+    with _new_file(Path(target), origin.env, told) as file:
+        for episode in episodes:
+            _append(file, episode)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, env: str, told: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """An HDF5 file to fill, with its attributes: it has another name until it is complete, and is gone on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
         with h5py.File(part, "w") as file:
-            for episode in episodes:
-                _append(file, episode)
-            space: Any = env.action_space
-            file.attrs["env"] = origin.env
-            attributes = {"env_kwargs": origin.env_kwargs, "about": origin.about}
-            attributes |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
-            for name, value in attributes.items():
+            yield file
+            file.attrs["env"] = env
+            for name, value in told.items():
                 file.attrs[name] = json.dumps(value)
         part.replace(path)
     except BaseException:
@@ -213,22 +220,12 @@ def write_rows(dataset: Dataset, path: str | Path, beside: Mapping[str, np.ndarr
     Raises DeeprlError as `check_file` does.
     """
     target, spec = check_file(path), dataset.spec
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
     told = {"env_kwargs": dataset.env_kwargs, "about": dataset.about, "score_range": spec.score_range}
     told |= {"action_low": spec.action_low, "action_high": spec.action_high}
-    try:
-        with h5py.File(part, "w") as file:
-            for name, array in (_columns(dataset) | dict(beside or {})).items():
-                file[name] = array
-            file["episode_returns"] = dataset.returns.numpy()
-            file.attrs["env"] = dataset.env
-            for name, value in told.items():
-                file.attrs[name] = json.dumps(value)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with _new_file(target, dataset.env, told) as file:
+        for name, array in (_columns(dataset) | dict(beside or {})).items():
+            file[name] = array
+        file["episode_returns"] = dataset.returns.numpy()
 
 
 def _columns(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from deeprl.make_env import EnvFactory
 from deeprl.progress import show
 from deeprl.replay import Stored
 from deeprl.run import Run
-from deeprl.spec import EnvSpec
+from deeprl.spec import Batch, EnvSpec
 
 Normalize = Literal["off", "obs", "both"]
 Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "calql-antmaze", "calql-adroit", "standardize"]
@@ -83,6 +83,11 @@ class Facts(NamedTuple):
     def value(self, reward: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Rewards as the critics learn them."""
         return self.reward_scale * reward + self.reward_shift
+
+    def batch(self, batch: Batch) -> Batch:
+        """Transitions as the networks see and the critics learn them."""
+        seen = {"obs": self.see(batch.obs), "next_obs": self.see(batch.next_obs)}
+        return batch._replace(reward=self.value(batch.reward), **seen)
 
 
 def no_facts(spec: EnvSpec) -> Facts:

@@ -187,8 +187,8 @@ def _populations(
     grid = experiment.get("grid", {})
     if not isinstance(grid, dict):
         raise source.error("grid", "grid: expected one table [experiment.grid]", here)
-    for key, found in (("algorithm", experiment), ("env", {**grid, **experiment})):
-        if key not in found and not (key == "env" and "dataset" in found):
+    for key, there in (("algorithm", "algorithm" in experiment), ("env", {"env", "dataset"} & {*experiment, *grid})):
+        if not there:
             raise DeeprlError(f"{source.error('', f'experiment {number + 1} has no {key}')}")
     settings = {**defaults, **{k: v for k, v in experiment.items() if k not in _OWN}}
     if "out" in settings:

@@ -315,11 +315,8 @@ def update(
 
     returns: G of the rows, in the units of the critics; Cal-QL alone has them.
     """
-    h, facts = state.hparams, state.facts
+    h, batch = state.hparams, state.facts.batch(batch)
     critic_key, actor_key = rng.split(key, 2)
-    batch = batch._replace(
-        obs=facts.see(batch.obs), next_obs=facts.see(batch.next_obs), reward=facts.value(batch.reward)
-    )
     critic_grad, actor_grad = (grad_and_value(loss, has_aux=True) for loss in (critic_loss, actor_loss))
     c_grads, (_, parts) = critic_grad(state.critic, net, config, state, batch, returns, critic_key)
     a_grads, (a_loss, log_prob) = actor_grad(state.actor, net, config, state, batch, actor_key)

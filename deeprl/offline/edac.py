@@ -252,10 +252,7 @@ def critic_loss(
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of temperature, policy and critics, and one soft update of the targets."""
-    h, facts = state.hparams, state.facts
-    batch = batch._replace(
-        obs=facts.see(batch.obs), next_obs=facts.see(batch.next_obs), reward=facts.value(batch.reward)
-    )
+    h, batch = state.hparams, state.facts.batch(batch)
     actor_key, next_key = rng.split(key, 2)
 
     # --- temperature ---

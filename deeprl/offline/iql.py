@@ -218,12 +218,7 @@ def dropout_factors(key: rng.Key, rows: int, config: Config) -> list[Float[Tenso
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the value, the policy and the critics, and one soft update of the targets."""
-    h, facts = state.hparams, state.facts
-    batch = batch._replace(
-        obs=facts.see(batch.obs),
-        next_obs=facts.see(batch.next_obs),
-        reward=facts.value(batch.reward),
-    )
+    h, batch = state.hparams, state.facts.batch(batch)
     if config.actor == "gaussian":
         batch = batch._replace(action=batch.action.clamp(-1.0 + 1e-5, 1.0 - 1e-5))
     q = functional_call(net.critic, state.target_critic, (batch.obs, batch.action)).to(batch.reward.dtype).amin(0)

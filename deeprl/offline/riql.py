@@ -207,9 +207,8 @@ def actor_loss(actor: Params, net: Net, batch: Batch, weight: Float[Tensor, " B"
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the value, the critics and the policy, and one soft update of the targets."""
-    h, facts = state.hparams, state.facts
-    obs, next_obs = facts.see(batch.obs), facts.see(batch.next_obs)
-    batch = batch._replace(obs=obs, next_obs=next_obs, reward=facts.value(batch.reward))
+    h, batch = state.hparams, state.facts.batch(batch)
+    obs, next_obs = batch.obs, batch.next_obs
     qs = functional_call(net.critic, state.target_critic, (obs, batch.action)).to(batch.reward.dtype)
     q = quantile_of(qs, h["quantile"])
     v, next_v = (functional_call(net.value, state.value, (x,)).squeeze(-1).to(q.dtype) for x in (obs, next_obs))

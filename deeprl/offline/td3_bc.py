@@ -220,9 +220,7 @@ def update(
     net: Net, config: Config, state: State, batch: Batch, key: rng.Key, *, policy: bool
 ) -> tuple[State, Metrics, tuple[()]]:
     """One update of the critics; with `policy`, then one of the actor and the targets on the same batch."""
-    facts = state.facts
-    obs, next_obs, reward = facts.see(batch.obs), facts.see(batch.next_obs), facts.value(batch.reward)
-    batch = batch._replace(obs=obs, next_obs=next_obs, reward=reward)
+    batch = state.facts.batch(batch)
     state, metrics = update_critic(net, state, batch, key)
     if policy:
         state, actor_metrics = update_actor(net, state, batch)
