@@ -7,7 +7,8 @@
    `--adversary-steps` (the paper's: 3 million).
 2. Trains RIQL on all of them and on the clean set, as one population: dataset, quantile and Huber threshold are
    settings of each agent; K = 5 critics for all (the paper has 3 in some cells). `--kind` says whose settings.
-3. Trains IQL in the same way, as the paper ran it: deterministic policy, observations as they are.
+3. Trains IQL in the same way, as the paper ran it: deterministic policy, observations as they are. Unlike theirs, which
+   is CORL's, it has its own authors' order (targets and policy see the new V) and orthogonal layers.
 4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table.
 
 What exists is not made again: a second call goes on where the first was stopped.
@@ -30,7 +31,7 @@ from deeprl.rows import results, write_rows
 from deeprl.stats import mean_interval
 
 CASES = [(attack, element) for attack in ATTACKS for element in ELEMENTS]
-CLEAN = "random-observation"  # RIQL has no settings for clean data; these are the mildest loss and a low quantile
+CLEAN = {"quantile": 0.25, "huber_threshold": 1.0}  # of the authors' code where no attack is named
 
 
 @dataclass
@@ -62,9 +63,10 @@ def corrupted_files(options: Options) -> dict[tuple[str, int], str]:
             if path.exists():
                 continue
             dataset = dataset or load_dataset(options.dataset)
-            if attack == "adversarial":
+            needed = attack == "adversarial" and element != "reward"
+            if needed:
                 adversary = adversary or trained_adversary(options)
-            made = corrupt(dataset, attack, (element,), seed=seed, adversary=adversary or None)
+            made = corrupt(dataset, attack, (element,), seed=seed, adversary=adversary if needed else None)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_hdf5(made, path)
     return files
@@ -84,8 +86,7 @@ def population(options: Options, files: dict[tuple[str, int], str], algorithm: s
     common |= {"out": str(Path(options.out) / algorithm)}
     if algorithm == "iql":
         return common | {"actor": "deterministic"}
-    cases = [case if case != "clean" else CLEAN for case, _ in files]
-    recipes = [RECIPES["riql"][f"{options.kind}-{case}"].settings for case in cases]
+    recipes = [CLEAN if case == "clean" else RECIPES["riql"][f"{options.kind}-{case}"].settings for case, _ in files]
     varied = {key: [recipe[key] for recipe in recipes] for key in ("quantile", "huber_threshold")}
     return common | varied | {"critics": 5}
 

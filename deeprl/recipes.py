@@ -70,7 +70,7 @@ _CORL_CQL = {"bc_steps": 0, "start": "orthogonal-small-head", "log_std_range": (
 _CALQL = _CORL_CQL | {"calibrated": True, "sparse_rewards": True, "backup": "min-then-max", "eval_episodes": 20}
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 4")},
+    "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 5.1, by episodes as in CORL")},
     "cql": {
         "antmaze": Recipe(
             {"rewards": "cql-antmaze", "lagrange": 1.0},  # theirs: 5, of cql_alpha * gap

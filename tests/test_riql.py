@@ -86,15 +86,33 @@ def test_updates_equal_an_independent_implementation() -> None:
             torch.testing.assert_close(params[key], value, rtol=1e-6, atol=1e-9)  # rates are float32
 
 
-def test_critics_start_as_those_of_edac() -> None:
-    critic = nets.CriticEnsemble(3, 2, (64, 64), 5, start="small-head")
-    params = nets.init_params(critic, 0)
+def test_critics_start_as_published() -> None:
+    """Hidden layers U(-1/8, 1/8) for 64 units, whatever their inputs: 5 of them would give 1/sqrt(5)."""
+    net = riql.build_net(SPEC, riql.Config(hidden=(64, 64)))
+    params = nets.init_params(net.critic, 0)
+    assert 0.124 < params["layers.0.weight"].abs().max() <= 1 / 8
     assert (params["layers.0.bias"] == 0.1).all()
     assert (params["layers.1.bias"] == 0.1).all()
     last = params["layers.2.weight"]
     assert 0.0029 < last.abs().max() <= 0.003
     assert params["layers.2.bias"].abs().max() <= 0.003
-    assert params["layers.1.weight"].abs().max() <= 1 / 8
+    assert 0.124 < params["layers.1.weight"].abs().max() <= 1 / 8
+
+
+def test_one_critic_learns() -> None:
+    config = riql.Config(critics=1, **TINY)
+    net = riql.build_net(SPEC, config)
+    state = riql.init(net, config, rng.key(0, "init"))
+    metrics = riql.update(net, config, state, batch_of(32), rng.key(0, "update", 0))[1]
+    assert all(value.isfinite() for value in metrics.values())
+    assert metrics["spread"] == 0.0
+
+
+def test_quantile_is_not_rounded_under_bf16() -> None:
+    """Halfway between 250.25 and 251.25; bf16 has no numbers between 250 and 251."""
+    qs = torch.tensor([[250.25], [251.25]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert riql.quantile_of(qs, torch.tensor(0.5)).item() == 250.75
 
 
 def test_value_and_policy_start_as_torchs_layers() -> None:

@@ -22,6 +22,7 @@ Differences from the authors' code (aviralkumar2907/CQL, d4rl/), whose README ha
 - Their multiplier holds cql_alpha * gap at the threshold, here and in those three it is gap: divide by cql_alpha.
   It is cut at 1e6 in the losses alone, so that it can come back.
 - Their densities have 1e-6 inside the logarithm of tanh's slope, and means are cut to [-9, 9] for bc_steps.
+- Their target critics start from weights of their own, here from those of the critics.
 - First layers start from 1/sqrt(units) there, 1/sqrt(inputs) here; the policy's head from 1e-3 there, 3e-3 here.
 
 Metrics: td_loss (summed over critics), gap (mean over critics), q (of the data's actions), cql_factor (alpha'),
@@ -114,6 +115,8 @@ class Config(OfflineConfig):
             self.require_within(name, low, high)
         if not 0 <= self.bc_steps < self.steps:
             raise DeeprlError(f"bc_steps: {self.bc_steps} steps of cloning leave none of {self.steps} for the critics")
+        if self.sparse_rewards and not self.calibrated:
+            raise DeeprlError("sparse_rewards: only Cal-QL looks at returns; add --calibrated")
         if self.backup_entropy and self.backup == "max-then-min":
             raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
         for name in ("actor_hidden", "critic_hidden"):

@@ -9,9 +9,11 @@ Yang et al. 2024, "Towards Robust Offline Reinforcement Learning under Diverse D
     actor loss = mean min(exp(beta (q(s, a) - V(s))), 100) |pi(s) - a|^2                                   (Eq. 12)
 
 with observations normalised by the corrupted data's own mean and deviation, and Huber's threshold h = 1 / sigma^2. The
-targets and the policy see V as it was before this step. These are three changes to IQL: normalisation, Huber's loss, a
-quantile of K critics in place of the minimum of two. `--normalize-obs off`, a large `huber_threshold` and `quantile 0`
-take each of them back.
+targets and the policy see V as it was before this step. The paper's three changes to IQL are normalisation, Huber's
+loss and a quantile of K critics in place of the minimum of two. `--normalize-obs off`, `--huber-threshold 1000` and
+`--quantile 0 --critics 2` take them back, which gives the IQL that the paper compares with, but for the clip of targets;
+a threshold beyond some thousands divides gradients down to Adam's epsilon, and nothing is learned. `iql.py` is IQL
+as its own authors have it: with the new V in targets and policy, and orthogonal layers.
 
 Differences from the authors' code (YangRui2015/RIQL): none in losses, order, layers, initial weights, optimizers or the
 cosine decay of the policy's learning rate. Their settings of each attack are recipes, such as `hopper-random-dynamics`.
@@ -53,7 +55,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 
 @dataclass(frozen=True)
 class Config(OfflineConfig):
-    """RIQL. Defaults: YangRui2015/RIQL, RIQL.py and RIQL_config.py."""
+    """RIQL. Defaults: YangRui2015/RIQL, RIQL.py and RIQL_config.py (clean data), which trains 3M steps."""
 
     normalize_obs: Normalize = "both"
 
@@ -106,7 +108,7 @@ MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module, nn.Module]]
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Policy, critics and value of the authors' code: two ReLU layers of 256 each."""
-    critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, start="small-head")
+    critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, "corl-ensemble")
     value = nets.MLP(spec.obs_dim, config.hidden, 1)
     return nets.TanhActor(spec.obs_dim, spec.action_dim, config.hidden), critic, value
 
@@ -177,17 +179,17 @@ def quantile_of(qs: Float[Tensor, "E B"], share: Float[Tensor, ""]) -> Float[Ten
     """The quantile over the first axis, linear between the two values next to it, as `torch.quantile`'s."""
     place = share * (len(qs) - 1)
     weight = (1.0 - (torch.arange(len(qs), device=qs.device) - place).abs()).clamp(min=0.0)
-    return weight.to(qs.dtype) @ qs.sort(0).values
+    return (weight.to(qs.dtype).unsqueeze(-1) * qs.sort(0).values).sum(0)  # a matrix product would round under bf16
 
 
 def value_loss(
     value: Params, net: Net, obs: Float[Tensor, "B O"], q: Float[Tensor, " B"], expectile: Float[Tensor, ""]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Expectile regression onto the critics (Eq. 5); and the mean value."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, " B"]]:
+    """Expectile regression onto the critics (Eq. 10); and the values [B]."""
     v = functional_call(net.value, value, (obs,)).squeeze(-1).to(q.dtype)
     error = q - v
     weight = torch.where(error > 0.0, expectile, 1.0 - expectile)
-    return (weight * error.square()).mean(), v.mean()
+    return (weight * error.square()).mean(), v
 
 
 def critic_loss(
@@ -211,9 +213,9 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     obs, next_obs = batch.obs, batch.next_obs
     qs = functional_call(net.critic, state.target_critic, (obs, batch.action)).to(batch.reward.dtype)
     q = quantile_of(qs, h["quantile"])
-    v, next_v = (functional_call(net.value, state.value, (x,)).squeeze(-1).to(q.dtype) for x in (obs, next_obs))
+    next_v = functional_call(net.value, state.value, (next_obs,)).squeeze(-1).to(q.dtype)
 
-    v_grads, (v_loss, v_mean) = grad_and_value(value_loss, has_aux=True)(state.value, net, obs, q, h["expectile"])
+    v_grads, (v_loss, v) = grad_and_value(value_loss, has_aux=True)(state.value, net, obs, q, h["expectile"])
     value, value_moments = adam(state.value, v_grads, state.value_moments, h["value_lr"])
 
     td_target = (batch.reward + batch.discount * next_v).clamp(-100.0, 1000.0)
@@ -236,8 +238,8 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
         value_moments=value_moments,
         step=state.step + 1,
     )
-    metrics = {"value_loss": v_loss, "actor_loss": a_loss, "critic_loss": c_loss, "q": q.mean(), "v": v_mean}
-    metrics |= {"advantage": advantage.mean(), "spread": qs.std(0).mean()}
+    metrics = {"value_loss": v_loss, "actor_loss": a_loss, "critic_loss": c_loss, "q": q.mean(), "v": v.mean()}
+    metrics |= {"advantage": advantage.mean(), "spread": qs.std(0, correction=0).mean()}
     norms = {"value": v_grads, "actor": a_grads, "critic": c_grads}
     return new, metrics | {f"{name}_grad_norm": global_norm(g) for name, g in norms.items()}, ()
 
