@@ -4,8 +4,9 @@
                  -mean log pi(a | s)                                                  (`--actor gaussian`)
 
 `--best 0.1` is 10%BC (Chen et al. 2021, arXiv 2106.01345, Sec. 5.1): only the tenth of the episodes with the highest
-undiscounted returns is imitated, as in CORL; Chen et al. take the best episodes until they have a tenth of the steps. The deterministic policy is tanh(MLP(s)) on normalised observations; the Gaussian has
-tanh on its mean alone and a free sigma per action, as that of IQL, and is evaluated at its mean.
+undiscounted returns is imitated, as in CORL; Chen et al. take the best episodes until they have a tenth of the steps.
+The deterministic policy is tanh(MLP(s)) on normalised observations; the Gaussian has tanh on its mean alone and a free
+sigma per action, as that of IQL, and is evaluated at its mean.
 
 The reference for settings is CORL's any_percent_bc.py. Differences from it: episodes are those of the dataset, where
 CORL counts 1,000 rows without a terminal as one.

@@ -21,7 +21,8 @@ Differences from the authors' code (snu-mllab/EDAC):
 - Their maximum over ten next actions (`max_q_backup`, on pen-cloned) is left out.
 
 Their critics and eta: halfcheetah and walker2d 10 and 1 (medium-expert 10 and 5), hopper 50 and 1; pen-human 20 and
-1000 with --rewards standardize, actor_lr and alpha_lr 3e-5, 200k steps. SAC-N's critics: halfcheetah 10, walker2d 20, hopper 200 to 500.
+1000 with --rewards standardize, actor_lr and alpha_lr 3e-5, 200k steps. SAC-N's critics: halfcheetah 10, walker2d 20,
+hopper 200 to 500.
 
 Metrics: critic_loss (without eta ES, summed over critics), diversity (ES; not in SAC-N), q (mean over critics, at the
 data's actions), actor_loss, entropy (mean -log pi in [-1, 1]^A), alpha, gradients' norms of policy and critics.
