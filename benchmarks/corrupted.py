@@ -24,8 +24,8 @@ import numpy as np
 import tyro
 
 import deeprl
-from deeprl.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
-from deeprl.datasets import load_dataset
+from deeprl.data.datasets import load_dataset
+from deeprl.make_data.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
 from deeprl.recipes import RECIPES
 from deeprl.rows import results, write_rows
 from deeprl.stats import mean_interval

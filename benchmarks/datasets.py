@@ -5,9 +5,9 @@
 The sets are Minari datasets `deeprl/hopper/medium-v0` and so on, or with `--hdf5` files such as `hopper-medium.hdf5`.
 Those that exist are left as they are, so that the command goes on where it was stopped.
 
-`--policies` holds third-party policies as `deeprl.policies` reads them, all MIT: 26 snapshots of a TRPO run for each
-task (`openai/imitation`), and actors of SAC and TQC (`DLR-RM/rl-trained-agents`). Mean returns of sampled actions on
-the v4 environments, with D4RL's score:
+`--policies` holds third-party policies as `deeprl.make_data.policies` reads them, all MIT: 26 snapshots of a TRPO run
+for each task (`openai/imitation`), and actors of SAC and TQC (`DLR-RM/rl-trained-agents`). Mean returns of sampled
+actions on the v4 environments, with D4RL's score:
 
 - Hopper: the expert is the last TRPO snapshot (3,190; 99). Its run jumps from 590 to 2,700 between two snapshots, so
   the medium policy is the SAC actor, which falls early (about 1,480; 46). The replay set mixes it with the two
@@ -31,8 +31,8 @@ from typing import Any
 import tyro
 
 from deeprl import provenance
-from deeprl.collect import Request, Summary, create
-from deeprl.dataset_writers import exists
+from deeprl.make_data.collect import Request, Summary, create
+from deeprl.make_data.writers import exists
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from stopwatch import Stopwatch
 
 from deeprl import rng
 from deeprl.api import algorithm_module
-from deeprl.datasets import load_dataset
+from deeprl.data.datasets import load_dataset
+from deeprl.data.offline import OfflineData
 from deeprl.envs import PopulationEnvs
 from deeprl.make_env import EnvFactory
-from deeprl.offline_data import OfflineData
 from deeprl.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
 from deeprl.replay import Replay, make_replay
 from deeprl.samplers import Priorities

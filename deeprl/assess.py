@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from deeprl.api import load_population
+from deeprl.data.scores import normalized
 from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
 from deeprl.progress import Progress
-from deeprl.scores import normalized
 
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 

@@ -44,8 +44,8 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from deeprl.dataset_info import describe
-    from deeprl.datasets import load_dataset
+    from deeprl.data.datasets import load_dataset
+    from deeprl.data.info import describe
 
     print(describe(load_dataset(options.source, options.env, clip=options.clip_actions)))
     return 0
@@ -73,7 +73,7 @@ def _add_create(commands: Any) -> None:
 
 
 def _create(options: argparse.Namespace) -> int:
-    from deeprl.collect import Request, create
+    from deeprl.make_data.collect import Request, create
 
     try:
         env_kwargs = json.loads(options.env_kwargs)
@@ -125,10 +125,10 @@ def _add_corrupt(commands: Any) -> None:
 
 
 def _corrupt(options: argparse.Namespace) -> int:
-    from deeprl.adversary import load_adversary
-    from deeprl.corruption import corrupt, write_hdf5
-    from deeprl.dataset_writers import check_file
-    from deeprl.datasets import load_dataset
+    from deeprl.data.datasets import load_dataset
+    from deeprl.make_data.adversary import load_adversary
+    from deeprl.make_data.corruption import corrupt, write_hdf5
+    from deeprl.make_data.writers import check_file
 
     check_file(options.out)
     dataset = load_dataset(options.source, options.env, clip=options.clip_actions)

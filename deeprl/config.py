@@ -1,6 +1,6 @@
 """Settings that all algorithms share, and the rules for all settings: per-agent fields, types, identity.
 
-An algorithm's `Config` extends `OnlineConfig`, or `OfflineConfig` of `deeprl.offline_data`, by its own fields. A field
+An algorithm's `Config` extends `OnlineConfig`, or `OfflineConfig` of `deeprl.data.offline`, by its own fields. A field
 made with `per_agent(default)` may hold one value for all agents or a tuple with one value for each entry of `seeds`;
 all other fields are shared by the population.
 """

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from deeprl.config import NOT_IDENTITY
-from deeprl.datasets import dataset_name
+from deeprl.data.datasets import dataset_name
+from deeprl.data.scores import normalized
 from deeprl.directory import COMPLETE
 from deeprl.errors import DeeprlError
-from deeprl.scores import normalized
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 FORMAT = 1  # of a run directory

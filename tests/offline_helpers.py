@@ -15,8 +15,8 @@ import torch
 from helpers import assert_equal
 
 from deeprl import rng
-from deeprl.datasets import Dataset
-from deeprl.offline_data import facts_of
+from deeprl.data.datasets import Dataset
+from deeprl.data.offline import facts_of
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import Stored
 from deeprl.spec import EnvSpec

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import deeprl
-from deeprl import candidates, collect, dataset_writers
 from deeprl.cli import main
 from deeprl.cli_dataset import _KINDS
-from deeprl.collect import KINDS, Request, choose, create
-from deeprl.datasets import load_dataset
+from deeprl.data.datasets import load_dataset
 from deeprl.errors import DeeprlError
-from deeprl.recorder import Recorder, Share, Source
+from deeprl.make_data import candidates, collect, writers
+from deeprl.make_data.collect import KINDS, Request, choose, create
+from deeprl.make_data.recorder import Recorder, Share, Source
 from tests.test_policies import SNAPSHOTS, written
 
 LIMIT, EDGE = 7, 3.0
@@ -244,8 +244,8 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_environments_of_own_constructors_are_named(tmp_path: Path) -> None:
-    origin = dataset_writers.Origin("module:Own-v0", {"speed": 2}, "", {})
-    assert dataset_writers._env_spec(Walk(), origin).id == "module:Own-v0"
+    origin = writers.Origin("module:Own-v0", {"speed": 2}, "", {})
+    assert writers._env_spec(Walk(), origin).id == "module:Own-v0"
 
 
 # --- which policies ---

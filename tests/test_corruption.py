@@ -16,11 +16,12 @@ from offline_helpers import made_dataset, write_made
 from torch import Tensor
 
 import deeprl
-from deeprl import adversary, corruption, rng
+from deeprl import rng
 from deeprl.cli import main
-from deeprl.corruption import ELEMENTS, corrupt, read_corruption, write_hdf5
-from deeprl.datasets import Dataset, load_dataset
+from deeprl.data.datasets import Dataset, load_dataset
 from deeprl.errors import DeeprlError
+from deeprl.make_data import adversary, corruption
+from deeprl.make_data.corruption import ELEMENTS, corrupt, read_corruption, write_hdf5
 from deeprl.spec import EnvSpec
 
 CLEAN = made_dataset(2000, 20)

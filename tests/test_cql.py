@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from deeprl import checkpoint, rng
 from deeprl.config import build
-from deeprl.datasets import Dataset
+from deeprl.data.datasets import Dataset
+from deeprl.data.offline import OfflineData, facts_of, no_facts, returns_to_go
 from deeprl.errors import DeeprlError
 from deeprl.offline import cql
-from deeprl.offline_data import OfflineData, facts_of, no_facts, returns_to_go
 from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
 from deeprl.replay import Stored
 from deeprl.spec import Batch

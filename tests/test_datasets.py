@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import EPISODES, Toy, episodes, flat, successor, write, write_minari
 
-from deeprl import dataset_files
 from deeprl.cli import main
-from deeprl.dataset_info import broken_chains, coverage, describe, duplicates, problems
-from deeprl.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.data import files as dataset_files
+from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.data.info import broken_chains, coverage, describe, duplicates, problems
 from deeprl.errors import DeeprlError
 
 TOY = "recordings:DatasetToy-v0"

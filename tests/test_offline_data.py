@@ -14,8 +14,8 @@ from offline_helpers import SPEC, made, made_dataset, write_made
 
 import deeprl
 from deeprl import cli, rng
+from deeprl.data.offline import OfflineConfig, OfflineData, best_episodes, facts_of, moments_of, reward_recipe
 from deeprl.errors import DeeprlError
-from deeprl.offline_data import OfflineConfig, OfflineData, best_episodes, facts_of, moments_of, reward_recipe
 from deeprl.records import group, read_runs
 from deeprl.rows import results
 from deeprl.samplers import sample

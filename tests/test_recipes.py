@@ -10,8 +10,8 @@ import deeprl
 from deeprl import api, cli
 from deeprl.api import algorithm_module
 from deeprl.config import build
+from deeprl.data.offline import OfflineConfig
 from deeprl.errors import DeeprlError
-from deeprl.offline_data import OfflineConfig
 from deeprl.recipes import RECIPES, discount_of, with_recipe
 from deeprl.sweep import read_sweep
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeprl.scores import normalized, score_range
+from deeprl.data.scores import normalized, score_range
 
 HOPPER = (-20.272305, 3234.3)
 

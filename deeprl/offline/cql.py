@@ -11,7 +11,7 @@ Nakamoto et al. 2023, "Cal-QL: Calibrated Offline RL Pre-Training for Efficient 
     actor loss = mean(alpha log pi(a | s) - min_i Q_i(s, a)); for bc_steps log pi(data's action | s) in place of Q
     temperature loss = -log alpha * mean(log pi(a | s) + target_entropy)
     Cal-QL: max(Q_i(s, a_k), G(s)) in place of Q_i(s, a_k) for the policy's a_k, not for uniform ones; G is the data's
-            own return from s on (`offline_data.returns_to_go`)
+            own return from s on (`data.offline.returns_to_go`)
 
 All gradients are taken at the same parameters, those of a_k stopped; then everything moves, the targets Q' last. The
 policy is SAC's: a Gaussian squashed by tanh, evaluated at its mode. alpha learns at actor_lr, alpha' at critic_lr.
@@ -47,9 +47,9 @@ from torch.func import functional_call, grad_and_value
 from deeprl import nets, rng
 from deeprl.config import PerAgent, PerAgentOrAuto, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
+from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
-from deeprl.offline_data import Facts, OfflineConfig, no_facts, open_data
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored

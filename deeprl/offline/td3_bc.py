@@ -36,9 +36,9 @@ from torch.func import functional_call, grad_and_value
 from deeprl import nets, rng
 from deeprl.config import PerAgent, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
+from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
-from deeprl.offline_data import Facts, Normalize, OfflineConfig, no_facts, open_data
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored

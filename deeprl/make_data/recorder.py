@@ -12,8 +12,8 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from deeprl.dataset_writers import Recorded
 from deeprl.errors import DeeprlError
+from deeprl.make_data.writers import Recorded
 from deeprl.make_env import MakeEnv
 from deeprl.spaces import env_spec
 

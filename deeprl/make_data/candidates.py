@@ -12,9 +12,9 @@ import torch
 
 from deeprl.api import load_population
 from deeprl.errors import DeeprlError, nearest
-from deeprl.policies import Policy, read_policies
+from deeprl.make_data.policies import Policy, read_policies
+from deeprl.make_data.recorder import Source
 from deeprl.population import member as take_member
-from deeprl.recorder import Source
 from deeprl.spaces import to_env_action
 from deeprl.spec import EnvSpec
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeprl.datasets import Dataset
-from deeprl.scores import normalized
+from deeprl.data.datasets import Dataset
+from deeprl.data.scores import normalized
 
 _ROWS = 1 << 17  # rows looked at together
 _HUGE = 1e4

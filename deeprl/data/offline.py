@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeprl.config import PerAgentText, RunConfig, per_agent
-from deeprl.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
 from deeprl.errors import DeeprlError
 from deeprl.make_env import EnvFactory
 from deeprl.progress import show

@@ -16,14 +16,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from deeprl import dataset_checks as checks
-from deeprl.dataset_files import SUFFIXES, Recording, open_file
-from deeprl.dataset_minari import minari_sizes, open_minari
-from deeprl.dataset_rows import episode_ends, no_rows, read_rows
+from deeprl.data import checks
+from deeprl.data.files import SUFFIXES, Recording, open_file
+from deeprl.data.minari import minari_sizes, open_minari
+from deeprl.data.rows import episode_ends, no_rows, read_rows
+from deeprl.data.scores import score_range
 from deeprl.errors import DeeprlError
 from deeprl.make_env import make_env
 from deeprl.replay import Stored
-from deeprl.scores import score_range
 from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec
 

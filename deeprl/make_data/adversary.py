@@ -1,4 +1,4 @@
-"""Adversaries of `deeprl.corruption`: who tells which changes of a transition look worst."""
+"""Adversaries of `deeprl.make_data.corruption`: who tells which changes of a transition look worst."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from deeprl import checkpoint, rng
 from deeprl.api import load_population
-from deeprl.datasets import Dataset
+from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError, first_line
 from deeprl.population import member as take_member
 from deeprl.population import resolve_device

@@ -132,7 +132,9 @@ def read_policies(path: str | Path) -> list[Policy]:
     kind = next((k for k, layout in _LAYOUTS.items() if next(iter(layout)) in arrays), "")
     if not kind:
         firsts = ", ".join(f"{next(iter(layout))} ({k})" for k, layout in _LAYOUTS.items())
-        raise DeeprlError(f"{file}: no policy; it needs one of the keys {firsts}, as deeprl.policies documents")
+        raise DeeprlError(
+            f"{file}: no policy; it needs one of the keys {firsts}, as deeprl.make_data.policies documents"
+        )
     _check_layout(file, kind, arrays)
     weights = {key: arrays[key] for key in _LAYOUTS[kind]}
     if kind != "snapshots":

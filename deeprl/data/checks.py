@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from deeprl.dataset_files import KEYS, Column, Recording
+from deeprl.data.files import KEYS, Column, Recording
 from deeprl.errors import DeeprlError
 
 _REQUIRED = KEYS[:4]

@@ -43,11 +43,11 @@ from torch import Tensor
 from torch.func import grad
 
 from deeprl import rng
-from deeprl.adversary import Adversary, opponent_of
-from deeprl.dataset_writers import write_rows
-from deeprl.datasets import Dataset
+from deeprl.data.datasets import Dataset
+from deeprl.data.offline import moments_of
 from deeprl.errors import DeeprlError, first_line, nearest
-from deeprl.offline_data import moments_of
+from deeprl.make_data.adversary import Adversary, opponent_of
+from deeprl.make_data.writers import write_rows
 from deeprl.population import resolve_device
 from deeprl.progress import Progress
 from deeprl.replay import Stored
@@ -241,7 +241,7 @@ def _sums(reward: Float[Tensor, " N"], dataset: Dataset) -> Float[Tensor, " E"]:
 
 
 def write_hdf5(made: Dataset | Corrupted, path: str | Path) -> None:
-    """Write a dataset as `dataset_writers.write_rows` does; a corrupted one with a group `corruption` beside it.
+    """Write a dataset as `writers.write_rows` does; a corrupted one with a group `corruption` beside it.
 
     In the group are the masks `rows/ELEMENT` [N] bool and the clean `std/ELEMENT` [D] (`read_corruption`).
     """

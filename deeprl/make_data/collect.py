@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from deeprl import provenance
-from deeprl.candidates import file_sources, named, run_sources, uniform_source
-from deeprl.dataset_writers import Origin, Recorded, check_target, write_dataset
+from deeprl.data.scores import normalized, score_range
 from deeprl.directory import evaluated_in, read_about
 from deeprl.errors import DeeprlError, nearest
+from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
+from deeprl.make_data.recorder import Recorder, Share, Source, collect
+from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
 from deeprl.make_env import make_env
 from deeprl.progress import Progress, show
-from deeprl.recorder import Recorder, Share, Source, collect
-from deeprl.scores import normalized, score_range
 from deeprl.spec import EnvSpec
 
 KINDS = {
@@ -44,7 +44,7 @@ class Request:
     """What `create` shall make.
 
     target: a file `.hdf5` or `.h5`, or a Minari id. env: may be left out if there are runs. policies: files that
-    `deeprl.policies` reads, each of their snapshots a candidate; runs: run directories, each agent a candidate, or
+    `make_data.policies` reads, each of their snapshots a candidate; runs: run directories, each agent a candidate, or
     those of `agent_seed`. medium, expert: candidates by name, such as `500` for the snapshot 500; found by their
     returns if left out. mean_action: without the policies' own noise, runs without exploration.
     """

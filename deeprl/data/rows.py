@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeprl import dataset_checks as checks
-from deeprl.dataset_files import Column, Recording
+from deeprl.data import checks
+from deeprl.data.files import Column, Recording
 from deeprl.errors import DeeprlError
 from deeprl.replay import Stored
 from deeprl.spec import EnvSpec

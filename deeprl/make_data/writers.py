@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 import deeprl
-from deeprl.datasets import Dataset
+from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError
 
 _SUFFIXES = (".hdf5", ".h5")

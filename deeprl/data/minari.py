@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
-from deeprl.dataset_files import Column, Recording, cannot_read, hdf5_column, hdf5_pieces
+from deeprl.data.files import Column, Recording, cannot_read, hdf5_column, hdf5_pieces
 from deeprl.errors import DeeprlError, nearest
 
 # D4RL's names: Minari's, and the first row of an episode's array that counts.

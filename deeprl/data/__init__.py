@@ -1,0 +1,1 @@
+"""Datasets that others recorded: reading them, checking them, learning from them."""

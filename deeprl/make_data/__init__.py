@@ -1,0 +1,1 @@
+"""Making datasets: recording policies, corrupting what was recorded."""
