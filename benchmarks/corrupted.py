@@ -32,6 +32,22 @@ from deeprl.stats import mean_interval
 
 CASES = [(attack, element) for attack in ATTACKS for element in ELEMENTS]
 CLEAN = {"quantile": 0.25, "huber_threshold": 1.0}  # of the authors' code where no attack is named
+# Scores of IQL and RIQL on D4RL's medium-replay sets after 3 million steps, for each element in order, as "Uncertainty-
+# based Offline Variational Bayesian Reinforcement Learning" (TRACER) reprints them.
+PAPER = {
+    "halfcheetah": {
+        "random": ((21.4, 27.3), (42.2, 42.9), (42.3, 43.6), (36.7, 43.1)),
+        "adversarial": ((32.6, 35.7), (27.5, 31.7), (42.6, 44.1), (26.7, 35.8)),
+    },
+    "walker2d": {
+        "random": ((27.2, 28.4), (71.3, 84.6), (65.3, 83.2), (17.7, 78.2)),
+        "adversarial": ((37.7, 70.0), (27.5, 66.1), (73.5, 85.0), (-0.1, 60.6)),
+    },
+    "hopper": {
+        "random": ((52.0, 62.4), (76.3, 90.6), (69.7, 84.8), (1.3, 51.5)),
+        "adversarial": ((32.8, 50.8), (37.9, 63.6), (57.3, 65.8), (1.3, 65.7)),
+    },
+}
 
 
 @dataclass
@@ -91,20 +107,36 @@ def population(options: Options, files: dict[tuple[str, int], str], algorithm: s
     return common | varied | {"critics": 5}
 
 
-def table(files: dict[tuple[str, int], str], rows: list[dict[str, Any]]) -> None:
-    """Scores of each case: mean, and the 95 % interval of the difference over seeds."""
+def table(options: Options, files: dict[tuple[str, int], str], rows: list[dict[str, Any]]) -> None:
+    """Scores of each case and of all attacks together: means, and the 95 % interval of the difference over seeds."""
     final = max(row["step"] for row in rows)
     found = {
         (row["algorithm"], row["env"], row["seed"]): row["return"] if row["score"] is None else row["score"]
         for row in rows
         if row["step"] == final
     }
-    print(f"{'case':28}{'IQL':>10}{'RIQL':>10}{'difference':>14}   95 % interval")
+    theirs = PAPER[options.kind]
+    paper = {f"{a}-{e}": pair for a in ATTACKS for e, pair in zip(ELEMENTS, theirs[a], strict=True)}
+    print(
+        f"{'case':28}{'IQL':>10}{'RIQL':>10}{'difference':>14}   {'95 % interval':18}published: IQL, RIQL, difference"
+    )
+    attacked: dict[str, np.ndarray] = {}  # [2, seeds]
     for case in dict.fromkeys(case for case, _ in files):
         mine = [(Path(path).stem, seed) for (c, seed), path in files.items() if c == case]
-        iql, riql = (np.array([found[algorithm, *key] for key in mine]) for algorithm in ("iql", "riql"))
-        low, high = mean_interval(riql - iql)
-        print(f"{case:28}{iql.mean():10.1f}{riql.mean():10.1f}{(riql - iql).mean():14.1f}   {low:.1f} to {high:.1f}")
+        scores = np.array([[found[algorithm, *key] for key in mine] for algorithm in ("iql", "riql")])
+        attacked |= {case: scores} if case in paper else {}
+        print(line(case, scores, paper.get(case)))
+    published = np.array([paper[case] for case in attacked]).mean(0)
+    print(line("average of the attacks", np.mean(list(attacked.values()), 0), published))
+
+
+def line(name: str, scores: np.ndarray, paper: Any) -> str:
+    """scores: of IQL and RIQL, [2, seeds]. paper: theirs, if there are any."""
+    iql, riql = scores
+    low, high = mean_interval(riql - iql)
+    theirs = f"{paper[0]:.1f}, {paper[1]:.1f}, {paper[1] - paper[0]:.1f}" if paper is not None else ""
+    ours = f"{name:28}{iql.mean():10.1f}{riql.mean():10.1f}{(riql - iql).mean():14.1f}"
+    return f"{ours}   {f'{low:.1f} to {high:.1f}':18}{theirs}".rstrip()
 
 
 def main() -> None:
@@ -117,7 +149,7 @@ def main() -> None:
         command = f"python benchmarks/corrupted.py --dataset {Path(options.dataset).name} --kind {options.kind}"
         rows += [row | {"command": f"{command} --steps {options.steps} --seeds {options.seeds}"} for row in own]
         write_rows(options.csv, rows[-len(own) :])
-    table(files, rows)
+    table(options, files, rows)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def request(options: Options, name: str, kind: str) -> Request:
 
 def row(asked: Request, made: Summary, theirs: tuple[int, int]) -> dict[str, Any]:
     command = f"python benchmarks/datasets.py --policies DIR --steps {asked.steps} --seed {asked.seed}"
+    command += " --hdf5 DIR" if asked.target.endswith(".hdf5") else ""
     values = dataclasses.asdict(made) | {"sources": " ".join(made.sources), "target": Path(made.target).name}
     values |= {key: round(value, 2) for key, value in values.items() if isinstance(value, float)}
     values |= {"env": asked.env, "kind": asked.kind, "seed": asked.seed, "commit": provenance.commit()}
@@ -100,7 +101,7 @@ def append(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerow(values)

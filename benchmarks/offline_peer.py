@@ -7,11 +7,13 @@
 Settings are those of d3rlpy's own reproductions, which are those of deeprl's defaults and recipes: IQL with returns
 scaled to a range of 1,000 and a cosine decay over all steps, TD3+BC on standardised observations, BC as d3rlpy has it.
 What is left of differences: d3rlpy's layers start as torch's, its IQL learns Q and V in one step and starts from a
-narrower policy (log sigma of -1.5).
+narrower policy (log sigma of -1.5, which goes through a sigmoid; actions are not clipped to 1 - 1e-5), its TD3+BC moves
+the policy on odd updates, its BC leaves observations as they are, and it drops the last row of an episode that was cut.
+Seeds may be shared between two processes once the CSV is there.
 
 `benchmarks/results/offline_peer.csv`: a row for each seed, the final policy's mean return over `--episodes`, columns
-as in all benchmark rows. `--losses`: CSV files of d3rlpy's losses, means over 1,000 steps. A seed that has its row is
-not trained again.
+as in all benchmark rows. `--losses`: CSV files of d3rlpy's losses, means over 1,000 steps (`offline_losses.py` draws
+them beside ours). A seed that has its row is not trained again.
 """
 
 from __future__ import annotations
@@ -88,8 +90,10 @@ def mean_return(trained: Any, env_id: str, episodes: int, seed: int) -> float:
 def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train one agent and evaluate it."""
     import d3rlpy
+    import gymnasium as gym
     import torch
 
+    gym.make(args.env).close()  # what is missing is better said before training
     torch.set_num_threads(args.threads)
     d3rlpy.seed(seed)
     trained, began = learner(args.algorithm, args.steps), time.monotonic()
@@ -102,8 +106,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     )
     wall = time.monotonic() - began
     name = Path(args.dataset).stem
-    if args.losses:
-        save_losses(Path(args.losses) / f"{args.algorithm}_{name}_{seed}.csv", losses)
+    save_losses(args.losses / f"{args.algorithm}_{name}_{seed}.csv", losses)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     values = (
         *(f"{args.algorithm}:d3rlpy {version('d3rlpy')}", name, seed, args.steps),
@@ -144,9 +147,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--losses", help="a folder")
+    parser.add_argument("--losses", type=Path, default=Path("runs/offline_peer"), help="a folder")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/offline_peer.csv"))
     args = parser.parse_args()
+    if args.steps < 1_000 or args.steps % 1_000:
+        parser.error("--steps: a multiple of 1,000, d3rlpy's epoch here")
     for seed in sorted(set(args.seeds) - done(args.csv, args)):
         row = run(args, seed)
         new = not args.csv.exists()
