@@ -56,19 +56,27 @@ def _short(value: float | int, _position: float | int | None = None) -> str:
 
 def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> bytes:
     """PNG of the learning curves of one environment; a cell name has its style by its place in `order` everywhere."""
+    curves = {
+        cell.name: [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
+        for cell, pairs in cells.items()
+    }
+    return picture(env, curves, order, published)
+
+
+def picture(env: str, ours: Published, order: list[str], published: Published) -> bytes:
+    """PNG of our curves of one environment, and in grey those of others up to the last step of ours."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = 1 if max(len(cell.name) for cell in cells) > 30 else 2  # of the legend
-    rows = math.ceil((len(cells) + len(published)) / columns)
+    columns = 1 if max(map(len, ours)) > 30 else 2  # of the legend
+    rows = math.ceil((len(ours) + len(published)) / columns)
     page = Figure(figsize=(7.0, 4.2 + 0.22 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(page)  # attaches itself
     axes = page.add_subplot()
-    for cell, pairs in cells.items():
-        k = order.index(cell.name)
-        curves = [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
-        _draw(axes, f"{cell.name} (n = {len(pairs)})", curves, COLOURS[k % 7], LINES[k // 7 % 4])
-    reached = max(agent.final.step for pairs in cells.values() for _, agent in pairs)
+    for name, curves in ours.items():
+        k = order.index(name)
+        _draw(axes, f"{name} (n = {len(curves)})", curves, COLOURS[k % 7], LINES[k // 7 % 4])
+    reached = max(max(curve) for curves in ours.values() for curve in curves)
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         _draw(axes, f"{name}, published (n = {len(seeds)})", upto, "#777777", LINES[k % 4], MARKERS[k % 5])
