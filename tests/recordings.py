@@ -41,6 +41,17 @@ class Toy(gym.Env):
         return self.state, float(self.state.sum()), False, False, {}
 
 
+class Longer(gym.ObservationWrapper):
+    """Observations of three numbers: those of the environment, and their sum."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.observation_space = spaces.Box(-8, 8, (3,))
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.append(observation, observation.sum()).astype(np.float32)
+
+
 gym.register("DatasetToy-v0", entry_point=Toy, max_episode_steps=5)
 
 

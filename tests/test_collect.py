@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import deeprl
+from deeprl import make_env
 from deeprl.cli import main
 from deeprl.cli_dataset import _KINDS
 from deeprl.data.datasets import load_dataset
@@ -244,8 +245,38 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_environments_of_own_constructors_are_named(tmp_path: Path) -> None:
-    origin = writers.Origin("module:Own-v0", {"speed": 2}, "", {})
-    assert writers._env_spec(Walk(), origin).id == "module:Own-v0"
+    origin = writers.Origin("module:Own-v0", {"speed": 2}, "", {"wrappers": ["module:Wrapper"]})
+    spec = writers._env_spec(Walk(), origin)
+    assert spec.id == "module:Own-v0"
+    assert [w.entry_point for w in spec.additional_wrappers] == ["module:Wrapper"]
+
+
+def test_wrappers_of_the_library_are_not_named() -> None:
+    """The reader would take an environment for wrapped that `make_env` always wraps."""
+    made = make_env.FreshWorld(gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0))
+    spec = writers._env_spec(made, writers.Origin("Pendulum-v1", {}, "", {}))
+    assert [w.name for w in spec.additional_wrappers] == ["RescaleAction"]
+
+
+def test_sets_of_a_run_with_wrappers_can_be_read(tmp_path: Path) -> None:
+    settings = {"steps": 4, "learning_starts": 2, "hidden": [8, 8], "batch_size": 2, "eval_every": 0, "seeds": [0]}
+    settings |= {"eval_episodes": 0, "compile": "off", "threads": 1, "tensorboard": False}
+    env, wrapper = "recordings:DatasetToy-v0", "recordings:Longer"
+    run = deeprl.train("sac", env=env, wrappers=[wrapper], out=str(tmp_path / "run"), **settings)
+    for target in (str(tmp_path / "d.hdf5"), "walk/d-v0"):
+        create(request(target, env="", kind="expert", runs=(str(run.directory),), steps=20))
+        dataset = load_dataset(target)
+        assert dataset.spec.obs_dim == 3
+        assert "was wrapped in recordings:Longer; name them" in dataset.env_problem
+        assert load_dataset(target, wrappers=(wrapper,)).env_problem == ""
+
+
+def test_a_file_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    create(request("~/d.hdf5", kind="random", steps=10))
+    assert (tmp_path / "d.hdf5").is_file()
+    with pytest.raises(DeeprlError, match="exists; remove it first"):
+        create(request("~/d.hdf5", kind="random", steps=10))
 
 
 # --- which policies ---

@@ -238,15 +238,75 @@ def test_minari_metadata_give_environment_bounds_and_references(minari_root: Pat
     spec = {"id": "DatasetToy-v0", "entry_point": "recordings:Toy", "max_episode_steps": 5, "kwargs": {"big": False}}
     write_minari(minari_root, env_spec=json.dumps(spec), ref_min_score=-10.0, ref_max_score=30.0, algorithm_name="x")
     dataset = load_dataset("toy/plane-v0")
-    assert (dataset.env, dataset.env_kwargs, dataset.env_problem) == (TOY, {"big": False}, "")
+    assert (dataset.env, dataset.env_kwargs, dataset.env_problem) == (TOY, {"big": False, "max_episode_steps": 5}, "")
     assert dataset.spec.score_range == (-10.0, 30.0)
     assert dataset.about["algorithm_name"] == "x"
     longer = spec | {"max_episode_steps": 9, "additional_wrappers": [{"name": "Flatten"}]}
     write_minari(minari_root, "toy/wrapped-v0", env_spec=json.dumps(longer))
     wrapped = load_dataset("toy/wrapped-v0")
     assert wrapped.env_kwargs == {"big": False, "max_episode_steps": 9}
-    assert "Flatten" in wrapped.env_problem
+    assert wrapped.env_problem == f"{TOY} was wrapped in Flatten; name them with --wrappers"
     assert load_dataset("toy/wrapped-v0", TOY).env_problem == ""
+
+
+def test_arguments_of_minari_do_not_depend_on_what_is_imported(minari_root: Path) -> None:
+    """The limit of a registered environment is the usual one, and of one that is not yet registered unknown."""
+    found = []
+    for name in ("DatasetToy-v0", "NotImportedYet-v0"):
+        spec = {"id": name, "entry_point": "recordings:Toy", "max_episode_steps": 5}
+        write_minari(minari_root, f"toy/{name}", env_spec=json.dumps(spec))
+        found.append(load_dataset(f"toy/{name}").env_kwargs)
+    assert found == [{"max_episode_steps": 5}] * 2
+
+
+# --- wrappers ---
+
+LONGER = "recordings:Longer"
+
+
+def longer(**attrs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and attributes of a file that `deeprl dataset create` made from a run with a wrapper."""
+    raw = flat()
+    for key in ("observations", "next_observations"):
+        raw[key] = np.append(raw[key], raw[key].sum(1, keepdims=True), axis=1)
+    said = {"env": TOY, "action_low": [-2, -2], "action_high": [2, 2], "about": {"wrappers": [LONGER], "seed": 3}}
+    return raw, said | attrs
+
+
+def test_a_recording_with_wrappers_needs_them_named(tmp_path: Path) -> None:
+    raw, said = longer()
+    path = write(tmp_path / "own.hdf5", raw, **said)
+    unnamed = load_dataset(path, env_kwargs={"big": False})
+    assert unnamed.env_problem == f"{TOY} was wrapped in {LONGER}; name them with --wrappers"
+    assert (unnamed.spec.obs_dim, unnamed.spec.action_high, unnamed.notes) == (3, (2.0, 2.0), ())
+    named = load_dataset(path, wrappers=(LONGER,))
+    assert (named.env_problem, named.notes, named.about) == ("", (), {"wrappers": [LONGER], "seed": 3})
+    assert named.digest() == unnamed.digest()
+    with pytest.raises(DeeprlError, match=f"observations: 3 numbers from row 0 on, but {TOY} has 2"):
+        load_dataset(path, TOY)
+    with pytest.raises(DeeprlError, match="wrapper 'recordings:None'"):
+        load_dataset(path, wrappers=("recordings:None",))
+
+
+def test_another_environment_than_the_one_of_the_file_is_noted(tmp_path: Path) -> None:
+    raw, said = longer()
+    path = write(tmp_path / "own.hdf5", flat(), **(said | {"about": {}}))
+    assert load_dataset(path, TOY).notes == ()
+    (note,) = load_dataset(path, "DatasetToy-v0").notes
+    assert note == f"the dataset is of {TOY}; policies are evaluated in DatasetToy-v0"
+    path = write(tmp_path / "wrapped.hdf5", flat(), **said)
+    dataset = load_dataset(path, TOY)
+    assert dataset.notes == (f"the dataset is of {TOY} wrapped in {LONGER}; policies are evaluated in {TOY}",)
+    assert dataset.about == {"seed": 3}
+
+
+def test_wrappers_of_a_file_must_be_names(tmp_path: Path) -> None:
+    raw, said = longer(about={"wrappers": "one:Two"})
+    with pytest.raises(DeeprlError, match="attribute about: wrappers: expected a list of names, not one:Two"):
+        load_dataset(write(tmp_path / "own.hdf5", raw, **said))
+
+
+# --- odd files ---
 
 
 def test_minari_episodes_may_end_in_both_ways_or_in_none(minari_root: Path) -> None:

@@ -63,7 +63,7 @@ class Column(NamedTuple):
 class Recording:
     """An open file: its arrays under D4RL's names, and what it says of itself.
 
-    lengths: rows of each episode where the file tells them apart, int64. low, high: bounds of the actions, empty where
+    wrappers: what its environment was wrapped in. lengths: rows of each episode where the file tells them apart, int64. low, high: bounds of the actions, empty where
     it does not tell. score_range: as in `EnvSpec`. returns: of each episode, where the file has them; the sums of its
     rewards otherwise. both: a row may be the end of its episode in both ways.
     """
@@ -73,6 +73,7 @@ class Recording:
     env: str = ""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     env_problem: str = ""
+    wrappers: tuple[str, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
@@ -234,4 +235,7 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
             what = "an object" if kind is dict else "a list of numbers"
             raise DeeprlError(f"{source}: attribute {name}: expected {what}, not {str(value)[:40]}")
         said[name.removeprefix("action_")] = tuple(map(float, value)) if kind is list else value
+    said["wrappers"] = tuple(wrappers := said.get("about", {}).get("wrappers", []))
+    if not (isinstance(wrappers, list) and all(isinstance(w, str) for w in wrappers)):
+        raise DeeprlError(f"{source}: attribute about: wrappers: expected a list of names, not {str(wrappers)[:40]}")
     return said

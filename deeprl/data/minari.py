@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import h5py
 import numpy as np
 from gymnasium import spaces
@@ -75,7 +74,7 @@ def open_minari(source: str) -> Iterator[Recording]:
     action = _box(source, metadata, "action_space")
     _box(source, metadata, "observation_space")
     bounded = action is not None and bool(np.isfinite(action.low).all() and np.isfinite(action.high).all())
-    env, env_kwargs, problem = _env(source, metadata)
+    env, env_kwargs, wrappers = _env(source, metadata)
     path = folder / "main_data.hdf5"
     try:
         file = h5py.File(path, "r")
@@ -90,11 +89,11 @@ def open_minari(source: str) -> Iterator[Recording]:
             columns,
             env,
             env_kwargs,
-            problem,
-            tuple(action.low.tolist()) if action is not None and bounded else (),
-            tuple(action.high.tolist()) if action is not None and bounded else (),
-            {k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
-            _score_range(metadata),
+            wrappers=wrappers,
+            low=tuple(action.low.tolist()) if action is not None and bounded else (),
+            high=tuple(action.high.tolist()) if action is not None and bounded else (),
+            about={k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
+            score_range=_score_range(metadata),
             lengths=lengths,
             both=True,
         )
@@ -136,11 +135,11 @@ def _score_range(metadata: dict[str, Any]) -> tuple[float, ...]:
     return ()
 
 
-def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """The environment that policies are to be evaluated in, its arguments, and what speaks against it."""
+def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The environment that policies are to be evaluated in, its arguments, and what it was wrapped in."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
-        return "", {}, ""
+        return "", {}, ()
     try:
         said = json.loads(text)
         name, entry = said["id"], said.get("entry_point")
@@ -149,12 +148,10 @@ def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], st
     package = str(entry or "gymnasium").partition(":")[0].partition(".")[0]
     known = package in ("gymnasium", "shimmy") or "/" in name or ":" in name
     kwargs = dict(said.get("kwargs") or {})
-    usual = gym.registry[name].max_episode_steps if name in gym.registry else None
-    if (limit := said.get("max_episode_steps")) not in (None, usual):
+    if (limit := said.get("max_episode_steps")) is not None:
         kwargs["max_episode_steps"] = limit
-    wrappers = [w.get("name", "?") for w in said.get("additional_wrappers") or []]
-    problem = f"{name} was wrapped in {', '.join(wrappers)}" if wrappers else ""
-    return name if known else f"{package}:{name}", kwargs, problem
+    wrappers = [w.get("entry_point") or w.get("name", "?") for w in said.get("additional_wrappers") or []]
+    return name if known else f"{package}:{name}", kwargs, tuple(wrappers)
 
 
 def _episodes(source: str, file: h5py.File) -> list[str]:

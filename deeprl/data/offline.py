@@ -255,11 +255,14 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
 def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, Dataset]]:
     """The datasets, one after the other; in a rehearsal without their rows."""
     outline = run.execution.device == "meta"
-    name, kind = "", None
+    name, kind = "", {}
     for source in config.datasets():
-        dataset = load_dataset(source, config.env, config.env_kwargs or None, config.clip_actions, outline)
-        own = dataset.spec, dataset.env, dataset.env_kwargs
-        if kind is None:
+        how = config.env, config.env_kwargs or None, config.clip_actions, outline, config.wrappers
+        dataset = load_dataset(source, *how)
+        own = _kind(dataset)
+        for note in () if outline else dataset.notes:
+            show(f"{dataset.name}: {note}")
+        if not kind:
             name, kind = dataset.name, own
             if dataset.env and not dataset.env_problem:
                 run.evaluate_in(EnvFactory(dataset.env, dataset.env_kwargs, config.wrappers))
@@ -267,6 +270,15 @@ def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, D
                 problem = dataset.env_problem or f"{name} names no environment; give one with --env"
                 show(f"no evaluations: {problem}")
         elif own != kind:
-            where = dataset.env or "an unknown environment"
-            raise DeeprlError(f"dataset: {source} is of {where}, unlike {name}, which is of {kind[1]}")
+            differ = "; ".join(f"{what} {own[what]} and {kind[what]}" for what in own if own[what] != kind[what])
+            raise DeeprlError(f"dataset: {source} and {name} are of different kinds: {differ}")
         yield source, dataset if best == 1.0 or outline else best_episodes(dataset, best)
+
+
+def _kind(dataset: Dataset) -> dict[str, Any]:
+    """What datasets of one population must have in common, by what it is called in messages."""
+    spec = dataset.spec
+    kind = {"environment": dataset.env or "not named", "its arguments": dataset.env_kwargs}
+    kind |= {"numbers of an observation": spec.obs_dim, "numbers of an action": spec.action_dim}
+    kind |= {"lower bounds of actions": spec.action_low, "upper bounds of actions": spec.action_high}
+    return kind | {"steps of an action": spec.action_repeat, "score range": spec.score_range or "none"}
