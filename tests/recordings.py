@@ -58,7 +58,7 @@ gym.register("DatasetToy-v0", entry_point=Toy, max_episode_steps=5)
 def episodes(lengths: Sequence[int] = EPISODES, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Episodes of the toy environment as Minari stores them; those of an odd number terminate."""
     env, made = Toy(), []
-    env.action_space.seed(seed)
+    env.action_space.seed(seed + 100)  # that of the first episode would draw a = s / 2, so that s' = s
     for number, length in enumerate(lengths):
         obs = [env.reset(seed=seed + number)[0]]
         action = [env.action_space.sample() for _ in range(length)]

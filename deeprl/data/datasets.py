@@ -120,7 +120,8 @@ def load_dataset(
     the environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.
 
     Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
-    did not terminate has none, and is left out. Without `timeouts` episodes end at the environment's time limit.
+    did not terminate has none, and is left out. So is one whose `next_observations` repeat its observation, as some
+    recorders write what they have not seen; where the world just stands still, a row of each episode is lost. Without `timeouts` episodes end at the environment's time limit.
 
     Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
     observations or actions.
