@@ -240,7 +240,9 @@ def test_reports_tell_datasets_apart_and_normalise(tmp_path: Path) -> None:
 def test_the_dry_run_counts_each_dataset_once(tmp_path: Path) -> None:
     files = [write_made(tmp_path / f"{name}.npz", rows) for name, rows in (("a", 100), ("b", 200))]
     needs = deeprl.dry_run("iql", dataset=[*files, files[0]], seeds=[0, 1, 2])
-    assert needs.shared == 300 * (4 * (3 + 3 + 2 + 1) + 2)
+    # The larger one once more: it is read beside the arrays of all.
+    assert needs.shared == (300 + 200) * (4 * (3 + 3 + 2 + 1) + 2)
+    assert deeprl.dry_run("iql", dataset=files[1], seeds=[0, 1, 2]).shared == 200 * (4 * (3 + 3 + 2 + 1) + 2)
     assert needs.total == 3 * needs.per_agent + needs.shared
     assert "shared" in needs.table()
 

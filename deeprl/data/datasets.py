@@ -121,7 +121,8 @@ def load_dataset(
 
     Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
     did not terminate has none, and is left out. So is one whose `next_observations` repeat its observation, as some
-    recorders write what they have not seen; where the world just stands still, a row of each episode is lost. Without `timeouts` episodes end at the environment's time limit.
+    recorders write what they have not seen; where the world just stands still, a row of each episode is lost. Without
+    `timeouts` episodes end at the environment's time limit.
 
     Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
     observations or actions.
@@ -168,8 +169,8 @@ def _evaluated_in(
     if opened.env and here != there:
         notes.append(f"the dataset is of {there}; policies are evaluated in {here}")
     about = {k: v for k, v in opened.about.items() if k != "wrappers"} | ({"wrappers": [*wrappers]} if wrappers else {})
-    changes = {"env": env or opened.env, "env_kwargs": kwargs, "env_problem": problem, "about": about}
-    return replace(opened, wrappers=wrappers, **changes)
+    env = env or opened.env
+    return replace(opened, env=env, env_kwargs=kwargs, env_problem=problem, wrappers=wrappers, about=about)
 
 
 def _wrapped(env: str, wrappers: Sequence[str]) -> str:

@@ -62,7 +62,9 @@ class OfflineConfig(RunConfig):
         return names[0] if len(names) == 1 else f"{len(names)} datasets"
 
     def shared_bytes(self) -> int:
-        return sum(peek(source).bytes for source in self.datasets())
+        """Of all datasets; of several the largest one twice, as each is read before it is copied into its place."""
+        sizes = [peek(source).bytes for source in self.datasets()]
+        return sum(sizes) + (max(sizes) if len(sizes) > 1 else 0)
 
 
 class Facts(NamedTuple):
@@ -145,11 +147,14 @@ def returns_to_go(
     negative. Hence sparse (nakamotoo/Cal-QL): an episode that never gets more than the lowest reward of all has failed,
     and would have gone on to: r / (1 - discount) in all of its rows.
     """
-    rewards, last = reward.tolist(), set((ends - 1).tolist())
-    returns, following = [0.0] * len(rewards), 0.0
-    for t in range(len(rewards) - 1, -1, -1):
-        following = returns[t] = rewards[t] + (0.0 if t in last else discount * following)
-    found = torch.tensor(returns, dtype=reward.dtype)
+    lengths = ends.diff(prepend=ends.new_zeros(1))
+    left = ends.int().repeat_interleave(lengths).sub_(torch.arange(len(reward), dtype=torch.int32))  # rows to the end
+    returns, reach, longest = reward.to(torch.float64, copy=True), 1, int(lengths.max()) if len(ends) else 0
+    while reach < longest:  # so far each is the sum of the next `reach` rewards
+        further = returns[reach:] * discount**reach
+        returns[:-reach] += further.mul_(left[:-reach] > reach)
+        reach *= 2
+    found = returns.to(reward.dtype)
     if not sparse:
         return found
     episode = torch.bucketize(torch.arange(len(reward)), ends, right=True)
@@ -255,7 +260,7 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
 def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, Dataset]]:
     """The datasets, one after the other; in a rehearsal without their rows."""
     outline = run.execution.device == "meta"
-    name, kind = "", {}
+    name, kind = "", dict[str, Any]()
     for source in config.datasets():
         how = config.env, config.env_kwargs or None, config.clip_actions, outline, config.wrappers
         dataset = load_dataset(source, *how)
@@ -278,7 +283,13 @@ def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, D
 def _kind(dataset: Dataset) -> dict[str, Any]:
     """What datasets of one population must have in common, by what it is called in messages."""
     spec = dataset.spec
-    kind = {"environment": dataset.env or "not named", "its arguments": dataset.env_kwargs}
-    kind |= {"numbers of an observation": spec.obs_dim, "numbers of an action": spec.action_dim}
-    kind |= {"lower bounds of actions": spec.action_low, "upper bounds of actions": spec.action_high}
-    return kind | {"steps of an action": spec.action_repeat, "score range": spec.score_range or "none"}
+    return {
+        "environment": dataset.env or "not named",
+        "its arguments": dataset.env_kwargs,
+        "numbers of an observation": spec.obs_dim,
+        "numbers of an action": spec.action_dim,
+        "lower bounds of actions": spec.action_low,
+        "upper bounds of actions": spec.action_high,
+        "steps of an action": spec.action_repeat,
+        "score range": spec.score_range or "none",
+    }
