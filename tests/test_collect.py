@@ -367,6 +367,18 @@ def test_the_command(tmp_path: Path, files: list[str], capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "policies: train:10\n" in out
     assert "d.hdf5: 100 transitions, " in out
+    assert "complete); of the complete ones: mean return " in out
+    assert load_dataset(str(tmp_path / "d.hdf5")).about["recipe"] == "medium, the policy named 10"
+    assert "; of all ones: mean return" in str(create(request(tmp_path / "e.hdf5", kind="random", steps=2)))
+
+
+def test_the_recipe_tells_what_was_named(files: list[str]) -> None:
+    recipe = collect._recipe(request("x-v0", files, kind="medium-expert", medium="10", expert="20"))
+    assert (
+        recipe == f"medium-expert, {KINDS['medium-expert']}; medium: the policy named 10; expert: the policy named 20"
+    )
+    assert collect._recipe(request("x-v0", files, kind="medium", expert="20")).endswith("; expert: the policy named 20")
+    assert collect._recipe(request("x-v0", files, kind="expert")) == f"expert, {KINDS['expert']}"
 
 
 @pytest.mark.parametrize(
@@ -378,6 +390,18 @@ def test_the_command(tmp_path: Path, files: list[str], capsys: pytest.CaptureFix
         (["--kind", "random", "--policy", "OTHER"], "kind random: acts without policies"),
         (["--kind", "expert", "--policy", "TRAIN", "--expert", "7"], "--expert 7: 0 policies fit; have train:0, train"),
         (["--kind", "expert", "--policy", "TRAIN", "--policy", "OTHER", "--expert", "0"], "2 policies fit"),
+        (["--kind", "random", "--medium", "0"], "--medium: does nothing for kind random"),
+        (["--kind", "random", "--expert", "0"], "--expert: does nothing for kind random"),
+        (["--kind", "random", "--agent-seed", "0"], "--agent-seed: does nothing for kind random"),
+        (["--kind", "random", "--mean-action"], "--mean-action: does nothing for kind random"),
+        (["--kind", "expert", "--policy", "TRAIN", "--agent-seed", "0"], "--agent-seed: does nothing without --run"),
+        (["--kind", "expert", "--policy", "TRAIN", "--medium", "0"], "--medium: does nothing for kind expert"),
+        (["--kind", "full-replay", "--policy", "TRAIN", "--medium", "0"], "--medium: does nothing for kind full"),
+        (["--kind", "full-replay", "--policy", "TRAIN", "--expert", "0"], "--expert: does nothing for kind full"),
+        (
+            ["--kind", "medium", "--policy", "TRAIN", "--medium", "0", "--expert", "20"],
+            "--expert: does nothing for kind medium where --medium is named",
+        ),
         (["--kind", "random", "--steps", "-5"], "steps: must be positive, not -5"),
         (["--kind", "random", "--seed", "-1"], "seed: must be in 0 .. 2^32 - 1"),
         (["--kind", "expert", "--policy", "none.npz"], "none.npz: no such file"),
