@@ -41,9 +41,7 @@ _D4RL_NAMES = (
 _TITLES = {"halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
 _D4RL_KWARGS: dict[str, dict[str, Any]] = {
     "Ant-v4": {"use_contact_forces": True},  # D4RL's ants observe 111 numbers
-    "gymnasium_robotics:AdroitHandPen-v1": {
-        "max_episode_steps": 100
-    },  # its own limit is 200, D4RL's references are of 100
+    "gymnasium_robotics:AdroitHandPen-v1": {"max_episode_steps": 100},  # as in D4RL, also in its references; else 200
 }
 
 
@@ -242,9 +240,7 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
             what = "an object" if kind is dict else "a list of numbers"
             raise DeeprlError(f"{source}: attribute {name}: expected {what}, not {str(value)[:40]}")
         if name == "score_range" and value and (len(value) != 2 or not value[0] < value[1] < math.inf):
-            raise DeeprlError(
-                f"{source}: attribute score_range: expected a lower and a higher return, or none: {value}"
-            )
+            raise DeeprlError(f"{source}: attribute score_range: expected a lower and a higher return, not {value}")
         said[name.removeprefix("action_")] = tuple(map(float, value)) if kind is list else value
     said["own"] = "about" in file.attrs
     said["wrappers"] = tuple(wrappers := said.get("about", {}).get("wrappers", []))
