@@ -466,6 +466,49 @@ def test_info_describes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["dataset", "info", str(tmp_path / "none.npz")]) == 2
 
 
+def test_info_reads_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, said = longer()
+    words = ["dataset", "info", write(tmp_path / "own.hdf5", raw, **said)]
+    assert main(words) == 0
+    assert f"- the environment cannot be made here: {TOY} was wrapped in {LONGER}" in capsys.readouterr().out
+    assert main([*words, "--wrappers", LONGER]) == 0
+    assert "problems: none found" in capsys.readouterr().out
+    assert main([*words, "--wrappers", LONGER, "--env-kwargs", '{"big": true}']) == 2
+    assert f"but those of {TOY} wrapped in {LONGER} are (-4.0, -4.0)" in capsys.readouterr().err
+    assert main([*words, "--env-kwargs", "[]"]) == 2
+    assert "--env-kwargs: expected a JSON object, not []" in capsys.readouterr().err
+
+
+def test_info_tells_where_a_dataset_comes_from(tmp_path: Path, minari_root: Path) -> None:
+    write_minari(minari_root, algorithm_name="SAC")
+    assert "\norigin: algorithm SAC\n" in describe(load_dataset("toy/plane-v0"))
+    raw, said = longer()
+    assert "\norigin: seed 3\n" in describe(load_dataset(write(tmp_path / "own.hdf5", raw, **said)))
+    said["about"] |= {
+        "recipe": "expert, the policy",
+        "policies": [f"p:{i}" for i in range(14)],
+        "noise": "mean actions",
+    }
+    text = describe(load_dataset(write(tmp_path / "more.hdf5", raw, **said)))
+    policies = " + ".join(f"p:{i}" for i in range(12))
+    assert f"origin: expert, the policy; policies {policies} and 2 more; noise mean actions; seed 3\n" in text
+    assert f"environment: {TOY}, wrapped in {LONGER}; 3 observations" in text
+    assert "origin" not in describe(load_dataset(write(tmp_path / "toy.npz", flat()), TOY))
+
+
+def test_info_tells_first_that_a_dataset_is_corrupted(tmp_path: Path) -> None:
+    protocol = {"attack": "random", "elements": ["action", "reward"], "rate": 0.3, "scale": 1.0, "mode": "transition"}
+    protocol |= {"seed": 7, "source": "hopper", "digest": "12345678"}
+    raw = flat() | {"actions": np.zeros((ROWS, 2))}
+    first = problems(load_dataset(write(tmp_path / "own.hdf5", raw, about={"corruption": protocol})))[0]
+    assert first == (
+        "the dataset is corrupted: attack random, elements action + reward, rate 0.3, scale 1.0, mode transition,"
+        " seed 7, source hopper"
+    )
+    odd = load_dataset(write(tmp_path / "odd.hdf5", raw, about={"corruption": "yes"}))
+    assert problems(odd)[0] == "the dataset is corrupted: how is not told"
+
+
 def test_info_gives_scores_where_there_are_references(minari_root: Path) -> None:
     write_minari(minari_root, ref_min_score=0.0, ref_max_score=50.0)
     dataset = load_dataset("toy/plane-v0")
