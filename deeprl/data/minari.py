@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from deeprl.data.files import Column, Recording, cannot_read, hdf5_column, hdf5_pieces
-from deeprl.errors import DeeprlError, nearest
+from deeprl.errors import DeeprlError, first_line, nearest
 
 # D4RL's names: Minari's, and the first row of an episode's array that counts.
 _NAMES = {
@@ -45,10 +45,37 @@ def find_minari(source: str) -> Path:
     if (place / "metadata.json").is_file():
         return place
     known = [str(found.parent.parent.relative_to(root)) for found in root.glob("**/data/metadata.json")]
+    hint = f" (to download it: deeprl dataset download {source})" if _is_id(source) else ""
     raise DeeprlError(
-        f"{source}: neither a file (.npz, .hdf5, .h5) nor a Minari dataset on this machine"
-        f" (to download it: minari download {source}){nearest(source, known)}"
+        f"{source}: neither a file (.npz, .hdf5, .h5) nor a Minari dataset on this machine{hint}"
+        f"{nearest(source, known)}"
     )
+
+
+def _is_id(source: str) -> bool:
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(source)
+    except (ValueError, TypeError):  # TypeError: it has no version
+        return False
+    return True
+
+
+def download(source: str) -> Path:
+    """Download a dataset by its id, unless it is here. Returns its directory.
+
+    Raises DeeprlError for what is no id, for one that the server does not have, and where the network fails.
+    """
+    import minari
+
+    if not _is_id(source):
+        raise DeeprlError(f"{source}: expected the id of a Minari dataset with its version: D4RL/door/human-v2")
+    try:
+        minari.download_dataset(source)
+    except Exception as error:  # whatever the clients of its servers raise
+        raise DeeprlError(f"{source}: cannot be downloaded ({first_line(error)})") from error
+    return find_minari(source).parent
 
 
 def minari_sizes(source: str) -> tuple[int, int, int]:
