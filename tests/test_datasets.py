@@ -335,7 +335,7 @@ def test_a_recording_with_wrappers_needs_them_named(tmp_path: Path) -> None:
 
 
 def test_another_environment_than_the_one_of_the_file_is_noted(tmp_path: Path) -> None:
-    _, said = longer()
+    raw, said = longer()
     path = write(tmp_path / "own.hdf5", flat(), **(said | {"about": {}}))
     assert load_dataset(path, TOY).notes == ()
     (note,) = load_dataset(path, "DatasetToy-v0").notes
@@ -344,6 +344,9 @@ def test_another_environment_than_the_one_of_the_file_is_noted(tmp_path: Path) -
     dataset = load_dataset(path, TOY)
     assert dataset.notes == (f"the dataset is of {TOY} wrapped in {LONGER}; policies are evaluated in {TOY}",)
     assert dataset.about == {"seed": 3}
+    path = write(tmp_path / "nowhere.hdf5", raw, **(said | {"env": ""}))
+    nowhere = [load_dataset(path, wrappers=wrappers) for wrappers in ((), (LONGER,))]
+    assert [(d.env, d.env_problem, d.about) for d in nowhere] == [("", "", {"seed": 3})] * 2
 
 
 def test_wrappers_of_a_file_must_be_names(tmp_path: Path) -> None:

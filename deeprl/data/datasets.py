@@ -55,7 +55,8 @@ class Dataset:
     returns [E] float64: undiscounted, in the units of the environment, with the rewards of rows that were left out
     because their successor is not known.
     env: the environment that policies are evaluated in, "" if nothing names it; env_problem: why it cannot be made
-    here, "" if it can. about: what its file says of it, plain JSON values. notes: what was odd when it was read.
+    here, "" if it can. about: what its file says of it, plain JSON values; `wrappers` are those of env. notes: what was
+    odd when it was read.
     """
 
     name: str
@@ -115,7 +116,7 @@ def load_dataset(
     A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
     `door-human-v1.hdf5`) are taken to be of `Hopper-v4`, of `gymnasium_robotics:AdroitHandDoor-v1` and so on.
     env: the environment, where the dataset does not name it or another is wanted; it must be installed. wrappers: what
-    it is wrapped in, as in `make_env`; a dataset that was recorded with wrappers names no environment without them.
+    it is wrapped in, as in `make_env`; policies of a dataset that was recorded with wrappers are not evaluated without.
     clip: actions beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else
     the environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.
 
@@ -160,16 +161,17 @@ def _evaluated_in(
     opened: Recording, env: str, env_kwargs: dict[str, Any] | None, wrappers: tuple[str, ...], notes: list[str]
 ) -> Recording:
     """The recording with the environment that policies are evaluated in: its own where no other is asked for."""
-    own, problem = env in ("", opened.env), ""
-    kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if own else {}
-    if opened.wrappers and not (env or wrappers):
+    problem = ""
+    kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if env in ("", opened.env) else {}
+    if opened.env and opened.wrappers and not (env or wrappers):
         wrappers = opened.wrappers
         problem = f"{opened.env} was wrapped in {', '.join(wrappers)}; name them with --wrappers"
-    there, here = _wrapped(opened.env, opened.wrappers), _wrapped(env or opened.env, wrappers)
+    env = env or opened.env
+    wrappers = wrappers if env else ()
+    there, here = _wrapped(opened.env, opened.wrappers), _wrapped(env, wrappers)
     if opened.env and here != there:
         notes.append(f"the dataset is of {there}; policies are evaluated in {here}")
     about = {k: v for k, v in opened.about.items() if k != "wrappers"} | ({"wrappers": [*wrappers]} if wrappers else {})
-    env = env or opened.env
     return replace(opened, env=env, env_kwargs=kwargs, env_problem=problem, wrappers=wrappers, about=about)
 
 

@@ -239,7 +239,7 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
         if not isinstance(value, kind) or not numbers:
             what = "an object" if kind is dict else "a list of numbers"
             raise DeeprlError(f"{source}: attribute {name}: expected {what}, not {str(value)[:40]}")
-        if name == "score_range" and value and (len(value) != 2 or not value[0] < value[1] < math.inf):
+        if name == "score_range" and value and not (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf):
             raise DeeprlError(f"{source}: attribute score_range: expected a lower and a higher return, not {value}")
         said[name.removeprefix("action_")] = tuple(map(float, value)) if kind is list else value
     said["own"] = "about" in file.attrs
