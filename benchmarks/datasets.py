@@ -83,7 +83,7 @@ def request(options: Options, name: str, kind: str) -> Request:
     task = TASKS[name]
     target = str(Path(options.hdf5) / f"{name}-{kind}.hdf5") if options.hdf5 else f"deeprl/{name}/{kind}-v0"
     files = tuple(str(Path(options.policies) / f"{stem}.npz") for stem in task.policies)
-    expert = "" if kind == "medium-replay" else task.expert
+    expert = task.expert if kind == "medium-expert" else ""
     return Request(target, task.env, kind, options.steps, options.seed, files, medium=task.medium, expert=expert)
 
 

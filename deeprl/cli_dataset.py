@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprl.errors import DeeprlError
 from deeprl.progress import show
+
+if TYPE_CHECKING:
+    from deeprl.data.datasets import Dataset
 
 _KINDS = """kinds:
   random         uniformly random actions
@@ -26,29 +29,54 @@ examples:
 
 def add_commands(commands: Any) -> None:
     """Add the group `dataset` to the subparsers of the command line."""
-    text = "make datasets of transitions, corrupt them, look at them"
+    text = "make datasets of transitions, download them, corrupt them, look at them"
     group = commands.add_parser("dataset", help=text, description=text)
     inner = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_info(inner)
     _add_create(inner)
     _add_corrupt(inner)
+    _add_download(inner)
 
 
 def _add_info(commands: Any) -> None:
     text = "check a dataset, and tell its returns, its coverage and its problems"
     info = commands.add_parser("info", help=text, description=text)
     info.add_argument("source", help="a file .npz, .hdf5 or .h5 of D4RL's layout, or the id of a local Minari dataset")
-    info.add_argument("--env", default="", help="the environment, where the dataset names none or another is wanted")
-    info.add_argument("--clip-actions", action="store_true", help="clip actions beyond the bounds instead of refusing")
+    _add_reading(info)
     info.set_defaults(run=_info)
 
 
 def _info(options: argparse.Namespace) -> int:
-    from deeprl.data.datasets import load_dataset
     from deeprl.data.info import describe
 
-    print(describe(load_dataset(options.source, options.env, clip=options.clip_actions)))
+    print(describe(_read(options)))
     return 0
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How a dataset is read."""
+    option = command.add_argument
+    option("--env", default="", help="the environment, where the dataset names none or another is wanted")
+    option("--env-kwargs", metavar="JSON", help="arguments of the environment, instead of those that the dataset names")
+    option("--wrappers", nargs="+", default=[], metavar="MODULE:CLASS", help="what the environment is wrapped in")
+    option("--clip-actions", action="store_true", help="clip actions beyond the bounds instead of refusing them")
+
+
+def _read(options: argparse.Namespace) -> Dataset:
+    from deeprl.data.datasets import load_dataset
+
+    env_kwargs = None if options.env_kwargs is None else _kwargs(options.env_kwargs)
+    return load_dataset(options.source, options.env, env_kwargs, options.clip_actions, wrappers=options.wrappers)
+
+
+def _kwargs(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DeeprlError(f"--env-kwargs: expected a JSON object, not {text}")
+    return found
 
 
 def _add_create(commands: Any) -> None:
@@ -75,12 +103,6 @@ def _add_create(commands: Any) -> None:
 def _create(options: argparse.Namespace) -> int:
     from deeprl.make_data.collect import Request, create
 
-    try:
-        env_kwargs = json.loads(options.env_kwargs)
-    except ValueError:
-        env_kwargs = None
-    if not isinstance(env_kwargs, dict):
-        raise DeeprlError(f"--env-kwargs: expected a JSON object, not {options.env_kwargs}")
     request = Request(
         options.target,
         options.env,
@@ -93,7 +115,7 @@ def _create(options: argparse.Namespace) -> int:
         options.medium,
         options.expert,
         options.mean_action,
-        env_kwargs,
+        _kwargs(options.env_kwargs),
     )
     summary = create(request)
     show(f"policies: {', '.join(summary.sources)}")
@@ -118,26 +140,40 @@ def _add_corrupt(commands: Any) -> None:
     option("--mode", default="transition", help="transition (default) or trajectory: a state changes in both its rows")
     option("--seed", type=int, default=0, help="of all randomness (default 0)")
     option("--adversary", metavar="RUN_DIR", help="a run of edac on the clean dataset, for adversarial attacks")
-    option("--adversary-member", type=int, default=0, metavar="N", help="which agent of that run (default 0)")
+    option("--adversary-member", type=int, metavar="N", help="which agent of that run (default 0)")
     option("--device", default="cpu", help="where the adversary computes: cpu, cuda, cuda:N or auto")
-    option("--env", default="", help="the environment, where the dataset names none or another is wanted")
-    option("--clip-actions", action="store_true", help="clip actions beyond the bounds, before all else")
+    _add_reading(corrupt)
 
 
 def _corrupt(options: argparse.Namespace) -> int:
-    from deeprl.data.datasets import load_dataset
     from deeprl.make_data.adversary import load_adversary
     from deeprl.make_data.corruption import corrupt, write_hdf5
     from deeprl.make_data.writers import check_file
 
     check_file(options.out)
-    dataset = load_dataset(options.source, options.env, clip=options.clip_actions)
+    if options.adversary is None and options.adversary_member is not None:
+        raise DeeprlError("--adversary-member: does nothing without --adversary")
+    dataset = _read(options)
     adversary = None
     if options.adversary is not None:
-        adversary = load_adversary(options.adversary, dataset, options.adversary_member, options.device)
+        adversary = load_adversary(options.adversary, dataset, options.adversary_member or 0, options.device)
     how = (options.attack, options.elements, options.rate, options.scale, options.mode, options.seed)
     made = corrupt(dataset, *how, adversary=adversary, device=options.device)
     write_hdf5(made, options.out)
     shares = ", ".join(f"{element} of {int(rows.sum()):,}" for element, rows in made.rows.items())
     show(f"{options.out}: {shares} of {len(dataset):,} rows corrupted")
+    return 0
+
+
+def _add_download(commands: Any) -> None:
+    text = "download a dataset of Minari's server (needs huggingface_hub)"
+    download = commands.add_parser("download", help=text, description=text)
+    download.set_defaults(run=_download)
+    download.add_argument("id", help="such as D4RL/door/human-v2; it comes below MINARI_DATASETS_PATH, or ~/.minari")
+
+
+def _download(options: argparse.Namespace) -> int:
+    from deeprl.data.minari import download
+
+    show(f"{options.id}: {download(options.id)}")
     return 0

@@ -41,13 +41,24 @@ class Toy(gym.Env):
         return self.state, float(self.state.sum()), False, False, {}
 
 
+class Longer(gym.ObservationWrapper):
+    """Observations of three numbers: those of the environment, and their sum."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.observation_space = spaces.Box(-8, 8, (3,))
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.append(observation, observation.sum()).astype(np.float32)
+
+
 gym.register("DatasetToy-v0", entry_point=Toy, max_episode_steps=5)
 
 
 def episodes(lengths: Sequence[int] = EPISODES, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Episodes of the toy environment as Minari stores them; those of an odd number terminate."""
     env, made = Toy(), []
-    env.action_space.seed(seed)
+    env.action_space.seed(seed + 100)  # that of the first episode would draw a = s / 2, so that s' = s
     for number, length in enumerate(lengths):
         obs = [env.reset(seed=seed + number)[0]]
         action = [env.action_space.sample() for _ in range(length)]

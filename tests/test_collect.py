@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import deeprl
+from deeprl import make_env
 from deeprl.cli import main
 from deeprl.cli_dataset import _KINDS
 from deeprl.data.datasets import load_dataset
@@ -244,8 +245,38 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_environments_of_own_constructors_are_named(tmp_path: Path) -> None:
-    origin = writers.Origin("module:Own-v0", {"speed": 2}, "", {})
-    assert writers._env_spec(Walk(), origin).id == "module:Own-v0"
+    origin = writers.Origin("module:Own-v0", {"speed": 2}, "", {"wrappers": ["module:Wrapper"]})
+    spec = writers._env_spec(Walk(), origin)
+    assert spec.id == "module:Own-v0"
+    assert [w.entry_point for w in spec.additional_wrappers] == ["module:Wrapper"]
+
+
+def test_wrappers_of_the_library_are_not_named() -> None:
+    """The reader would take an environment for wrapped that `make_env` always wraps."""
+    made = make_env.FreshWorld(gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0))
+    spec = writers._env_spec(made, writers.Origin("Pendulum-v1", {}, "", {}))
+    assert [w.name for w in spec.additional_wrappers] == ["RescaleAction"]
+
+
+def test_sets_of_a_run_with_wrappers_can_be_read(tmp_path: Path) -> None:
+    settings = {"steps": 4, "learning_starts": 2, "hidden": [8, 8], "batch_size": 2, "eval_every": 0, "seeds": [0]}
+    settings |= {"eval_episodes": 0, "compile": "off", "threads": 1, "tensorboard": False}
+    env, wrapper = "recordings:DatasetToy-v0", "recordings:Longer"
+    run = deeprl.train("sac", env=env, wrappers=[wrapper], out=str(tmp_path / "run"), **settings)
+    for target in (str(tmp_path / "d.hdf5"), "walk/d-v0"):
+        create(request(target, env="", kind="expert", runs=(str(run.directory),), steps=20))
+        dataset = load_dataset(target)
+        assert dataset.spec.obs_dim == 3
+        assert "was wrapped in recordings:Longer; name them" in dataset.env_problem
+        assert load_dataset(target, wrappers=(wrapper,)).env_problem == ""
+
+
+def test_a_file_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    create(request("~/d.hdf5", kind="random", steps=10))
+    assert (tmp_path / "d.hdf5").is_file()
+    with pytest.raises(DeeprlError, match="exists; remove it first"):
+        create(request("~/d.hdf5", kind="random", steps=10))
 
 
 # --- which policies ---
@@ -336,6 +367,18 @@ def test_the_command(tmp_path: Path, files: list[str], capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "policies: train:10\n" in out
     assert "d.hdf5: 100 transitions, " in out
+    assert "complete); of the complete ones: mean return " in out
+    assert load_dataset(str(tmp_path / "d.hdf5")).about["recipe"] == "medium, the policy named 10"
+    assert "; of all ones: mean return" in str(create(request(tmp_path / "e.hdf5", kind="random", steps=2)))
+
+
+def test_the_recipe_tells_what_was_named(files: list[str]) -> None:
+    recipe = collect._recipe(request("x-v0", files, kind="medium-expert", medium="10", expert="20"))
+    assert (
+        recipe == f"medium-expert, {KINDS['medium-expert']}; medium: the policy named 10; expert: the policy named 20"
+    )
+    assert collect._recipe(request("x-v0", files, kind="medium", expert="20")).endswith("; expert: the policy named 20")
+    assert collect._recipe(request("x-v0", files, kind="expert")) == f"expert, {KINDS['expert']}"
 
 
 @pytest.mark.parametrize(
@@ -347,6 +390,18 @@ def test_the_command(tmp_path: Path, files: list[str], capsys: pytest.CaptureFix
         (["--kind", "random", "--policy", "OTHER"], "kind random: acts without policies"),
         (["--kind", "expert", "--policy", "TRAIN", "--expert", "7"], "--expert 7: 0 policies fit; have train:0, train"),
         (["--kind", "expert", "--policy", "TRAIN", "--policy", "OTHER", "--expert", "0"], "2 policies fit"),
+        (["--kind", "random", "--medium", "0"], "--medium: does nothing for kind random"),
+        (["--kind", "random", "--expert", "0"], "--expert: does nothing for kind random"),
+        (["--kind", "random", "--agent-seed", "0"], "--agent-seed: does nothing for kind random"),
+        (["--kind", "random", "--mean-action"], "--mean-action: does nothing for kind random"),
+        (["--kind", "expert", "--policy", "TRAIN", "--agent-seed", "0"], "--agent-seed: does nothing without --run"),
+        (["--kind", "expert", "--policy", "TRAIN", "--medium", "0"], "--medium: does nothing for kind expert"),
+        (["--kind", "full-replay", "--policy", "TRAIN", "--medium", "0"], "--medium: does nothing for kind full"),
+        (["--kind", "full-replay", "--policy", "TRAIN", "--expert", "0"], "--expert: does nothing for kind full"),
+        (
+            ["--kind", "medium", "--policy", "TRAIN", "--medium", "0", "--expert", "20"],
+            "--expert: does nothing for kind medium where --medium is named",
+        ),
         (["--kind", "random", "--steps", "-5"], "steps: must be positive, not -5"),
         (["--kind", "random", "--seed", "-1"], "seed: must be in 0 .. 2^32 - 1"),
         (["--kind", "expert", "--policy", "none.npz"], "none.npz: no such file"),

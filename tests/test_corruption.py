@@ -372,6 +372,23 @@ def test_command_corrupts_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_corrupted_copy_is_of_the_environment_that_was_named(tmp_path: Path) -> None:
+    wrapper = "gymnasium.wrappers:RecordEpisodeStatistics"
+    words = ["dataset", "corrupt", write_made(tmp_path / "clean.npz"), str(tmp_path / "made.hdf5"), "--env"]
+    words += ["offline_helpers:MadeLinear-v0", "--env-kwargs", '{"max_episode_steps": 9}', "--wrappers", wrapper]
+    assert main([*words, "--element", "reward"]) == 0
+    made = load_dataset(str(tmp_path / "made.hdf5"))
+    assert made.env_kwargs == {"max_episode_steps": 9}
+    assert made.env_problem.endswith(f"was wrapped in {wrapper}; name them with --wrappers")
+
+
+def test_a_member_without_an_adversary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["dataset", "corrupt", write_made(tmp_path / "clean.npz"), str(tmp_path / "made.hdf5")]
+    assert main([*words, "--element", "action", "--adversary-member", "0"]) == 2
+    assert "--adversary-member: does nothing without --adversary" in capsys.readouterr().err
+    assert not (tmp_path / "made.hdf5").exists()
+
+
 def test_command_corrupts_with_an_adversary(trained: tuple[str, Path], tmp_path: Path) -> None:
     target = str(tmp_path / "made.hdf5")
     words = ["dataset", "corrupt", trained[0], target, "--element", "observation", "--attack", "adversarial"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from helpers import (
     keys,
     plain_critics,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deeprl import checkpoint, rng
@@ -203,6 +206,31 @@ def test_returns_to_go_by_hand() -> None:
     assert returns_to_go(reward, ends, 0.5).tolist() == [2.75, 3.5, 3.0, 6.5, 5.0]
     assert returns_to_go(reward, ends, 0.0).tolist() == reward.tolist()
     assert returns_to_go(reward, ends, 1.0).tolist() == [6.0, 5.0, 3.0, 9.0, 5.0]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), discount=st.sampled_from([0.0, 0.3, 0.99, 1.0]))
+def test_returns_to_go_are_those_of_a_plain_loop(lengths: list[int], discount: float) -> None:
+    reward = torch.randn(sum(lengths), dtype=torch.float64, generator=torch.Generator().manual_seed(len(lengths)))
+    ends, before = torch.tensor(lengths).cumsum(0), reward.clone()
+    last, expected, following = set((ends - 1).tolist()), [0.0] * len(reward), 0.0
+    for t in reversed(range(len(reward))):
+        following = expected[t] = float(reward[t]) + (0.0 if t in last else discount * following)
+    found = returns_to_go(reward, ends, discount)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    assert torch.equal(reward, before)
+
+
+def test_returns_to_go_make_no_python_number_of_each_row() -> None:
+    """A loop over the rows takes seconds and 0.6 GB for ten million of them."""
+    reward, ends = torch.ones(200_000), torch.tensor([100_000, *range(100_100, 200_001, 100)])
+    tracemalloc.start()
+    try:
+        found = returns_to_go(reward, ends, 1.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
+    assert found[[0, 99_999, 100_000, 199_999]].tolist() == [100_000, 1, 100, 1]
 
 
 def test_returns_of_failed_episodes_of_sparse_rewards() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -158,6 +159,24 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+def test_words_in_hdf5_are_no_pickled_objects(tmp_path: Path) -> None:
+    source = write(tmp_path / "text.hdf5", flat() | {"rewards": ["none"] * 13})
+    refused(source, "rewards: words, which are not read, from row 0 on", env=TOY)
+    ragged = h5py.vlen_dtype(np.float32)
+    del (arrays := flat())["rewards"]
+    source = write(tmp_path / "ragged.hdf5", arrays)
+    with h5py.File(source, "a") as file:
+        file.create_dataset("rewards", (13,), ragged)
+    refused(source, "rewards: objects, which are not read", env=TOY)
+
+
+def test_the_worst_action_is_the_one_furthest_beyond_its_bound(tmp_path: Path) -> None:
+    arrays = flat()
+    arrays["actions"][[2, 5]] = (0, 4.5), (3.9, 0)  # 0.5 and 1.9 beyond
+    source = write(tmp_path / "own.hdf5", arrays, action_low=[-2, -4], action_high=[2, 4])
+    refused(source, "actions, row 2: beyond", "(numbers beyond: 2; the worst: 3.9 in row 5)")
+
+
 def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -256,6 +275,9 @@ def test_a_block_of_hdf5_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ({"env_kwargs": [1]}, "attribute env_kwargs: expected an object, not [1]"),
         ({"about": "[]"}, "attribute about: expected an object"),
         ({"action_low": {"a": 1}}, "attribute action_low: expected a list of numbers"),
+        ({"score_range": [1]}, "attribute score_range: expected a lower and a higher return, not [1]"),
+        ({"score_range": [1, 2, 3]}, "attribute score_range: expected a lower and a higher return, not [1, 2, 3]"),
+        ({"score_range": [2, 2]}, "attribute score_range: expected a lower and a higher return, not [2, 2]"),
         ({"action_high": ["1", "2"]}, "attribute action_high: expected a list of numbers"),
         ({"action_low": [-2], "action_high": [2]}, "actions: 2 numbers from row 0 on, but 1 lower and 1 upper"),
         ({"action_low": [-2, -2]}, "actions, row"),
@@ -296,16 +318,60 @@ def test_sources_that_are_no_datasets_are_refused(
     (tmp_path / "data").write_text("")
     refused(str(tmp_path / "data"), "unknown kind of file ''")
     refused(str(tmp_path), "there is no metadata.json in it")
-    refused("D4RL/door/human-v2", "to download it: minari download D4RL/door/human-v2")
+    refused("D4RL/door/human-v2", "to download it: deeprl dataset download D4RL/door/human-v2)")
+    for source in ("hopper", "door/human", "no good-v0"):
+        assert "download" not in refused(source, f"{source}: neither a file (.npz")
     assert not root.exists()
     root.mkdir()
     write_minari(root, "toy/plane-v0")
-    refused("toy/plain-v0", "minari download toy/plain-v0)", "did you mean toy/plane-v0?")
+    refused("toy/plain-v0", "dataset download toy/plain-v0)", "did you mean toy/plane-v0?")
     assert main(["dataset", "info", str(tmp_path / "none.npz")]) == 2
     assert capsys.readouterr().err == f"deeprl: {tmp_path / 'none.npz'}: no such file\n"
 
 
 # --- Minari ---
+
+
+def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stand-in for the network."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setattr(minari, "download_dataset", lambda name: write_minari(tmp_path, name))
+    assert main(["dataset", "download", "toy/plane-v0"]) == 0
+    assert capsys.readouterr().out == f"toy/plane-v0: {tmp_path / 'toy/plane-v0'}\n"
+    assert len(load_dataset("toy/plane-v0")) == 13
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            ValueError("Couldn't find any version\nof it"),
+            "toy/none-v0: cannot be downloaded (Couldn't find any version)",
+        ),
+        (ConnectionError(), "toy/none-v0: cannot be downloaded (ConnectionError)"),
+        (ImportError("pip install it"), "toy/none-v0: cannot be downloaded (pip install it)"),
+        (None, "toy/none-v0: neither a file"),  # nothing came
+    ],
+)
+def test_a_failed_download_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any, expected: str
+) -> None:
+    def fail(name: str) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setattr(minari, "download_dataset", fail)
+    assert main(["dataset", "download", "toy/none-v0"]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+
+
+def test_only_ids_are_downloaded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(minari, "download_dataset", pytest.fail)
+    assert main(["dataset", "download", "door/human"]) == 2
+    assert "door/human: expected the id of a Minari dataset" in capsys.readouterr().err
 
 
 def parts_with(number: int, key: str, change: Callable[[np.ndarray], Any]) -> list[dict[str, Any]]:

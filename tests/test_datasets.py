@@ -16,11 +16,13 @@ from recordings import EPISODES, Toy, episodes, flat, successor, write, write_mi
 
 from deeprl.cli import main
 from deeprl.data import files as dataset_files
+from deeprl.data import rows as dataset_rows
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
 from deeprl.data.info import broken_chains, coverage, describe, duplicates, problems
 from deeprl.errors import DeeprlError
 
 TOY = "recordings:DatasetToy-v0"
+ADROIT = "gymnasium_robotics:AdroitHand"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::minari"),
     pytest.mark.filterwarnings("ignore:.*out of date.*"),
@@ -145,6 +147,49 @@ def test_flat_successors_are_those_of_the_environment(tmp_path: Path) -> None:
     np.testing.assert_allclose(dataset.returns, load_dataset(write(tmp_path / "all.npz", flat()), TOY).returns)
 
 
+@pytest.mark.parametrize("lengths", [(3, 2, 4, 1, 2), (1, 1, 4)])
+def test_a_cut_row_that_is_its_own_successor_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+) -> None:
+    """What recorders write that never saw the successor; nothing may be bootstrapped from it."""
+    monkeypatch.setattr(dataset_rows, "_BLOCK", 2)
+    raw = flat(lengths)
+    raw["timeouts"][-1] = False  # a recording that stops is cut as well
+    last = np.cumsum(lengths) - 1
+    raw["next_observations"][last] = raw["observations"][last]  # also after terminations, where nothing depends on it
+    raw["next_observations"][2] = raw["observations"][2]  # last of the first episode, or first of the third
+    dataset = load_dataset(write(tmp_path / "still.npz", raw), TOY)
+    keep = np.ones(sum(lengths), bool)
+    keep[last[::2]] = False  # the episodes of an even number are cut
+    columns = ("observations", "actions", "rewards", "terminals", "next_observations")
+    check_invariants(dataset)
+    for key, array in zip(columns, (*dataset.data[:4], dataset.data.next_obs), strict=True):
+        np.testing.assert_array_equal(array, (raw[key] / 2 if key == "actions" else raw[key])[keep])
+    left = [n - (i % 2 == 0) for i, n in enumerate(lengths)]
+    assert dataset.ends.tolist() == np.cumsum([n for n in left if n]).tolist()
+    parts = np.split(raw["rewards"], last[:-1] + 1)
+    np.testing.assert_allclose(dataset.returns, [p.sum() for p, n in zip(parts, left, strict=True) if n])
+    count = (~keep).sum()
+    assert f"rows left out, whose next observation is the observation itself where an episode was cut: {count}" in (
+        dataset.notes
+    )
+
+
+def test_our_own_files_have_their_successors(tmp_path: Path) -> None:
+    """Where the world stands still, each way through a file would else cost a row of each episode."""
+    raw = flat()
+    raw["next_observations"][4] = raw["observations"][4]
+    path = write(tmp_path / "own.hdf5", raw, env=TOY, action_low=[-2, -2], action_high=[2, 2], about={})
+    assert len(load_dataset(path)) == ROWS
+
+
+def test_a_dataset_without_any_successor_is_refused(tmp_path: Path) -> None:
+    raw = flat((1,))
+    raw["next_observations"][:] = raw["observations"]
+    with pytest.raises(DeeprlError, match="observations: no row has a successor in its episode, from row 0 on"):
+        load_dataset(write(tmp_path / "none.npz", raw), TOY)
+
+
 def test_without_timeouts_episodes_end_at_the_limit(tmp_path: Path) -> None:
     raw = flat((5, 3, 5, 5, 2))  # the limit of the environment is 5; the second and the fourth episode terminate
     del raw["timeouts"]
@@ -204,17 +249,18 @@ def test_an_environment_that_is_not_here_does_not_keep_a_dataset_from_loading(tm
 
 
 @pytest.mark.parametrize(
-    ("stem", "obs", "actions", "env", "highest"),
+    ("stem", "obs", "actions", "env", "kwargs", "highest"),
     [
-        ("hopper_medium_replay-v2", 11, 3, "Hopper-v4", 3234.3),
-        ("halfcheetah_random-v0", 17, 6, "HalfCheetah-v4", 12135.0),
-        ("walker2d-full_replay-v1", 17, 6, "Walker2d-v4", 4592.3),
-        ("ant_medium_expert-v2", 111, 8, "Ant-v4", 3879.7),
-        ("door-human-v1", 39, 28, "gymnasium_robotics:AdroitHandDoor-v1", 2880.5693087298737),
+        ("hopper_medium_replay-v2", 11, 3, "Hopper-v4", {}, 3234.3),
+        ("halfcheetah_random-v0", 17, 6, "HalfCheetah-v4", {}, 12135.0),
+        ("walker2d-full_replay-v1", 17, 6, "Walker2d-v4", {}, 4592.3),
+        ("ant_medium_expert-v2", 111, 8, "Ant-v4", {"use_contact_forces": True}, 3879.7),
+        ("door-human-v1", 39, 28, f"{ADROIT}Door-v1", {}, 2880.5693087298737),
+        ("pen-cloned-v1", 45, 24, f"{ADROIT}Pen-v1", {"max_episode_steps": 100}, 3076.8331017826877),
     ],
 )
 def test_names_of_d4rl_imply_an_environment(
-    tmp_path: Path, stem: str, obs: int, actions: int, env: str, highest: float
+    tmp_path: Path, stem: str, obs: int, actions: int, env: str, kwargs: dict[str, Any], highest: float
 ) -> None:
     raw = {
         "observations": np.random.default_rng(0).normal(size=(4, obs)),
@@ -224,7 +270,7 @@ def test_names_of_d4rl_imply_an_environment(
         "timeouts": np.array([0, 0, 0, 1.0]),
     }
     dataset = load_dataset(write(tmp_path / f"{stem}.hdf5", raw))
-    assert dataset.env == env
+    assert (dataset.env, dataset.env_kwargs) == (env, kwargs)
     assert dataset.spec.score_range[1] == highest
     assert dataset.returns.tolist() == [4.0]
 
@@ -238,15 +284,78 @@ def test_minari_metadata_give_environment_bounds_and_references(minari_root: Pat
     spec = {"id": "DatasetToy-v0", "entry_point": "recordings:Toy", "max_episode_steps": 5, "kwargs": {"big": False}}
     write_minari(minari_root, env_spec=json.dumps(spec), ref_min_score=-10.0, ref_max_score=30.0, algorithm_name="x")
     dataset = load_dataset("toy/plane-v0")
-    assert (dataset.env, dataset.env_kwargs, dataset.env_problem) == (TOY, {"big": False}, "")
+    assert (dataset.env, dataset.env_kwargs, dataset.env_problem) == (TOY, {"big": False, "max_episode_steps": 5}, "")
     assert dataset.spec.score_range == (-10.0, 30.0)
     assert dataset.about["algorithm_name"] == "x"
     longer = spec | {"max_episode_steps": 9, "additional_wrappers": [{"name": "Flatten"}]}
     write_minari(minari_root, "toy/wrapped-v0", env_spec=json.dumps(longer))
     wrapped = load_dataset("toy/wrapped-v0")
     assert wrapped.env_kwargs == {"big": False, "max_episode_steps": 9}
-    assert "Flatten" in wrapped.env_problem
+    assert wrapped.env_problem == f"{TOY} was wrapped in Flatten; name them with --wrappers"
     assert load_dataset("toy/wrapped-v0", TOY).env_problem == ""
+
+
+def test_arguments_of_minari_do_not_depend_on_what_is_imported(minari_root: Path) -> None:
+    """The limit of a registered environment is the usual one, and of one that is not yet registered unknown."""
+    found = []
+    for name in ("DatasetToy-v0", "NotImportedYet-v0"):
+        spec = {"id": name, "entry_point": "recordings:Toy", "max_episode_steps": 5}
+        write_minari(minari_root, f"toy/{name}", env_spec=json.dumps(spec))
+        found.append(load_dataset(f"toy/{name}").env_kwargs)
+    assert found == [{"max_episode_steps": 5}] * 2
+
+
+# --- wrappers ---
+
+LONGER = "recordings:Longer"
+
+
+def longer(**attrs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and attributes of a file that `deeprl dataset create` made from a run with a wrapper."""
+    raw = flat()
+    for key in ("observations", "next_observations"):
+        raw[key] = np.append(raw[key], raw[key].sum(1, keepdims=True), axis=1)
+    said = {"env": TOY, "action_low": [-2, -2], "action_high": [2, 2], "about": {"wrappers": [LONGER], "seed": 3}}
+    return raw, said | attrs
+
+
+def test_a_recording_with_wrappers_needs_them_named(tmp_path: Path) -> None:
+    raw, said = longer()
+    path = write(tmp_path / "own.hdf5", raw, **said)
+    unnamed = load_dataset(path, env_kwargs={"big": False})
+    assert unnamed.env_problem == f"{TOY} was wrapped in {LONGER}; name them with --wrappers"
+    assert (unnamed.spec.obs_dim, unnamed.spec.action_high, unnamed.notes) == (3, (2.0, 2.0), ())
+    named = load_dataset(path, wrappers=(LONGER,))
+    assert (named.env_problem, named.notes, named.about) == ("", (), {"wrappers": [LONGER], "seed": 3})
+    assert named.digest() == unnamed.digest()
+    with pytest.raises(DeeprlError, match=f"observations: 3 numbers from row 0 on, but {TOY} has 2"):
+        load_dataset(path, TOY)
+    with pytest.raises(DeeprlError, match="wrapper 'recordings:None'"):
+        load_dataset(path, wrappers=("recordings:None",))
+
+
+def test_another_environment_than_the_one_of_the_file_is_noted(tmp_path: Path) -> None:
+    raw, said = longer()
+    path = write(tmp_path / "own.hdf5", flat(), **(said | {"about": {}}))
+    assert load_dataset(path, TOY).notes == ()
+    (note,) = load_dataset(path, "DatasetToy-v0").notes
+    assert note == f"the dataset is of {TOY}; policies are evaluated in DatasetToy-v0"
+    path = write(tmp_path / "wrapped.hdf5", flat(), **said)
+    dataset = load_dataset(path, TOY)
+    assert dataset.notes == (f"the dataset is of {TOY} wrapped in {LONGER}; policies are evaluated in {TOY}",)
+    assert dataset.about == {"seed": 3}
+    path = write(tmp_path / "nowhere.hdf5", raw, **(said | {"env": ""}))
+    nowhere = [load_dataset(path, wrappers=wrappers) for wrappers in ((), (LONGER,))]
+    assert [(d.env, d.env_problem, d.about) for d in nowhere] == [("", "", {"seed": 3})] * 2
+
+
+def test_wrappers_of_a_file_must_be_names(tmp_path: Path) -> None:
+    raw, said = longer(about={"wrappers": "one:Two"})
+    with pytest.raises(DeeprlError, match="attribute about: wrappers: expected a list of names, not one:Two"):
+        load_dataset(write(tmp_path / "own.hdf5", raw, **said))
+
+
+# --- odd files ---
 
 
 def test_minari_episodes_may_end_in_both_ways_or_in_none(minari_root: Path) -> None:
@@ -295,7 +404,7 @@ def test_a_dataset_is_never_in_memory_twice(
         "terminals": np.zeros(rows, bool),
         "timeouts": np.arange(rows) % 1000 == 999,
     }
-    raw |= {"next_observations": raw["observations"]} if known else {}
+    raw |= {"next_observations": raw["observations"]} if known else {}  # the last one of each episode is left out
     path = write(tmp_path / f"large{ending}", raw)
     monkeypatch.setattr(dataset_files, "_PIECE", 1 << 17)
     size = peek(path).bytes
@@ -306,7 +415,7 @@ def test_a_dataset_is_never_in_memory_twice(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(dataset) == rows if known else rows - 50
+    assert len(dataset) == rows - 50
     assert peak < size / 8
 
 
@@ -358,6 +467,49 @@ def test_info_describes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):  # fmt: skip
         assert text in out
     assert main(["dataset", "info", str(tmp_path / "none.npz")]) == 2
+
+
+def test_info_reads_as_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, said = longer()
+    words = ["dataset", "info", write(tmp_path / "own.hdf5", raw, **said)]
+    assert main(words) == 0
+    assert f"- the environment cannot be made here: {TOY} was wrapped in {LONGER}" in capsys.readouterr().out
+    assert main([*words, "--wrappers", LONGER]) == 0
+    assert "problems: none found" in capsys.readouterr().out
+    assert main([*words, "--wrappers", LONGER, "--env-kwargs", '{"big": true}']) == 2
+    assert f"but those of {TOY} wrapped in {LONGER} are (-4.0, -4.0)" in capsys.readouterr().err
+    assert main([*words, "--env-kwargs", "[]"]) == 2
+    assert "--env-kwargs: expected a JSON object, not []" in capsys.readouterr().err
+
+
+def test_info_tells_where_a_dataset_comes_from(tmp_path: Path, minari_root: Path) -> None:
+    write_minari(minari_root, algorithm_name="SAC")
+    assert "\norigin: algorithm SAC\n" in describe(load_dataset("toy/plane-v0"))
+    raw, said = longer()
+    assert "\norigin: seed 3\n" in describe(load_dataset(write(tmp_path / "own.hdf5", raw, **said)))
+    said["about"] |= {
+        "recipe": "expert, the policy",
+        "policies": [f"p:{i}" for i in range(14)],
+        "noise": "mean actions",
+    }
+    text = describe(load_dataset(write(tmp_path / "more.hdf5", raw, **said)))
+    policies = " + ".join(f"p:{i}" for i in range(12))
+    assert f"origin: expert, the policy; policies {policies} and 2 more; noise mean actions; seed 3\n" in text
+    assert f"environment: {TOY}, wrapped in {LONGER}; 3 observations" in text
+    assert "origin" not in describe(load_dataset(write(tmp_path / "toy.npz", flat()), TOY))
+
+
+def test_info_tells_first_that_a_dataset_is_corrupted(tmp_path: Path) -> None:
+    protocol = {"attack": "random", "elements": ["action", "reward"], "rate": 0.3, "scale": 1.0, "mode": "transition"}
+    protocol |= {"seed": 7, "source": "hopper", "digest": "12345678"}
+    raw = flat() | {"actions": np.zeros((ROWS, 2))}
+    first = problems(load_dataset(write(tmp_path / "own.hdf5", raw, about={"corruption": protocol})))[0]
+    assert first == (
+        "the dataset is corrupted: attack random, elements action + reward, rate 0.3, scale 1.0, mode transition,"
+        " seed 7, source hopper"
+    )
+    odd = load_dataset(write(tmp_path / "odd.hdf5", raw, about={"corruption": "yes"}))
+    assert problems(odd)[0] == "the dataset is corrupted: how is not told"
 
 
 def test_info_gives_scores_where_there_are_references(minari_root: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from helpers import assert_equal
 from offline_helpers import SPEC, made, made_dataset, write_made
+from recordings import write
 
 import deeprl
 from deeprl import cli, rng
 from deeprl.data.offline import OfflineConfig, OfflineData, best_episodes, facts_of, moments_of, reward_recipe
+from deeprl.directory import evaluated_in, read_about
 from deeprl.errors import DeeprlError
 from deeprl.records import group, read_runs
 from deeprl.rows import results
@@ -29,6 +31,7 @@ TINY: dict[str, Any] = {
     "threads": 1,
 }
 ENV = "offline_helpers:MadeLinear-v0"
+KWARGS: dict[str, dict[str, Any]] = {"c": {}, "d": {"max_episode_steps": 7}}
 
 
 # --- facts ---
@@ -205,8 +208,24 @@ def test_datasets_of_one_population_must_be_of_one_kind(tmp_path: Path) -> None:
     first = write_made(tmp_path / "a.npz")
     wide = np.zeros((200, 4), np.float32)
     other = write_made(tmp_path / "b.npz", observations=wide, next_observations=wide)
-    with pytest.raises(DeeprlError, match=r"dataset: .*b\.npz is of an unknown environment, unlike a"):
+    with pytest.raises(DeeprlError, match=r"b\.npz and a are of different kinds: numbers of an observation 4 and 3$"):
         train(tmp_path / "run", dataset=[first, other], seeds=[0, 1])
+    sources = [write(tmp_path / f"{name}.hdf5", made(), env=ENV, env_kwargs=kwargs) for name, kwargs in KWARGS.items()]
+    with pytest.raises(DeeprlError, match=r"kinds: its arguments \{'max_episode_steps': 7\} and \{\}$"):
+        train(tmp_path / "run", dataset=sources, seeds=[0, 1])
+
+
+def test_a_run_evaluates_in_the_wrappers_that_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wrapper = "gymnasium.wrappers:RecordEpisodeStatistics"
+    source = write(tmp_path / "a.hdf5", made(), env=ENV, about={"wrappers": [wrapper]})
+    unnamed = train(tmp_path / "unnamed", dataset=source, eval_episodes=1)
+    assert f"no evaluations: {ENV} was wrapped in {wrapper}; name them with --wrappers" in capfd.readouterr().out
+    assert not (unnamed.directory / "evaluations.csv").exists()
+    named = train(tmp_path / "named", dataset=source, eval_episodes=1, wrappers=[wrapper])
+    assert evaluated_in(read_about(named.directory)).wrappers == (wrapper,)
+    assert (named.directory / "evaluations.csv").exists()
+    train(tmp_path / "other", dataset=source, eval_episodes=1, env=ENV)
+    assert f"a: the dataset is of {ENV} wrapped in {wrapper}; policies are evaluated in" in capfd.readouterr().out
 
 
 def test_reports_tell_datasets_apart_and_normalise(tmp_path: Path) -> None:
@@ -221,7 +240,9 @@ def test_reports_tell_datasets_apart_and_normalise(tmp_path: Path) -> None:
 def test_the_dry_run_counts_each_dataset_once(tmp_path: Path) -> None:
     files = [write_made(tmp_path / f"{name}.npz", rows) for name, rows in (("a", 100), ("b", 200))]
     needs = deeprl.dry_run("iql", dataset=[*files, files[0]], seeds=[0, 1, 2])
-    assert needs.shared == 300 * (4 * (3 + 3 + 2 + 1) + 2)
+    # The larger one once more: it is read beside the arrays of all.
+    assert needs.shared == (300 + 200) * (4 * (3 + 3 + 2 + 1) + 2)
+    assert deeprl.dry_run("iql", dataset=files[1], seeds=[0, 1, 2]).shared == 200 * (4 * (3 + 3 + 2 + 1) + 2)
     assert needs.total == 3 * needs.per_agent + needs.shared
     assert "shared" in needs.table()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import h5py
 import numpy as np
 
 from deeprl.data.files import KEYS, Column, Recording
@@ -42,7 +43,8 @@ def check_headers(recording: Recording) -> None:
 def _check_type(file: str, key: str, column: Column) -> None:
     name, shape, dtype = column.key, column.shape, column.dtype
     if dtype.kind == "O":
-        raise DeeprlError(f"{file}: {name}: pickled objects, which are not read, from row 0 on; save plain numbers")
+        what = "words" if h5py.check_string_dtype(dtype) else "objects" if dtype.metadata else "pickled objects"
+        raise DeeprlError(f"{file}: {name}: {what}, which are not read, from row 0 on; save plain numbers")
     if dtype.kind not in "fiub":
         raise DeeprlError(f"{file}: {name}: {dtype} is no type of numbers, from row 0 on")
     if key == "actions" and len(shape) == 1 and dtype.kind in "iu":
@@ -135,15 +137,16 @@ def scaled(
     below, above = np.asarray(low), np.asarray(high)
     slack = _SLACK * (above - below)
     plain = bool((below == -1).all() and (above == 1).all())
-    first, worst, at, count, row = -1, 0.0, 0, 0, 0
+    first, most, worst, at, count, row = -1, 0.0, 0.0, 0, 0, 0
     for piece in finite(file, column):
         beyond = (piece < below - slack) | (piece > above + slack)
         if beyond.any():
             first = row + int(np.argmax(beyond.any(1))) if first < 0 else first
             count += int(beyond.sum())
-            here = int(np.argmax(np.where(beyond, np.abs(piece), -1.0)))
-            if abs(piece.flat[here]) > abs(worst):
-                worst, at = float(piece.flat[here]), row + here // piece.shape[1]
+            excess = np.where(beyond, np.maximum(below - piece, piece - above), 0.0)
+            here = int(np.argmax(excess))
+            if excess.flat[here] > most:
+                most, worst, at = float(excess.flat[here]), float(piece.flat[here]), row + here // piece.shape[1]
         row += len(piece)
         inside = piece if exempt else np.clip(piece, below, above)
         yield (inside if plain else (inside - below) / (above - below) * 2 - 1).astype(np.float32, copy=False)

@@ -7,6 +7,7 @@ It is read in pieces straight into these arrays: no second copy of it is ever ma
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,7 +55,8 @@ class Dataset:
     returns [E] float64: undiscounted, in the units of the environment, with the rewards of rows that were left out
     because their successor is not known.
     env: the environment that policies are evaluated in, "" if nothing names it; env_problem: why it cannot be made
-    here, "" if it can. about: what its file says of it, plain JSON values. notes: what was odd when it was read.
+    here, "" if it can. about: what its file says of it, plain JSON values; `wrappers` are those of env. notes: what was
+    odd when it was read.
     """
 
     name: str
@@ -102,31 +104,35 @@ def peek(source: str) -> Peek:
 
 
 def load_dataset(
-    source: str, env: str = "", env_kwargs: dict[str, Any] | None = None, clip: bool = False, outline: bool = False
+    source: str,
+    env: str = "",
+    env_kwargs: dict[str, Any] | None = None,
+    clip: bool = False,
+    outline: bool = False,
+    wrappers: Sequence[str] = (),
 ) -> Dataset:
     """Read and check a dataset: a file `.hdf5`, `.h5` or `.npz` of D4RL's layout, or a local Minari dataset.
 
     A Minari dataset is named by its id or its directory. Files named as D4RL names them (`hopper_medium-v2.hdf5`,
     `door-human-v1.hdf5`) are taken to be of `Hopper-v4`, of `gymnasium_robotics:AdroitHandDoor-v1` and so on.
-    env: the environment, where the dataset does not name it or another is wanted; it must be installed. clip: actions
-    beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else the
-    environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.
+    env: the environment, where the dataset does not name it or another is wanted; it must be installed. wrappers: what
+    it is wrapped in, as in `make_env`; policies of a dataset that was recorded with wrappers are not evaluated without.
+    clip: actions beyond the bounds are clipped instead of refused. The bounds are those that the dataset gives, else
+    the environment's, else [-1, 1]. outline: leave the transitions out; arrays are empty then.
 
     Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
-    did not terminate has none, and is left out. Without `timeouts` episodes end at the environment's time limit.
+    did not terminate has none, and is left out. So is one whose `next_observations` repeat its observation, as some
+    recorders write what they have not seen; where the world just stands still, a row of each episode is lost. Without
+    `timeouts` episodes end at the environment's time limit.
 
     Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
     observations or actions.
     """
     with _opened(source) as opened:
         checks.check_headers(opened)
-        recording = opened
-        if env or env_kwargs is not None:
-            same = env in ("", opened.env)
-            kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if same else {}
-            recording = replace(opened, env=env or opened.env, env_kwargs=kwargs, env_problem="")
-        spec, limit, problem = _spec(recording, dataset_name(source), bool(env))
         notes: list[str] = []
+        recording = _evaluated_in(opened, env, env_kwargs, tuple(wrappers), notes)
+        spec, limit, problem = _spec(recording, dataset_name(source), bool(env or wrappers))
         if outline:
             data, ends, returns = no_rows(spec)
         else:
@@ -151,6 +157,28 @@ def _opened(source: str) -> AbstractContextManager[Recording]:
 # --- the environment ---
 
 
+def _evaluated_in(
+    opened: Recording, env: str, env_kwargs: dict[str, Any] | None, wrappers: tuple[str, ...], notes: list[str]
+) -> Recording:
+    """The recording with the environment that policies are evaluated in: its own where no other is asked for."""
+    problem = ""
+    kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if env in ("", opened.env) else {}
+    if opened.env and opened.wrappers and not (env or wrappers):
+        wrappers = opened.wrappers
+        problem = f"{opened.env} was wrapped in {', '.join(wrappers)}; name them with --wrappers"
+    env = env or opened.env
+    wrappers = wrappers if env else ()
+    there, here = _wrapped(opened.env, opened.wrappers), _wrapped(env, wrappers)
+    if opened.env and here != there:
+        notes.append(f"the dataset is of {there}; policies are evaluated in {here}")
+    about = {k: v for k, v in opened.about.items() if k != "wrappers"} | ({"wrappers": [*wrappers]} if wrappers else {})
+    return replace(opened, env=env, env_kwargs=kwargs, env_problem=problem, wrappers=wrappers, about=about)
+
+
+def _wrapped(env: str, wrappers: Sequence[str]) -> str:
+    return f"{env} wrapped in {', '.join(wrappers)}" if wrappers else env
+
+
 def _spec(recording: Recording, name: str, required: bool) -> tuple[EnvSpec, int | None, str]:
     """Shapes and bounds; the environment's time limit; why it cannot be made. Raises DeeprlError if it is another."""
     obs_dim, action_dim = (recording.columns[key].shape[1] for key in ("observations", "actions"))
@@ -173,7 +201,7 @@ def _spec(recording: Recording, name: str, required: bool) -> tuple[EnvSpec, int
 
 
 def _made(recording: Recording) -> tuple[EnvSpec, int | None]:
-    env = make_env(recording.env, recording.env_kwargs)
+    env = make_env(recording.env, recording.env_kwargs, recording.wrappers)
     try:
         return env_spec(env), env.spec.max_episode_steps if env.spec else None
     finally:
@@ -183,16 +211,17 @@ def _made(recording: Recording) -> tuple[EnvSpec, int | None]:
 def _check_same(
     recording: Recording, made: EnvSpec, sizes: tuple[int, int], bounds: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
+    env = _wrapped(recording.env, recording.wrappers)
     theirs = "x".join(map(str, made.obs_shape)), f"{made.actions} discrete ones" if made.discrete else made.action_dim
     for key, size, other in zip(("observations", "actions"), sizes, theirs, strict=True):
         if str(size) != str(other):
             raise DeeprlError(
-                f"{recording.file}: {key}: {size} numbers from row 0 on, but {recording.env} has {other}: a dataset of"
-                f" another environment"
+                f"{recording.file}: {key}: {size} numbers from row 0 on, but {env} has {other}: a dataset of another"
+                f" environment"
             )
     checks.check_bounds(recording.file, *bounds, sizes[1])
     if not np.allclose(bounds, (made.action_low, made.action_high), rtol=1e-5):
         raise DeeprlError(
-            f"{recording.file}: actions: bounds {bounds[0]} to {bounds[1]} from row 0 on, but those of {recording.env}"
-            f" are {made.action_low} to {made.action_high}: a dataset of another environment"
+            f"{recording.file}: actions: bounds {bounds[0]} to {bounds[1]} from row 0 on, but those of {env} are"
+            f" {made.action_low} to {made.action_high}: a dataset of another environment"
         )

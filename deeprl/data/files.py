@@ -39,7 +39,10 @@ _D4RL_NAMES = (
     (r"(pen|door|hammer|relocate)[-_](?:human|cloned|expert)-v[01]", "gymnasium_robotics:AdroitHand{}-v1"),
 )
 _TITLES = {"halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
-_D4RL_KWARGS: dict[str, dict[str, Any]] = {"Ant-v4": {"use_contact_forces": True}}  # D4RL's ants observe 111 numbers
+_D4RL_KWARGS: dict[str, dict[str, Any]] = {
+    "Ant-v4": {"use_contact_forces": True},  # D4RL's ants observe 111 numbers
+    "gymnasium_robotics:AdroitHandPen-v1": {"max_episode_steps": 100},  # as in D4RL, also in its references; else 200
+}
 
 
 class Column(NamedTuple):
@@ -63,9 +66,10 @@ class Column(NamedTuple):
 class Recording:
     """An open file: its arrays under D4RL's names, and what it says of itself.
 
-    lengths: rows of each episode where the file tells them apart, int64. low, high: bounds of the actions, empty where
-    it does not tell. score_range: as in `EnvSpec`. returns: of each episode, where the file has them; the sums of its
-    rewards otherwise. both: a row may be the end of its episode in both ways.
+    wrappers: what its environment was wrapped in. lengths: rows of each episode where the file tells them apart, int64.
+    low, high: bounds of the actions, empty where it does not tell. score_range: as in `EnvSpec`. returns: of each
+    episode, where the file has them; the sums of its rewards otherwise. both: a row may be the end of its episode in
+    both ways. own: the library wrote it, and its next observations are the true ones.
     """
 
     file: str
@@ -73,6 +77,7 @@ class Recording:
     env: str = ""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     env_problem: str = ""
+    wrappers: tuple[str, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +85,7 @@ class Recording:
     returns: np.ndarray | None = None
     lengths: np.ndarray | None = None
     both: bool = False
+    own: bool = False
 
 
 @contextmanager
@@ -233,5 +239,11 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
         if not isinstance(value, kind) or not numbers:
             what = "an object" if kind is dict else "a list of numbers"
             raise DeeprlError(f"{source}: attribute {name}: expected {what}, not {str(value)[:40]}")
+        if name == "score_range" and value and not (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf):
+            raise DeeprlError(f"{source}: attribute score_range: expected a lower and a higher return, not {value}")
         said[name.removeprefix("action_")] = tuple(map(float, value)) if kind is list else value
+    said["own"] = "about" in file.attrs
+    said["wrappers"] = tuple(wrappers := said.get("about", {}).get("wrappers", []))
+    if not (isinstance(wrappers, list) and all(isinstance(w, str) for w in wrappers)):
+        raise DeeprlError(f"{source}: attribute about: wrappers: expected a list of names, not {str(wrappers)[:40]}")
     return said

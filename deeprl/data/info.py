@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def broken_chains(dataset: Dataset) -> int:
 
 def problems(dataset: Dataset) -> list[str]:
     """What may spoil learning from a dataset or evaluating what was learnt, a line each."""
-    found = list(dataset.notes)
+    found = [*_corruption(dataset.about), *dataset.notes]
     if dataset.env_problem:
         found.append(f"the environment cannot be made here: {dataset.env_problem}")
     elif not dataset.env:
@@ -107,11 +107,13 @@ def describe(dataset: Dataset) -> str:
     at_bounds = sum(int((np.abs(data.action[rows].numpy()) >= 1).sum()) for rows in _pieces(len(dataset)))
     found = problems(dataset)
     kwargs = f" with {dataset.env_kwargs}" if dataset.env_kwargs else ""
+    wrappers = f", wrapped in {', '.join(w)}" if (w := dataset.about.get("wrappers")) else ""
     lines = [
         f"{dataset.name}: {len(dataset):,} transitions in {len(lengths):,} episodes, {size / 2**20:,.1f} MiB,"
         f" digest {dataset.digest()}",
-        f"environment: {dataset.env or 'not named'}{kwargs}; {spec.obs_dim} observations, {spec.action_dim} actions in"
-        f" {_interval(spec.action_low, spec.action_high)}",
+        f"environment: {dataset.env or 'not named'}{kwargs}{wrappers}; {spec.obs_dim} observations,"
+        f" {spec.action_dim} actions in {_interval(spec.action_low, spec.action_high)}",
+        *_origin(dataset.about),
         f"returns: {_spread(dataset.returns.numpy())}{_score(dataset)}",
         *_histogram(dataset.returns.numpy()),
         f"lengths: {_spread(lengths)}; {ends[0]:,} episodes terminated, {ends[1]:,} were cut",
@@ -125,6 +127,31 @@ def describe(dataset: Dataset) -> str:
         *(f"- {problem}" for problem in found),
     ]
     return "\n".join(lines)
+
+
+def _origin(about: dict[str, Any]) -> list[str]:
+    """The line that tells how a dataset was made, if its file does."""
+    told = [str(about["recipe"])] if about.get("recipe") else []
+    told += [f"{key} {_listed(about[key])}" for key in ("policies", "noise", "seed") if about.get(key, "") != ""]
+    told += [f"algorithm {about['algorithm_name']}"] if about.get("algorithm_name") else []
+    return [f"origin: {'; '.join(told)}"] if told else []
+
+
+def _corruption(about: dict[str, Any]) -> list[str]:
+    """The line that tells how a dataset was corrupted, if its file does."""
+    if "corruption" not in about:
+        return []
+    said = about["corruption"] if isinstance(about["corruption"], dict) else {}
+    keys = ("attack", "elements", "rate", "scale", "mode", "seed", "source")
+    told = ", ".join(f"{key} {_listed(said[key])}" for key in keys if key in said)
+    return [f"the dataset is corrupted: {told or 'how is not told'}"]
+
+
+def _listed(value: Any) -> str:
+    """A value, or the first twelve of a list of them."""
+    if not isinstance(value, list):
+        return str(value)
+    return " + ".join(map(str, value[:12])) + (f" and {len(value) - 12} more" if len(value) > 12 else "")
 
 
 def _pieces(rows: int) -> Iterator[slice]:

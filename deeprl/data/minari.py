@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import h5py
 import numpy as np
 from gymnasium import spaces
 
 from deeprl.data.files import Column, Recording, cannot_read, hdf5_column, hdf5_pieces
-from deeprl.errors import DeeprlError, nearest
+from deeprl.errors import DeeprlError, first_line, nearest
 
 # D4RL's names: Minari's, and the first row of an episode's array that counts.
 _NAMES = {
@@ -46,10 +45,37 @@ def find_minari(source: str) -> Path:
     if (place / "metadata.json").is_file():
         return place
     known = [str(found.parent.parent.relative_to(root)) for found in root.glob("**/data/metadata.json")]
+    hint = f" (to download it: deeprl dataset download {source})" if _is_id(source) else ""
     raise DeeprlError(
-        f"{source}: neither a file (.npz, .hdf5, .h5) nor a Minari dataset on this machine"
-        f" (to download it: minari download {source}){nearest(source, known)}"
+        f"{source}: neither a file (.npz, .hdf5, .h5) nor a Minari dataset on this machine{hint}"
+        f"{nearest(source, known)}"
     )
+
+
+def _is_id(source: str) -> bool:
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(source)
+    except (ValueError, TypeError):  # TypeError: it has no version
+        return False
+    return True
+
+
+def download(source: str) -> Path:
+    """Download a dataset by its id, unless it is here. Returns its directory.
+
+    Raises DeeprlError for what is no id, for one that the server does not have, and where the network fails.
+    """
+    import minari
+
+    if not _is_id(source):
+        raise DeeprlError(f"{source}: expected the id of a Minari dataset with its version: D4RL/door/human-v2")
+    try:
+        minari.download_dataset(source)
+    except Exception as error:  # whatever the clients of its servers raise
+        raise DeeprlError(f"{source}: cannot be downloaded ({first_line(error)})") from error
+    return find_minari(source).parent
 
 
 def minari_sizes(source: str) -> tuple[int, int, int]:
@@ -75,7 +101,7 @@ def open_minari(source: str) -> Iterator[Recording]:
     action = _box(source, metadata, "action_space")
     _box(source, metadata, "observation_space")
     bounded = action is not None and bool(np.isfinite(action.low).all() and np.isfinite(action.high).all())
-    env, env_kwargs, problem = _env(source, metadata)
+    env, env_kwargs, wrappers = _env(source, metadata)
     path = folder / "main_data.hdf5"
     try:
         file = h5py.File(path, "r")
@@ -90,11 +116,11 @@ def open_minari(source: str) -> Iterator[Recording]:
             columns,
             env,
             env_kwargs,
-            problem,
-            tuple(action.low.tolist()) if action is not None and bounded else (),
-            tuple(action.high.tolist()) if action is not None and bounded else (),
-            {k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
-            _score_range(metadata),
+            wrappers=wrappers,
+            low=tuple(action.low.tolist()) if action is not None and bounded else (),
+            high=tuple(action.high.tolist()) if action is not None and bounded else (),
+            about={k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
+            score_range=_score_range(metadata),
             lengths=lengths,
             both=True,
         )
@@ -136,11 +162,11 @@ def _score_range(metadata: dict[str, Any]) -> tuple[float, ...]:
     return ()
 
 
-def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """The environment that policies are to be evaluated in, its arguments, and what speaks against it."""
+def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The environment that policies are to be evaluated in, its arguments, and what it was wrapped in."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     if text is None:
-        return "", {}, ""
+        return "", {}, ()
     try:
         said = json.loads(text)
         name, entry = said["id"], said.get("entry_point")
@@ -149,12 +175,10 @@ def _env(source: str, metadata: dict[str, Any]) -> tuple[str, dict[str, Any], st
     package = str(entry or "gymnasium").partition(":")[0].partition(".")[0]
     known = package in ("gymnasium", "shimmy") or "/" in name or ":" in name
     kwargs = dict(said.get("kwargs") or {})
-    usual = gym.registry[name].max_episode_steps if name in gym.registry else None
-    if (limit := said.get("max_episode_steps")) not in (None, usual):
+    if (limit := said.get("max_episode_steps")) is not None:
         kwargs["max_episode_steps"] = limit
-    wrappers = [w.get("name", "?") for w in said.get("additional_wrappers") or []]
-    problem = f"{name} was wrapped in {', '.join(wrappers)}" if wrappers else ""
-    return name if known else f"{package}:{name}", kwargs, problem
+    wrappers = [w.get("entry_point") or w.get("name", "?") for w in said.get("additional_wrappers") or []]
+    return name if known else f"{package}:{name}", kwargs, tuple(wrappers)
 
 
 def _episodes(source: str, file: h5py.File) -> list[str]:

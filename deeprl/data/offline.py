@@ -62,7 +62,9 @@ class OfflineConfig(RunConfig):
         return names[0] if len(names) == 1 else f"{len(names)} datasets"
 
     def shared_bytes(self) -> int:
-        return sum(peek(source).bytes for source in self.datasets())
+        """Of all datasets; of several the largest one twice, as each is read before it is copied into its place."""
+        sizes = [peek(source).bytes for source in self.datasets()]
+        return sum(sizes) + (max(sizes) if len(sizes) > 1 else 0)
 
 
 class Facts(NamedTuple):
@@ -145,11 +147,14 @@ def returns_to_go(
     negative. Hence sparse (nakamotoo/Cal-QL): an episode that never gets more than the lowest reward of all has failed,
     and would have gone on to: r / (1 - discount) in all of its rows.
     """
-    rewards, last = reward.tolist(), set((ends - 1).tolist())
-    returns, following = [0.0] * len(rewards), 0.0
-    for t in range(len(rewards) - 1, -1, -1):
-        following = returns[t] = rewards[t] + (0.0 if t in last else discount * following)
-    found = torch.tensor(returns, dtype=reward.dtype)
+    lengths = ends.diff(prepend=ends.new_zeros(1))
+    left = ends.int().repeat_interleave(lengths).sub_(torch.arange(len(reward), dtype=torch.int32))  # rows to the end
+    returns, reach, longest = reward.to(torch.float64, copy=True), 1, int(lengths.max()) if len(ends) else 0
+    while reach < longest:  # so far each is the sum of the next `reach` rewards
+        further = returns[reach:] * discount**reach
+        returns[:-reach] += further.mul_(left[:-reach] > reach)
+        reach *= 2
+    found = returns.to(reward.dtype)
     if not sparse:
         return found
     episode = torch.bucketize(torch.arange(len(reward)), ends, right=True)
@@ -255,11 +260,14 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
 def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, Dataset]]:
     """The datasets, one after the other; in a rehearsal without their rows."""
     outline = run.execution.device == "meta"
-    name, kind = "", None
+    name, kind = "", dict[str, Any]()
     for source in config.datasets():
-        dataset = load_dataset(source, config.env, config.env_kwargs or None, config.clip_actions, outline)
-        own = dataset.spec, dataset.env, dataset.env_kwargs
-        if kind is None:
+        how = config.env, config.env_kwargs or None, config.clip_actions, outline, config.wrappers
+        dataset = load_dataset(source, *how)
+        own = _kind(dataset)
+        for note in () if outline else dataset.notes:
+            show(f"{dataset.name}: {note}")
+        if not kind:
             name, kind = dataset.name, own
             if dataset.env and not dataset.env_problem:
                 run.evaluate_in(EnvFactory(dataset.env, dataset.env_kwargs, config.wrappers))
@@ -267,6 +275,21 @@ def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, D
                 problem = dataset.env_problem or f"{name} names no environment; give one with --env"
                 show(f"no evaluations: {problem}")
         elif own != kind:
-            where = dataset.env or "an unknown environment"
-            raise DeeprlError(f"dataset: {source} is of {where}, unlike {name}, which is of {kind[1]}")
+            differ = "; ".join(f"{what} {own[what]} and {kind[what]}" for what in own if own[what] != kind[what])
+            raise DeeprlError(f"dataset: {source} and {name} are of different kinds: {differ}")
         yield source, dataset if best == 1.0 or outline else best_episodes(dataset, best)
+
+
+def _kind(dataset: Dataset) -> dict[str, Any]:
+    """What datasets of one population must have in common, by what it is called in messages."""
+    spec = dataset.spec
+    return {
+        "environment": dataset.env or "not named",
+        "its arguments": dataset.env_kwargs,
+        "numbers of an observation": spec.obs_dim,
+        "numbers of an action": spec.action_dim,
+        "lower bounds of actions": spec.action_low,
+        "upper bounds of actions": spec.action_high,
+        "steps of an action": spec.action_repeat,
+        "score range": spec.score_range or "none",
+    }

@@ -17,6 +17,8 @@ from deeprl.errors import DeeprlError
 from deeprl.replay import Stored
 from deeprl.spec import EnvSpec
 
+_BLOCK = 2**16  # rows moved together
+
 # --- episodes ---
 
 
@@ -84,18 +86,11 @@ def read_rows(
     keep = np.ones_like(last) if known else ~last | terminal
     starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
     counts = np.add.reduceat(keep, starts, dtype=np.int64)
-    if not counts.any():
-        raise DeeprlError(f"{file}: observations: no row has a successor in its episode, from row 0 on")
-    if empty := int((counts == 0).sum()):
-        notes.append(f"episodes left out, of one row whose successor is not known: {empty:,}")
     if dropped := len(keep) - int(counts.sum()):
         notes.append(f"rows left out, whose successor is not known: {dropped:,}")
-    ends = np.cumsum(counts[counts > 0])
-    rows = int(ends[-1])
+    rows = int(_ends(file, counts)[-1])
     reward, returns = _rewards(file, columns["rewards"], keep, last, len(starts))
-    truncated = torch.zeros(rows, dtype=torch.bool)
     terminated = torch.from_numpy(terminal[keep])
-    truncated[ends - 1] = ~terminated[ends - 1]
     obs, next_obs = (torch.empty((rows, *spec.obs_shape)) for _ in range(2))
     action = torch.empty((rows, spec.action_dim))
     if known:
@@ -110,10 +105,52 @@ def read_rows(
     if clipped[0]:
         then = "left there, as this dataset is corrupted" if exempt else "clipped"
         notes.append(f"numbers of actions beyond the bounds, {then}: {clipped[0]:,}")
-    stored = Stored(obs, action, reward, terminated, truncated, next_obs)
     if recording.returns is not None:
         returns = checks.given_returns(file, recording.returns, len(starts))
+    stored = Stored(obs, action, reward, terminated, torch.zeros_like(terminated), next_obs)
+    if known and not recording.own:
+        stored = _without_repeats(stored, counts, notes)
+    ends = _ends(file, counts)
+    stored.truncated[ends - 1] = ~stored.terminated[ends - 1]
+    if empty := int((counts == 0).sum()):
+        notes.append(f"episodes left out, of one row whose successor is not known: {empty:,}")
     return stored, torch.from_numpy(ends), torch.from_numpy(returns[counts > 0])
+
+
+def _ends(file: str, counts: np.ndarray) -> np.ndarray:
+    """Ends of the episodes that have rows, from the numbers of rows of all. Raises DeeprlError if there is none."""
+    if not counts.any():
+        raise DeeprlError(f"{file}: observations: no row has a successor in its episode, from row 0 on")
+    return np.cumsum(counts[counts > 0])
+
+
+def _without_repeats(stored: Stored, counts: np.ndarray, notes: list[str]) -> Stored:
+    """Leave out the last row of each cut episode whose next_obs is its obs, also from `counts`, the rows of episodes.
+
+    The rows behind it move up where they lie.
+    """
+    last = torch.from_numpy(counts).cumsum(0) - 1
+    cut = last[~stored.terminated[last]]
+    repeats = [rows[(stored.obs[rows] == stored.next_obs[rows]).all(1)] for rows in cut.split(_BLOCK)]
+    left_out = torch.cat(repeats)
+    if not len(left_out):
+        return stored
+    counts[torch.searchsorted(last, left_out).numpy()] -= 1
+    notes.append(
+        f"rows left out, whose next observation is the observation itself where an episode was cut: {len(left_out):,}"
+    )
+    return Stored(*(_moved_up(array, left_out) for array in stored))
+
+
+def _moved_up(array: Tensor, left_out: Tensor) -> Tensor:
+    keep = torch.ones(len(array), dtype=torch.bool)
+    keep[left_out] = False
+    at = start = int(left_out[0])
+    for kept, rows in zip(keep[start:].split(_BLOCK), array[start:].split(_BLOCK), strict=True):
+        count = int(kept.sum())
+        array[at : at + count] = rows[kept]  # a copy of this block
+        at += count
+    return array[:at]
 
 
 def _rewards(file: str, column: Column, keep: np.ndarray, last: np.ndarray, episodes: int) -> tuple[Tensor, np.ndarray]:

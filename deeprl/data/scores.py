@@ -25,14 +25,14 @@ _ENVS = {
     "Hopper": _HOPPER,
     "Walker2d": _WALKER2D,
     "Ant": _ANT,
-    "AdroitHandPen": _PEN,
     "AdroitHandHammer": _HAMMER,
     "AdroitHandDoor": _DOOR,
     "AdroitHandRelocate": _RELOCATE,
 }
 _KINDS = "(random|expert|(medium|full)(-(replay|expert))?)"
 # D4RL's names of datasets, without their version. The mazes and kitchens of Gymnasium-Robotics have other goals, limits
-# and rewards, also by their arguments: only the name of a dataset tells that its returns are D4RL's.
+# and rewards, also by their arguments, and its pen goes on for 200 steps instead of 100: only the name of a dataset
+# tells that its returns are D4RL's.
 _DATASETS = (
     (rf"halfcheetah-{_KINDS}", _HALFCHEETAH),
     (rf"hopper-{_KINDS}", _HOPPER),

@@ -80,7 +80,8 @@ class Summary:
         score = "" if math.isnan(self.score) else f", normalised score {self.score:.1f}"
         return (
             f"{self.target}: {self.transitions:,} transitions, {self.episodes:,} episodes ({self.complete:,} complete)"
-            f", mean return {self.mean_return:,.1f}, mean length {self.mean_length:,.1f}{score}"
+            f"; of {'the complete' if self.complete else 'all'} ones: mean return {self.mean_return:,.1f}, mean length"
+            f" {self.mean_length:,.1f}{score}"
         )
 
 
@@ -139,12 +140,7 @@ def create(request: Request) -> Summary:
 
     Raises DeeprlError for wrong input, before anything is recorded.
     """
-    if request.steps < 1:
-        raise DeeprlError(f"steps: must be positive, not {request.steps}")
-    if request.kind == "random" and (request.policies or request.runs):
-        raise DeeprlError("kind random: acts without policies and runs")
-    if not 0 <= request.seed < 2**32:
-        raise DeeprlError(f"seed: must be in 0 .. 2^32 - 1, not {request.seed}")
+    _check(request)
     check_target(request.target)
     env, kwargs, wrappers = _environment(request)
     recorder = Recorder(lambda: make_env(env, kwargs, wrappers))
@@ -164,6 +160,35 @@ def create(request: Request) -> Summary:
     finally:
         recorder.close()
     return tally.summary(request.target, shares, origin.score_range)
+
+
+def _check(request: Request) -> None:
+    """Raise DeeprlError for values out of range, and for options that would do nothing."""
+    if request.steps < 1:
+        raise DeeprlError(f"steps: must be positive, not {request.steps}")
+    if not 0 <= request.seed < 2**32:
+        raise DeeprlError(f"seed: must be in 0 .. 2^32 - 1, not {request.seed}")
+    if request.kind == "random" and (request.policies or request.runs):
+        raise DeeprlError("kind random: acts without policies and runs")
+    for option, why in _idle(request).items():
+        value = getattr(request, option)
+        if not (value is None or value is False or value == ""):
+            raise DeeprlError(f"--{option.replace('_', '-')}: does nothing {why}")
+
+
+def _idle(request: Request) -> dict[str, str]:
+    """The options that nothing depends on in this request, and why."""
+    kind = request.kind
+    if kind == "random":
+        return dict.fromkeys(("medium", "expert", "agent_seed", "mean_action"), "for kind random")
+    idle = {} if request.runs else {"agent_seed": "without --run"}
+    if kind in ("full-replay", "expert"):
+        idle["medium"] = f"for kind {kind}"
+    if kind == "full-replay":
+        idle["expert"] = f"for kind {kind}"
+    if kind in ("medium", "medium-replay") and request.medium:
+        idle["expert"] = f"for kind {kind} where --medium is named"
+    return idle
 
 
 def _candidates(request: Request, spec: EnvSpec, env: str) -> list[Source]:
@@ -189,7 +214,7 @@ def _origin(
 ) -> Origin:
     sources = [share.source.name for share in shares]
     about: dict[str, Any] = {
-        "recipe": f"{request.kind}, {KINDS[request.kind]}",
+        "recipe": _recipe(request),
         "env": env,
         "policies": sources,
         "noise": "mean actions" if request.mean_action else "sampled actions",
@@ -202,6 +227,15 @@ def _origin(
         about["wrappers"] = list(wrappers)
     names = {name.partition(":")[0] for name in sources}
     return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env))
+
+
+def _recipe(request: Request) -> str:
+    """How the policies were chosen."""
+    named = {o: name for o in ("medium", "expert") if (name := getattr(request, o))}
+    rule = KINDS[request.kind]
+    if request.kind in named:
+        rule = f"the policy named {named.pop(request.kind)}"
+    return "; ".join([f"{request.kind}, {rule}", *(f"{o}: the policy named {name}" for o, name in named.items())])
 
 
 class _Tally:

@@ -6,6 +6,7 @@ What is being made has another name until it is complete, and is removed if maki
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,7 +57,7 @@ def is_file(target: str) -> bool:
 
 def exists(target: str) -> bool:
     """Whether there is such a dataset. Raises DeeprlError where the name is neither a file nor an id."""
-    return Path(target).exists() if is_file(target) else _minari_path(target).exists()
+    return (Path(target).expanduser() if is_file(target) else _minari_path(target)).exists()
 
 
 def check_target(target: str) -> None:
@@ -82,7 +83,7 @@ def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: 
     space: Any = env.action_space
     told = {"env_kwargs": origin.env_kwargs, "about": origin.about}
     told |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
-    with _new_file(Path(target), origin.env, told) as file:
+    with _new_file(Path(target).expanduser(), origin.env, told) as file:
         for episode in episodes:
             _append(file, episode)
 
@@ -160,10 +161,18 @@ def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin
 
 
 def _env_spec(env: gym.Env, origin: Origin) -> Any:
-    """How Gymnasium makes the environment; only its name and arguments where it has no importable constructor."""
+    """How Gymnasium makes the environment; only its name, arguments and wrappers if it has no importable constructor.
+
+    Wrappers of the library itself are left out: `make_env` puts them on again.
+    """
     if env.spec is not None and isinstance(env.spec.entry_point, str):
-        return env.spec
-    return gym.envs.registration.EnvSpec(origin.env, kwargs=origin.env_kwargs)
+        others = tuple(w for w in env.spec.additional_wrappers if not w.entry_point.startswith("deeprl."))
+        return dataclasses.replace(env.spec, additional_wrappers=others)
+    named = tuple(
+        gym.envs.registration.WrapperSpec(wrapper.rpartition(":")[2], wrapper, None)
+        for wrapper in origin.about.get("wrappers", ())
+    )
+    return gym.envs.registration.EnvSpec(origin.env, kwargs=origin.env_kwargs, additional_wrappers=named)
 
 
 def _described(origin: Origin) -> str:
