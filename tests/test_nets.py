@@ -17,11 +17,13 @@ from deeprl.nets import (
     CriticEnsemble,
     EnsembleLinear,
     RunningNorm,
+    SimbaCritic,
     TanhGaussianActor,
     bound_log_std,
     init_params,
     tanh_normal_log_prob,
 )
+from deeprl.nets.mlp import Linear
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -292,3 +294,27 @@ def test_init_params_lets_the_parent_reset_last() -> None:
 
 def test_init_params_of_large_seeds_work() -> None:
     assert not torch.equal(init_params(nn.Linear(2, 2), 2**32 - 1)["weight"], init_params(nn.Linear(2, 2), 0)["weight"])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "ensemble", "simba"])
+def test_values_are_not_rounded_under_bf16(kind: str) -> None:
+    """Hidden layers round their products, the last one does not: no two of 64 values near 250 are the same."""
+    torch.manual_seed(0)
+    obs, action = torch.randn(64, 3), torch.randn(64, 2)
+    made = {"mlp": MLP(5, (16,), 1), "ensemble": CriticEnsemble(3, 2, (16,)), "simba": SimbaCritic(3, 2, 16, 1)}[kind]
+    inputs = (torch.cat([obs, action], 1),) if kind == "mlp" else (obs, action)
+    with torch.no_grad():
+        bias = [p for name, p in made.named_parameters() if name.endswith("bias")][-1]
+        bias.fill_(250.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = made(*inputs)
+    assert values.dtype == torch.float32
+    assert len(values.flatten()[:64].unique()) == 64
+    exact = made(*inputs)
+    torch.testing.assert_close(values, exact, rtol=0.0, atol=0.05)
+
+
+def test_a_single_output_equals_that_of_torchs_layer() -> None:
+    ours, theirs, x = Linear(7, 1), nn.Linear(7, 1), torch.randn(2, 5, 7)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))

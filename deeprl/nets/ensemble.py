@@ -32,8 +32,14 @@ class EnsembleLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Float[Tensor, "E B I"], first: int | None = None) -> Float[Tensor, "E B J"]:
-        """first: compute only so many layers of the ensemble, for an x [first, B, I]."""
-        return x @ self.weight[:first] + self.bias[:first].unsqueeze(-2)
+        """first: compute only so many layers of the ensemble, for an x [first, B, I].
+
+        A single output, if a layer has but one, stays in float32 under autocast (`nets.mlp.Linear`).
+        """
+        weight, bias = self.weight[:first], self.bias[:first].unsqueeze(-2)
+        if weight.shape[-1] > 1:
+            return x @ weight + bias
+        return (x * weight.transpose(-1, -2)).sum(-1, keepdim=True) + bias
 
 
 class CriticEnsemble(nn.Module):

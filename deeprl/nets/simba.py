@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deeprl.nets.heads import bound_log_std
+from deeprl.nets.mlp import Linear
 
 _TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal variable cut at -2 and 2
 _EPS = 1e-6  # of the layer norms, as in flax
@@ -38,7 +39,7 @@ class SimbaBlock(nn.Module):
         return x + self.contract(torch.relu(self.expand(self.norm(x))))
 
 
-class SimbaLinear(nn.Linear):
+class SimbaLinear(Linear):
     """A linear layer that starts orthogonal, without bias: the first and the last of a SimBa network."""
 
     def reset_parameters(self) -> None:
