@@ -270,8 +270,9 @@ def test_counted_operations_of_an_mlp_are_those_of_its_matrices():
 
 def test_operations_of_a_sac_update_by_hand():
     args = SimpleNamespace(algorithm="sac", env="HalfCheetah-v5", size="", every=1, set=[])
-    # Observations 17, actions 6, layers 256 x 256, batch 256, two critics; 2 operations a multiplication.
-    actor, critic = 17 * 256 + 256 * 256 + 2 * 256 * 6, 23 * 256 + 256 * 256 + 256
+    # Observations 17, actions 6, layers 256 x 256, batch 256, two critics; 2 operations a multiplication. The critics'
+    # single output is a sum over 256 numbers and no matrix product.
+    actor, critic = 17 * 256 + 256 * 256 + 2 * 256 * 6, 23 * 256 + 256 * 256
     actor_inputs, critic_inputs = actor - 17 * 256, critic - 23 * 256  # no gradient of what the network is given
     critic_part = actor + 2 * critic + 2 * (2 * critic + critic_inputs)  # next action, target, forward and backward
     actor_part = 2 * actor + actor_inputs + 2 * 2 * critic  # forward and backward, through the critics to the action
