@@ -52,7 +52,7 @@ def table(scores: Scores) -> None:
     for name in datasets:
         cells = [cell(list(own.values())) if (own := scores.get((a, name))) else "" for a in algorithms]
         print(f"| {name} | {' | '.join(cells)} |")
-    means = [cell(own) if (own := averages(scores, a, datasets)) else "" for a in algorithms]
+    means = [cell(mean) if (mean := averages(scores, a, datasets)) else "" for a in algorithms]
     print(f"| average | {' | '.join(means)} |\n")
 
 
