@@ -25,6 +25,7 @@ import tyro
 
 import deeprl
 from deeprl.data.datasets import load_dataset
+from deeprl.make_data.adversary import needs_adversary
 from deeprl.make_data.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
 from deeprl.recipes import RECIPES
 from deeprl.rows import results, write_rows
@@ -79,7 +80,7 @@ def corrupted_files(options: Options) -> dict[tuple[str, int], str]:
             if path.exists():
                 continue
             dataset = dataset or load_dataset(options.dataset)
-            needed = attack == "adversarial" and element != "reward"
+            needed = needs_adversary(attack, (element,))
             if needed:
                 adversary = adversary or trained_adversary(options)
             made = corrupt(dataset, attack, (element,), seed=seed, adversary=adversary if needed else None)

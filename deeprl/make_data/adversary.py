@@ -68,6 +68,11 @@ def load_adversary(run_dir: str | Path, dataset: Dataset, member: int = 0, devic
     return _Agent(population, member, about | {"seed": population.members[member]["seed"]})
 
 
+def needs_adversary(attack: str, elements: Sequence[str]) -> bool:
+    """Whether an attack asks a critic: adversarial rewards are only negated."""
+    return attack == "adversarial" and list(elements) != ["reward"]
+
+
 def opponent_of(
     dataset: Dataset, attack: str, elements: Sequence[str], adversary: Adversary | str | Path | None, device: str
 ) -> Adversary | None:
@@ -75,8 +80,7 @@ def opponent_of(
 
     Raises DeeprlError if it is missing, given in vain, or of other shapes than the dataset.
     """
-    needed = attack == "adversarial" and list(elements) != ["reward"]
-    if needed != (adversary is not None):
+    if needs_adversary(attack, elements) != (adversary is not None):
         why = "none is needed" if adversary is not None else "one is needed: train edac on the clean dataset"
         raise DeeprlError(f"adversary: {why} for {attack} corruption of {', '.join(elements)}")
     if isinstance(adversary, str | Path):
