@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import warnings
@@ -124,6 +125,7 @@ def _train(words: list[str]) -> int:
     )
     default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
     config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
+    config = dataclasses.replace(config, env_kwargs={**default.env_kwargs, **config.env_kwargs})
     return _dry_run(module, config) if options.dry_run else _trained(module.train(config))
 
 

@@ -131,6 +131,13 @@ class RunConfig:
             value = getattr(self, name)
             _require(0 < value < math.inf, f"{name}: must be positive and finite, not {value}")
 
+    def refuse_idle(self, reason: str, *names: str) -> None:
+        """Raise DeeprlError unless each of these settings, which have no effect here, has its default."""
+        for field_ in dataclasses.fields(self):
+            if field_.name in names:
+                value = getattr(self, field_.name)
+                _require(value == field_.default, f"{field_.name}: {value} has no effect with {reason}")
+
     def require_layers(self, name: str) -> None:
         """Raise DeeprlError unless each layer that a setting names has units."""
         units = getattr(self, name)

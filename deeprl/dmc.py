@@ -2,7 +2,8 @@
 
 Names are `dmc/DOMAIN-TASK`, as dm_control's suite has them (`dmc/ball_in_cup-catch`). An episode of 1,000 simulator
 steps never terminates: its end is a time limit, after which values bootstrap. Where a task does end an episode itself
-(it sets the discount to 0), that is a termination. Rewards are in [0, 1] for each simulator step.
+(it sets the discount to 0), that is a termination. Rewards are in [0, 1] for each simulator step, but for lqr's, which
+are 1 - cost.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class DMControl(gym.Env):
             known = [f"dmc/{d}-{t}" for d, t in suite.ALL_TASKS]
             raise DeeprlError(f"unknown environment 'dmc/{name}'{nearest(f'dmc/{name}', known)}")
         # lqr draws its model when it is made: the same for all. The task's own generator follows `reset(seed=...)`.
-        self._env = suite.load(domain, task, task_kwargs={"random": 0})
+        # It alone has no time limit: 1,000 steps of 0.03 s, as everywhere.
+        limit = {"time_limit": 30.0} if domain == "lqr" else {}
+        self._env = suite.load(domain, task, task_kwargs={"random": 0, **limit})
         self._env.task._random = np.random.RandomState()
         parts, actions = self._env.observation_spec(), self._env.action_spec()
         dim = sum(int(np.prod(part.shape)) for part in parts.values())

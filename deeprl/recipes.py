@@ -29,8 +29,9 @@ def discount_of(episode_steps: int, action_repeat: int = 1) -> float:
     return min(max((fifth - 1.0) / fifth, 0.95), 0.995)
 
 
-# The DeepMind Control Suite never terminates: one critic, without the pessimism of a minimum over two. A million
-# simulator steps are half as many decisions.
+# The DeepMind Control Suite never terminates: SimBa and SimbaV2 have one critic there, without the pessimism of a minimum
+# over two. A million simulator steps are half as many decisions. The discount is that of its episodes; a recipe does not
+# follow when other settings make episodes shorter.
 _DMC = {
     "env": "dmc/walker-run",
     "env_kwargs": {"action_repeat": 2},
@@ -121,7 +122,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         )
     },
     "simba": {
-        "dmc": Recipe(_DMC | {"critics": 1}, "arXiv 2410.09754; SonyResearch/simba, configs/env/dmc_em.yaml"),
+        "dmc": Recipe(
+            _DMC | {"critics": 1},
+            "arXiv 2410.09754; SonyResearch/simba, configs/env/dmc_hard.yaml (easy and medium tasks: half the steps)",
+        ),
         "mujoco": Recipe(_MUJOCO, "arXiv 2502.15280, where SimBa ran on Gymnasium; DAVIAN-Robotics/SimbaV2, configs"),
     },
     "simba_v2": {
@@ -149,4 +153,7 @@ def with_recipe(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if name not in known:
         has = f"{algorithm} has {', '.join(known)}" if known else f"{algorithm} has none"
         raise DeeprlError(f"recipe: unknown recipe {name!r}{nearest(str(name), known)}; {has}")
-    return known[name].settings | settings
+    merged = known[name].settings | settings
+    if "env_kwargs" in settings:  # action_repeat stays when a camera is named
+        merged["env_kwargs"] = known[name].settings.get("env_kwargs", {}) | dict(settings["env_kwargs"])
+    return merged

@@ -120,14 +120,6 @@ class Counting(Probe):
         return self.after(0.0, False)
 
 
-class TruncationAsTermination(gym.Wrapper):
-    """The classic mistake: a time limit reported as an end of the task."""
-
-    def step(self, action: np.ndarray) -> Step:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated or truncated, False, info
-
-
 def discrete(probe: type[Probe], frame_stack: int = 0) -> gym.Env:
     """The probe with two actions, 0 and 1, in place of -1 and 1."""
 

@@ -65,14 +65,15 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).directory
 
 
-def test_policy_equals_the_evaluated_agent(run_dir: Path) -> None:
+def assert_recorded_is_played(run_dir: Path, env_id: str) -> None:
     """Playing with `load`ed agents gives the very returns that the run recorded for its final policies."""
-    final = [r for r in deeprl.results(run_dir) if r["step"] == 300]
-    for row in final:
+    rows = deeprl.results(run_dir)
+    final = max(row["step"] for row in rows)
+    for row in (row for row in rows if row["step"] == final):
         policy = deeprl.load(run_dir, seed=row["seed"])
         returns = []
-        for start in deeprl.envs.env_seeds(row["seed"], "eval", 2, 300):
-            env = gym.make("Pendulum-v1")
+        for start in deeprl.envs.env_seeds(row["seed"], "eval", 2, final):
+            env = gym.make(env_id)
             obs, _ = env.reset(seed=start)
             total, over = 0.0, False
             while not over:
@@ -80,6 +81,44 @@ def test_policy_equals_the_evaluated_agent(run_dir: Path) -> None:
                 total, over = total + float(reward), terminated or truncated
             returns.append(total)
         assert np.mean(returns) == pytest.approx(row["return"], rel=1e-4)
+
+
+def test_policy_equals_the_evaluated_agent(run_dir: Path) -> None:
+    assert_recorded_is_played(run_dir, "Pendulum-v1")
+
+
+SMALL_SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
+SMALL_ALGORITHMS: dict[str, dict[str, Any]] = {
+    "dqn": {"env": "CartPole-v1", "hidden": [8], "epsilon_steps": 10_000},  # random while it explores
+    "td3": {"env": "Pendulum-v1", "hidden": [8], "normalize_obs": True},
+    "simba": {"env": "Pendulum-v1", **SMALL_SIMBA},
+    "simba_v2": {"env": "Pendulum-v1", "bins": 11, **SMALL_SIMBA},
+    "bc": {"actor": "gaussian", "hidden": [8]},
+    "iql": {"hidden": [8]},
+    "cql": {"actor_hidden": [8], "critic_hidden": [8], "bc_steps": 0},
+    "edac": {"hidden": [8]},
+}
+
+
+@pytest.mark.parametrize("algorithm", SMALL_ALGORITHMS)
+def test_evaluations_are_of_the_policy_without_exploration(algorithm: str, tmp_path: Path) -> None:
+    own = SMALL_ALGORITHMS[algorithm] | {"steps": 30, "batch_size": 4, "out": str(tmp_path / "run")}
+    own |= {"eval_every": 0, "eval_episodes": 2, "compile": "off", "threads": 1, "tensorboard": False}
+    if "env" in own:
+        own |= {"learning_starts": 20}
+    else:
+        from offline_helpers import write_made
+
+        own |= {"env": "offline_helpers:MadeLinear-v0", "normalize_obs": "obs"}
+        own |= {"dataset": write_made(tmp_path / "a.npz")}
+    assert_recorded_is_played(deeprl.train(algorithm, **own).directory, own["env"])
+
+
+def test_policy_that_keeps_some_randomness_draws_anew_at_every_call(tmp_path: Path) -> None:
+    own = SMALL_ALGORITHMS["dqn"] | {"steps": 30, "learning_starts": 20, "eval_episodes": 0, "eval_epsilon": 1.0}
+    policy = deeprl.load(deeprl.train("dqn", out=str(tmp_path / "run"), compile="off", **own).directory)
+    obs = np.zeros((64, 4), np.float32)
+    assert not np.array_equal(policy(obs), policy(obs))
 
 
 def test_policy_takes_one_observation_or_a_batch(run_dir: Path) -> None:
@@ -116,7 +155,9 @@ def test_results_make_a_table(run_dir: Path) -> None:
     rows = deeprl.results(run_dir)
     assert {r["seed"] for r in rows} == {3, 5}
     assert all(r["algorithm"] == "sac" and r["env"] == "Pendulum-v1" and r["step"] == 300 for r in rows)
-    assert deeprl.results is deeprl.results  # importing deeprl.records must not hide it
+    from deeprl import rows as module
+
+    assert deeprl.results is module.results  # importing deeprl.records must not hide it
 
 
 def test_wrong_settings_name_the_key(tmp_path: Path) -> None:
@@ -131,11 +172,21 @@ def test_own_environment_and_wrapper_train(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     settings = {"env": "reach_module:Reach-v0", "env_kwargs": {"speed": 0.5}, "wrappers": ["reach_module:Halved"]}
     run = deeprl.train("sac", seeds=[0], out="run", **settings, **TINY)
-    action = deeprl.load("run")([0.3, 0.4])
+    policy = deeprl.load("run")
+    action = policy([0.3, 0.4])
     assert np.all(action >= [-1.0, 0.0])
     assert np.all(action <= [3.0, 0.5])
-    returns = [r["return"] for r in deeprl.results("run")]
-    assert len(returns) == 1
+    (row,) = deeprl.results("run")
+    returns = []
+    for start in deeprl.envs.env_seeds(0, "eval", 2, 300):
+        env = gym.make("Reach-v0", speed=0.5)
+        obs, _ = env.reset(seed=start)
+        total, over = 0.0, False
+        while not over:
+            obs, reward, _, over, _ = env.step(policy(obs))
+            total += float(reward) / 2
+        returns.append(total)
+    assert np.mean(returns) == pytest.approx(row["return"], rel=1e-4)
     assert run.step == 300
 
 
@@ -208,9 +259,6 @@ def test_own_network_by_name_is_found_again(tmp_path: Path, monkeypatch: pytest.
         "    return TanhGaussianActor(*sizes), CriticEnsemble(*sizes)\n"
     )
     monkeypatch.chdir(tmp_path)
-    deeprl.train("sac", env="Pendulum-v1", net=None, **TINY, out="run", seeds=[0])
-    run = deeprl.train("sac", env="Pendulum-v1", **(TINY | {"out": "named", "seeds": [0]}), **{"label": "small"})
-    assert run.finished
     from deeprl.online import sac
 
     config = sac.Config(env="Pendulum-v1", net="my_nets:small", out="own", steps=200, learning_starts=100,
@@ -246,6 +294,10 @@ def test_population_policy_and_single_policy_agree(run_dir: Path) -> None:
     found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(greedy_policy(population.act(), population.state), 7)
     assert [e.member for e in found] == [0, 1]
     assert found[0].ret != found[1].ret
+    obs = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    together = greedy_policy(population.act(), population.state)(obs, np.zeros((2, 4), bool), torch.zeros(2, 4).long())
+    for i in (0, 1):
+        np.testing.assert_allclose(2.0 * together[i], deeprl.load(run_dir, member=i)(obs[i]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])

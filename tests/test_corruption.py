@@ -272,7 +272,12 @@ def test_trained_agent_is_an_adversary(trained: tuple[str, Path]) -> None:
     assert made.protocol["adversary"] == expected | {"steps": 100, "step_size": 0.01}
     agent, other = (adversary.load_adversary(run, dataset, i) for i in (0, 1))
     obs, action = dataset.data.obs[:7], dataset.data.action[:7]
-    assert agent.q(obs, action).shape == (3, 7)
+    values = agent.q(obs, action)
+    state = agent._state
+    mean, std = dataset.data.obs.mean(0), dataset.data.obs.std(0, correction=0) + 1e-3
+    expected_values = torch.func.functional_call(agent._net.critic, state.critic, ((obs - mean) / std, action))
+    torch.testing.assert_close(values, expected_values, rtol=1e-4, atol=1e-5)
+    assert values.shape == (3, 7)
     policy = deeprl.load(run, seed=0)
     np.testing.assert_allclose(agent.policy(obs).numpy(), policy(obs.numpy()), rtol=1e-5, atol=1e-6)
     assert not torch.equal(agent.q(obs, action), other.q(obs, action))

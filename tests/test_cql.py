@@ -603,6 +603,19 @@ def test_run_of_three_equals_three_runs(tmp_path: Path) -> None:
             torch.testing.assert_close(mapped[name][i], alone[0], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(("calibrated", "sparse"), [(False, False), (True, False), (True, True)])
+def test_run_asks_for_the_returns_of_its_agents(
+    calibrated: bool, sparse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    find = OfflineData.returns_to_go
+    monkeypatch.setattr(OfflineData, "returns_to_go", lambda self, *args: asked.append(args) or find(self, *args))
+    own = {"seeds": (0, 1), "discount": (0.9, 0.5), "calibrated": calibrated, "sparse_rewards": sparse}
+    own |= {"dataset": write_npz(tmp_path / "a.npz", dataset(40, 0))}
+    trained(settings(**(own | TINY)), tmp_path / "run")
+    assert asked == [(pytest.approx([0.9, 0.5]) if calibrated else [], sparse)]
+
+
 def learned(config: cql.Config, execution: Execution, updates: int) -> tuple[Agents, dict[str, Tensor]]:
     """A population after so many updates, as in `train`."""
     net = cql.build_net(SPEC, config)

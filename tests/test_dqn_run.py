@@ -180,9 +180,10 @@ def test_per_agent_settings_equal_single_runs(value: Any) -> None:
     assert agents.frozen_at.tolist() == [-1, -1, -1]
 
 
+# Half of all: any three of the four switches in every combination.
 @pytest.mark.parametrize(
     ("value", "dueling", "double", "drawn_by_priority", "n"),
-    list(itertools.product(VALUES, (False, True), (False, True), (False, True), (1, 3))),
+    [c for c in itertools.product(VALUES, *[(False, True)] * 3, (1, 3)) if (sum(c[1:4]) + c[4] // 3) % 2 == 0],
 )
 def test_every_combination_learns_finite_numbers(
     value: Any, dueling: bool, double: bool, drawn_by_priority: bool, n: int
@@ -379,5 +380,5 @@ def test_minatar_trains_on_single_boolean_frames_and_resumes(tmp_path: Path) -> 
     train_with_stops(config(tmp_path / "parts", **settings), (55, 163))
     env = make_env("MinAtar/Breakout-v1")
     env.reset(seed=0)
-    if env_state.capture(env) is not None:
-        assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert env_state.capture(env) is not None
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

@@ -1,4 +1,3 @@
-import importlib.util
 import pickle
 import sys
 
@@ -10,6 +9,7 @@ from deeprl import checkpoint
 from deeprl.envs import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
 from deeprl.make_env import EnvFactory, load_object, make_env
+from deeprl.pool import EnvPoolVector
 from deeprl.spaces import env_spec, require, to_env_action
 from deeprl.spec import EnvSpec
 
@@ -312,11 +312,23 @@ def test_unlike_any_name_is_one_line():
         ("LunarLander-v3", "Box2D", "box2d"),
     ],
 )
-def test_missing_extra_is_named(name, package, extra):
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+def test_missing_extra_is_named(name, package, extra, monkeypatch):
+    for module in [m for m in sys.modules if m.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(DeeprlError, match=rf"{name.split('/')[0]}.*pip install 'deeprl\[{extra}\]'$"):
         make_env(name)
+
+
+def test_missing_envpool_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(DeeprlError, match=r"pip install 'deeprl\[envpool\]'$"):
+        EnvPoolVector(EnvFactory("ALE/Pong-v5", {}, ()), [0])
+
+
+def test_envpool_refuses_makers_without_a_name():
+    with pytest.raises(DeeprlError, match=r"^env_backend: envpool makes its environments by name"):
+        PopulationEnvs(lambda: gym.make("CartPole-v1"), [0], 1, "envpool")
 
 
 @pytest.mark.parametrize(

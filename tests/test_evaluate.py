@@ -84,6 +84,19 @@ def test_policy_sees_is_first_again_in_the_next_round():
     assert (firsts[starts[0]].shape, firsts[starts[1]].shape) == ((1, 10), (1, 2))
 
 
+def test_every_step_draws_other_numbers():
+    seen = []
+
+    def policy(obs, is_first, keys):
+        seen.append(keys.clone())
+        return half(obs, is_first, keys)
+
+    Evaluator(Countdown, [4, 7], 12)(policy, 3)
+    keys = torch.cat(seen)
+    assert len(keys.unique(dim=0)) == len(keys) > 10
+    assert (keys[:, 3] > 0).all()  # 0 is what the starts are drawn from
+
+
 def test_progress_counts_finished_episodes():
     counts = []
     Evaluator(Countdown, [4, 7], 6)(half, 0, counts.append)

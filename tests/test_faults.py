@@ -160,6 +160,7 @@ def runs_of(case, disk):
     return made[case]
 
 
+DISK_FAULTS = {fault.name: fault for fault in fault_disk.FAULTS}
 FAULTS = {
     "full at the start (limit on files)", "full in a checkpoint (limit on files)", "full in a row (limit on files)",
     "read-only parent directory", "read-only at a resume", "read-only in the middle",
@@ -167,7 +168,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", [f for f in fault_disk.FAULTS if f.name in FAULTS], ids=lambda f: f.name)
+@pytest.mark.parametrize("fault", [DISK_FAULTS[name] for name in sorted(FAULTS)], ids=lambda f: f.name)
 def test_disk_that_fails_is_named_and_nothing_lost(fault, disk):
     row = fault_disk.examine(fault, *runs_of(fault.case, disk), disk[0] / "case")
     assert row["ok"], row["outcome"]

@@ -150,6 +150,43 @@ def test_dropout_keeps_the_mean_of_a_layer() -> None:
     assert not torch.equal(kept[0][:, :32], kept[1])
 
 
+def test_dropout_acts_on_every_hidden_layer_of_the_policy() -> None:
+    config = iql.Config(dropout=0.5, hidden=(16, 8))
+    net, key, batch = iql.build_net(SPEC, config), rng.key(0, "update"), batch_of(32)
+    p = iql.init(net, config, rng.key(0, "init")).actor
+    first, second = iql.dropout_factors(key, 32, config)
+    h = torch.relu(batch.obs @ p["trunk.0.weight"].T + p["trunk.0.bias"]) * first
+    h = torch.relu(h @ p["trunk.2.weight"].T + p["trunk.2.bias"]) * second
+    mean = torch.tanh(h @ p["trunk.4.weight"].T + p["trunk.4.bias"])
+    density = torch.distributions.Normal(mean, p["raw_log_std"].exp()).log_prob(batch.action).sum(-1)
+    weight = torch.linspace(0.1, 2.0, 32)
+    loss = iql.actor_loss(p, net, config, batch, weight, key)
+    torch.testing.assert_close(loss, -(weight * density).mean())
+
+
+def test_loss_of_the_deterministic_policy_by_hand() -> None:
+    """tanh(0) = 0 against (0.6, -0.8) and (0.1, 0.2): squares 1 and 0.05, weighted by 2 and 10."""
+    config = iql.Config(actor="deterministic", hidden=())
+    net = iql.build_net(SPEC, config)
+    zero = {"trunk.0.weight": torch.zeros(2, 3), "trunk.0.bias": torch.zeros(2)}
+    batch = batch_of(2)._replace(action=torch.tensor([[0.6, -0.8], [0.1, 0.2]]))
+    loss = iql.actor_loss(zero, net, config, batch, torch.tensor([2.0, 10.0]), rng.key(0, "update"))
+    assert loss.item() == pytest.approx((2.0 * 1.0 + 10.0 * 0.05) / 2)
+
+
+def test_layers_start_orthogonal_with_gain_sqrt_2() -> None:
+    config = iql.Config(hidden=(16, 8))
+    state = iql.init(iql.build_net(SPEC, config), config, rng.key(0, "init"))
+    parts = {**state.actor, **state.critic, **{f"value.{k}": p for k, p in state.value.items()}}
+    weights = [p for k, p in parts.items() if k.endswith("weight")]
+    assert len(weights) == 9
+    for weight in weights:
+        sizes = torch.linalg.svdvals(weight)
+        torch.testing.assert_close(sizes, torch.full_like(sizes, 2**0.5))
+    assert not any(p.any() for k, p in parts.items() if k.endswith("bias"))
+    assert state.actor["raw_log_std"].tolist() == [0.0, 0.0]
+
+
 def test_last_learning_rate_of_the_policy_is_zero() -> None:
     config = iql.Config(**TINY)
     net = iql.build_net(SPEC, config)

@@ -111,6 +111,20 @@ def test_small_variance_does_not_divide_by_zero() -> None:
     assert functional_call(norm, stats_of(norm, var=0.0), (torch.tensor([1e-4]),)).item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("make", [lambda: RSNorm(3), lambda: ReturnScale(3)])
+def test_statistics_stay_float64_when_the_network_around_them_changes_its_type(make: Any) -> None:
+    norm, last = make(), nn.Linear(3, 1)
+    norm.mean.fill_(1 / 3)  # no float32
+    before = {k: b.clone() for k, b in norm.named_buffers()}
+    for change in (lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.float(), lambda m: m.to("cpu")):
+        change(nn.Sequential(norm, last))
+        assert {k: b.dtype for k, b in norm.named_buffers()} == dict.fromkeys(before, torch.float64)
+        assert all(torch.equal(b, before[k]) for k, b in norm.named_buffers())
+    assert last.weight.dtype == torch.float32
+    assert norm.to("meta").mean.is_meta
+    assert norm.to_empty(device="cpu").mean.shape == before["mean"].shape
+
+
 def test_float64_statistics_move_where_float32_stands_still() -> None:
     # 100 observations of 1001 after 10^7 of 1000: the mean rises by 100 / (10^7 + 100); one last digit of float32 is
     # 6e-5 there. The count rises by 100 from 2^24, which float32 cannot count beyond.

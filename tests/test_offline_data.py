@@ -15,7 +15,15 @@ from recordings import write
 
 import deeprl
 from deeprl import cli, rng
-from deeprl.data.offline import OfflineConfig, OfflineData, best_episodes, facts_of, moments_of, reward_recipe
+from deeprl.data.offline import (
+    OfflineConfig,
+    OfflineData,
+    best_episodes,
+    facts_of,
+    moments_of,
+    returns_to_go,
+    reward_recipe,
+)
 from deeprl.directory import evaluated_in, read_about
 from deeprl.errors import DeeprlError
 from deeprl.records import group, read_runs
@@ -23,7 +31,6 @@ from deeprl.rows import results
 from deeprl.samplers import sample
 
 TINY: dict[str, Any] = {
-    "hidden": [16, 16],
     "batch_size": 16,
     "steps": 30,
     "log_every": 10,
@@ -54,15 +61,29 @@ def test_normalized_observations_are_centred_with_unit_deviation() -> None:
     dataset = made_dataset()
     seen = facts_of(dataset, "obs", "as-is").see(dataset.data.obs)
     assert seen.mean(0).abs().max() < 1e-5
-    assert (seen.std(0, correction=0) - 1.0).abs().max() < 0.01  # + 0.001 in the divisor
+    std = dataset.data.obs.std(0, correction=0)
+    torch.testing.assert_close(seen.std(0, correction=0), std / (std + 1e-3), rtol=1e-5, atol=0.0)
     both = facts_of(dataset, "both", "as-is")
     stacked = torch.cat([dataset.data.obs, dataset.data.next_obs])
     torch.testing.assert_close(both.obs_mean, stacked.mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_an_observation_that_never_changes_is_seen_as_zero() -> None:
+    dataset = made_dataset()
+    dataset.data.obs[:, 1] = dataset.data.next_obs[:, 1] = 7.0
+    assert facts_of(dataset, "both", "as-is").see(dataset.data.obs)[:, 1].tolist() == [0.0] * len(dataset)
+
+
 @pytest.mark.parametrize(
     ("rewards", "expected"),
-    [("as-is", (1.0, 0.0)), ("minus-one", (1.0, -1.0)), ("cql-antmaze", (4.0, -2.0)), ("return-range", (250.0, 0.0))],
+    [
+        ("as-is", (1.0, 0.0)),
+        ("minus-one", (1.0, -1.0)),
+        ("cql-antmaze", (4.0, -2.0)),
+        ("calql-antmaze", (10.0, -5.0)),
+        ("calql-adroit", (10.0, 5.0)),
+        ("return-range", (250.0, 0.0)),
+    ],
 )
 def test_rewards_by_hand(rewards: str, expected: tuple[float, float]) -> None:
     """Returns of 1 and 5: 1000 / 4."""
@@ -129,11 +150,16 @@ def test_discount_is_zero_after_a_termination_alone() -> None:
 # --- runs ---
 
 
+HIDDEN: dict[str, Any] = {"hidden": [16, 16]}
+CQL: dict[str, Any] = {"actor_hidden": [16, 16], "critic_hidden": [16, 16], "bc_steps": 10, "calibrated": True}
+
+
 def train(out: Path, algorithm: str = "iql", **settings: Any) -> Any:
-    return deeprl.train(algorithm, **{**TINY, "out": str(out), **settings})
+    own = CQL if algorithm == "cql" else HIDDEN
+    return deeprl.train(algorithm, **{**TINY, **own, "out": str(out), **settings})
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "iql", "td3_bc", "riql"])
+@pytest.mark.parametrize("algorithm", ["bc", "iql", "td3_bc", "riql", "cql", "edac"])
 def test_resume_is_exact(tmp_path: Path, algorithm: str) -> None:
     files = [write_made(tmp_path / f"{name}.npz", seed=i) for i, name in enumerate("ab")]
     settings: dict[str, Any] = {
@@ -186,6 +212,35 @@ def test_an_environment_with_other_spaces_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeeprlError, match=r"a\.npz: observations: 3 numbers .* Pendulum-v1 has|a\.npz: actions"):
         train(tmp_path / "run", dataset=file, env="Pendulum-v1")
     assert not (tmp_path / "run").exists()
+
+
+def test_actions_beyond_the_bounds_are_refused_or_clipped(tmp_path: Path) -> None:
+    actions = made()["actions"]
+    actions[3] = (1.5, -2.0)
+    file = write_made(tmp_path / "a.npz", actions=actions)
+    with pytest.raises(DeeprlError, match=r"--clip-actions"):
+        train(tmp_path / "run", dataset=file, env=ENV, eval_episodes=0)
+    learned: list[Any] = []
+
+    def look(run: Any) -> None:
+        learned.append(run._attached["data"].arrays.action)
+
+    assert train(tmp_path / "run", dataset=file, env=ENV, eval_episodes=0, clip_actions=True, callback=look).finished
+    assert learned[0][3].tolist() == [1.0, -1.0]
+    assert learned[0].abs().max() == 1.0
+
+
+def test_returns_of_a_population_are_those_of_sparse_rewards_if_so_set(tmp_path: Path) -> None:
+    dataset = made_dataset(60)
+    dataset.data.reward[:] = torch.where(torch.arange(60) == 45, 1.0, 0.0)  # one success, in the last episode
+    config = OfflineConfig(dataset="a", seeds=(0, 1), rewards="calql-antmaze")
+    data = OfflineData([("a", dataset)], 0, config, "cpu")
+    for sparse in (True, False):
+        found, first = data.returns_to_go((0.9, 0.5), sparse=sparse)
+        own = [returns_to_go(10 * dataset.data.reward - 5, dataset.ends, d, sparse) for d in (0.9, 0.5)]
+        for start, expected in zip(first, own, strict=True):
+            torch.testing.assert_close(found[start : start + 60], expected)
+        assert (found[first[0]].item() == pytest.approx(-50.0)) == sparse  # -5 / (1 - 0.9) in an episode that fails
 
 
 @pytest.mark.parametrize(

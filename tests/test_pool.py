@@ -1,5 +1,3 @@
-import sys
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -231,14 +229,3 @@ def test_games_that_envpool_would_crop_have_taller_screens():
         ale.loadROM(roms.get_rom_path(gym.spec(f"ALE/{name}-v5").kwargs["game"]))
         height, width = ale.getScreenDims()
         assert (height > 210, width) == (name in CROPPED, 160)
-
-
-def test_missing_envpool_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(DeeprlError, match=r"pip install 'deeprl\[envpool\]'$"):
-        EnvPoolVector(EnvFactory("ALE/Pong-v5", {}, ()), [0])
-
-
-def test_makers_without_a_name_are_refused():
-    with pytest.raises(DeeprlError, match=r"^env_backend: envpool makes its environments by name"):
-        PopulationEnvs(lambda: gym.make("CartPole-v1"), [0], 1, "envpool")

@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +26,7 @@ from deeprl.population import (
     Agents,
     Execution,
     freezing,
+    keep_freed_memory,
     member,
     new_agents,
     over_agents,
@@ -397,8 +399,15 @@ def test_bf16_execution_multiplies_in_bf16_and_keeps_float32_weights() -> None:
 
 
 def test_malloc_settings_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "DEEPRL_MALLOC", "0")
-    Execution(threads=1).apply()
+    opened: list[Any] = []
+    monkeypatch.setattr("ctypes.CDLL", lambda *args: opened.append(args) or SimpleNamespace(mallopt=lambda *_: 1))
+    for value, calls in (("0", 0), ("1", 1)):
+        keep_freed_memory.cache_clear()
+        monkeypatch.setitem(os.environ, "DEEPRL_MALLOC", value)
+        monkeypatch.setattr("sys.platform", "linux")
+        Execution(threads=1).apply()
+        assert len(opened) == calls
+    keep_freed_memory.cache_clear()
 
 
 @pytest.mark.compiled

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,15 +44,41 @@ def test_every_recipe_is_a_valid_configuration_with_a_source(algorithm: str, nam
     assert algorithm in deeprl.ALGORITHMS
 
 
-def test_simba_v2_on_the_control_suite_is_as_published() -> None:
-    config = build(algorithm_module("simba_v2").Config, with_recipe("simba_v2", {"recipe": "dmc"}))
-    assert (config.env_kwargs, config.critics, config.utd) == ({"action_repeat": 2}, 1, 2.0)
-    assert (config.discount, config.lr_horizon, config.learning_starts) == (0.99, 500_000, 5_000)
+DMC = {"env_kwargs": {"action_repeat": 2}, "steps": 500_000, "utd": 2.0, "learning_starts": 5_000, "discount": 0.99}
+MUJOCO = {"env_kwargs": {}, "steps": 1_000_000, "utd": 2.0, "learning_starts": 5_000, "discount": 0.995, "critics": 2}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "published"),
+    [
+        ("simba", "dmc", DMC | {"critics": 1, "weight_decay": 0.01, "init_alpha": 0.01, "actor_lr": 1e-4}),
+        ("simba", "mujoco", MUJOCO | {"weight_decay": 0.01, "tau": 0.005, "batch_size": 256}),
+        ("simba_v2", "dmc", DMC | {"critics": 1, "lr_horizon": 500_000, "bins": 101, "value_bound": 5.0}),
+        ("simba_v2", "mujoco", MUJOCO | {"lr_horizon": 1_000_000, "final_lr_share": 0.5, "tau": 0.005}),
+        ("sac", "dmc", DMC | {"critics": 2, "log_std": "tanh", "log_std_range": (-10.0, 2.0)}),
+        ("iql", "antmaze", {"expectile": 0.9, "temperature": 10.0, "rewards": "minus-one", "dropout": 0.0}),
+        ("iql", "mujoco", {"expectile": 0.7, "temperature": 3.0, "rewards": "return-range", "dropout": 0.0}),
+        ("iql", "adroit", {"expectile": 0.7, "temperature": 0.5, "rewards": "as-is", "dropout": 0.1}),
+    ],
+)
+def test_recipes_are_as_published(algorithm: str, name: str, published: dict[str, Any]) -> None:
+    config = build(algorithm_module(algorithm).Config, with_recipe(algorithm, {"recipe": name}))
+    assert {key: getattr(config, key) for key in published} == published
 
 
 def test_settings_beside_a_recipe_count_more() -> None:
     assert with_recipe("simba", {"recipe": "dmc", "utd": 1.0})["utd"] == 1.0
     assert with_recipe("td3", {"utd": 1.0}) == {"utd": 1.0}
+    for named, kwargs in (({"camera": 1}, {"action_repeat": 2, "camera": 1}), ({"action_repeat": 1},) * 2):
+        assert with_recipe("simba", {"recipe": "dmc", "env_kwargs": named})["env_kwargs"] == kwargs
+
+
+def test_command_line_keeps_a_recipes_arguments_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("deeprl.online.simba.train", lambda config: seen.append(config) or SimpleNamespace(finished=1))
+    monkeypatch.setattr(cli, "_trained", lambda run: 0)
+    assert cli.main(["train", "simba", "--recipe", "dmc", "--env-kwargs", '{"camera": 1}']) == 0
+    assert seen[0].env_kwargs == {"action_repeat": 2, "camera": 1}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,14 @@ import json
 import pytest
 
 from deeprl.errors import DeeprlError
-from deeprl.records import group, read_runs
+from deeprl.records import Cell, group, read_runs
+from deeprl.report import summarise
 from deeprl.rows import COLUMNS, results, write_rows
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 
 
-def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settings=None, evaluations=None):
+def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settings=None, evaluations=None, spec=None):
     """A run of two evaluations of two episodes: returns of member m at step s are s + m and s + m + 1."""
     path.mkdir(parents=True)
     members = [{"member": m, "seed": seed, "settings": (settings or {}).get(m, {})} for m, seed in enumerate(seeds)]
@@ -19,6 +20,7 @@ def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settin
         "algorithm": "sac",
         "config": {"env": "Pendulum-v1", "steps": 200, "seeds": list(seeds), "label": "", "batch": 64, **dict(config)},
         "members": members,
+        **({"spec": spec} if spec else {}),
         "versions": {"torch": "2.9.0"},
         "commit": "abc1234",
         "device": "cpu (test, 1 thread)",
@@ -41,6 +43,16 @@ def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settin
 def row(**changes):
     values = dict.fromkeys(COLUMNS, "x") | {"step": 100, "return": 1.5, "score": None}
     return values | changes
+
+
+def test_scores_put_the_random_policy_at_0_and_the_expert_at_100(tmp_path):
+    write_run(tmp_path / "run", spec={"score_range": [50.5, 250.5]})
+    assert [r["score"] for r in results(tmp_path)] == [25.0, 75.0, 25.5, 75.5]  # of 100.5, 200.5, 101.5, 201.5
+    (run,) = read_runs(tmp_path)
+    row = summarise(Cell("sac", "Pendulum-v1", "", "{}"), [(run, agent) for agent in run.agents])
+    # Mean 201, deviation sqrt(0.5) over two seeds: 201 -+ 12.706 * 0.5.
+    assert row["score"] == pytest.approx(75.25)
+    assert (row["score_lo"], row["score_hi"]) == pytest.approx((75.25 - 6.353 / 2, 75.25 + 6.353 / 2), rel=1e-4)
 
 
 def test_results_have_one_row_per_member_and_step(tmp_path):

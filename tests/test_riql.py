@@ -15,6 +15,7 @@ from torch import nn
 from deeprl import nets, rng
 from deeprl.errors import DeeprlError
 from deeprl.offline import riql
+from deeprl.recipes import RECIPES
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
 
@@ -35,21 +36,24 @@ def test_huber_loss_by_hand() -> None:
     assert square.item() == pytest.approx((1.0 + 0.0 + 0.25 + 0.25) / 4 / 200.0)
 
 
-@pytest.mark.parametrize(("sigma", "threshold"), [(0.1, 100.0), (0.5, 4.0), (1.0, 1.0), (3.0, 1 / 9)])
-def test_huber_threshold_is_that_of_sigma(sigma: float, threshold: float) -> None:
-    from deeprl.recipes import _RIQL_TABLE, RECIPES
-
-    cases = [
-        (f"{env}-{attack}", row[i])
-        for attack, row in _RIQL_TABLE.items()
-        for i, env in enumerate(("halfcheetah", "walker2d", "hopper"))
-        if row[i][0] == sigma
-    ]
-    assert cases
-    for name, (_, alpha, critics) in cases:
-        settings = RECIPES["riql"][name].settings
-        assert settings["huber_threshold"] == pytest.approx(threshold)
-        assert (settings["quantile"], settings["critics"]) == (alpha, critics)
+@pytest.mark.parametrize(
+    ("name", "sigma", "alpha", "critics"),
+    [
+        ("halfcheetah-random-observation", 0.1, 0.1, 5),
+        ("halfcheetah-random-action", 0.5, 0.25, 3),
+        ("walker2d-random-dynamics", 1.0, 0.25, 3),
+        ("hopper-random-dynamics", 1.0, 0.5, 5),
+        ("hopper-random-observation", 0.1, 0.25, 3),
+        ("walker2d-adversarial-reward", 3.0, 0.1, 5),
+        ("hopper-adversarial-reward", 0.1, 0.25, 5),
+        ("halfcheetah-adversarial-dynamics", 1.0, 0.1, 5),
+    ],
+)
+def test_recipes_are_the_papers(name: str, sigma: float, alpha: float, critics: int) -> None:
+    """Cells of its table of settings; the threshold is 1 / sigma^2."""
+    settings = RECIPES["riql"][name].settings
+    assert settings["huber_threshold"] == pytest.approx(1 / sigma**2)
+    assert (settings["quantile"], settings["critics"], settings["steps"]) == (alpha, critics, 3_000_000)
 
 
 def test_updates_equal_an_independent_implementation() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from helpers import SPEC, assert_equal, batch_of, cast, keys
 from test_run import assert_same_run, train_with_stops
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import layer_norm
 
 from deeprl import nets, rng
@@ -20,7 +22,7 @@ from deeprl.errors import DeeprlError
 from deeprl.online import dqn, simba, td3
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.spec import Batch, EnvSpec, Params
-from deeprl.tree import tree_map
+from deeprl.tree import tree_leaves, tree_map
 
 SMALL: dict[str, Any] = {
     "actor_width": 8,
@@ -32,14 +34,15 @@ SMALL: dict[str, Any] = {
     "alpha_lr": 3e-2,
     "weight_decay": 0.1,
     "tau": 0.05,
-    "exploration_noise": 0.3,
 }
+DDPG: dict[str, Any] = {"policy": "ddpg", "exploration_noise": 0.3}
 Agent = tuple[simba.Net, simba.Config, simba.State]
 
 
 def small(**settings: Any) -> Agent:
     """A small agent whose normaliser has seen some data."""
-    config = simba.Config(**(SMALL | settings))
+    idle = {"alpha_lr"} if settings.get("policy") == "ddpg" else set()
+    config = simba.Config(**({k: v for k, v in SMALL.items() if k not in idle} | settings))
     net = simba.build_net(SPEC, config)
     state = simba.init(net, config.member(0), rng.key(1, "init"))
     for t in range(4):
@@ -63,7 +66,7 @@ def test_sizes_are_the_published_ones(obs: int, actor: int, critic: int) -> None
 
 def test_encoder_by_hand() -> None:
     encoder = nets.SimbaEncoder(3, 4, blocks=1)
-    x = torch.randn(5, 3)
+    x = 1e-3 * torch.randn(5, 3)  # so small that the 1e-6 in the divisor of a layer norm shows
     p = {k: v.detach() for k, v in encoder.named_parameters()}
     h = x @ p["0.weight"].T + p["0.bias"]
     inner = torch.relu(layer_norm(h, (4,), eps=1e-6) @ p["1.expand.weight"].T)
@@ -81,6 +84,44 @@ def test_layers_start_as_published() -> None:
         assert weight.std().item() == pytest.approx(std, rel=0.01)
         assert weight.abs().max().item() <= 2 * std / 0.8796 + 1e-6  # He, cut at two sigma before its correction
     assert all(not p.any() for k, p in params.items() if k.endswith("bias"))
+
+
+def test_heads_by_hand() -> None:
+    # With W = 0 the raw outputs are the biases: log sigma = -10 + 6 (1 + tanh(raw)), the action tanh(raw).
+    actor, deterministic, x = nets.SimbaActor(3, 2, 8), nets.SimbaTanhActor(3, 2, 8), torch.randn(4, 3)
+    with torch.no_grad():
+        for layer, bias in ((actor.mean, [0.5, -3.0]), (actor.log_std, [0.0, 20.0]), (deterministic.mean, [0.5, -3.0])):
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor(bias))
+    mean, log_std = actor(x)
+    torch.testing.assert_close(mean, torch.tensor([[0.5, -3.0]]).expand(4, 2))
+    torch.testing.assert_close(log_std, torch.tensor([[-4.0, 2.0]]).expand(4, 2))
+    torch.testing.assert_close(deterministic(x), torch.tensor([[0.5, -3.0]]).tanh().expand(4, 2))
+
+
+def test_heads_start_orthogonal_with_gain_1() -> None:
+    actor, critic = nets.init_params(nets.SimbaActor(24, 6), 0), nets.init_params(nets.SimbaCritic(24, 6), 0)
+    for weight in (actor["mean.weight"], actor["log_std.weight"], critic["critics.0.1.weight"]):
+        sizes = torch.linalg.svdvals(weight)
+        torch.testing.assert_close(sizes, torch.ones_like(sizes))
+
+
+def test_initial_state() -> None:
+    """As in the authors' agent/sac_simba.yaml."""
+    config = simba.Config()
+    net = simba.build_net(SPEC, simba.Config(actor_width=8, critic_width=8))
+    state = simba.init(net, config, rng.key(3, "init"))
+    assert state.log_alpha.exp().item() == pytest.approx(0.01)
+    rates = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), 1e-4)
+    expected = rates | {"weight_decay": 0.01, "discount": 0.995, "tau": 0.005, "exploration_noise": 0.1}
+    assert {k: v.item() for k, v in state.hparams.items()} == pytest.approx(expected | {"target_entropy": -1.0})  # -A/2
+    assert_equal(state.critic, state.target_critic)
+    assert all(state.critic[k] is not state.target_critic[k] for k in state.critic)
+    other = simba.init(net, config, rng.key(4, "init"))
+    assert not torch.equal(state.actor["mean.weight"], other.actor["mean.weight"])
+    own = simba.Config(target_entropy=-3.0, init_alpha=0.25)
+    state = simba.init(net, own, rng.key(0, "init"))
+    assert (state.hparams["target_entropy"].item(), state.log_alpha.exp().item()) == pytest.approx((-3.0, 0.25))
 
 
 def test_encoder_and_norm_inside_somebody_elses_agent() -> None:
@@ -172,7 +213,7 @@ class Plain:
 @pytest.mark.parametrize("policy", ["sac", "ddpg"])
 @pytest.mark.parametrize("critics", [1, 2])
 def test_ten_updates_equal_a_plain_script(policy: str, critics: int) -> None:
-    net, config, state = small(policy=policy, critics=critics)
+    net, config, state = small(critics=critics, **(DDPG if policy == "ddpg" else {}))
     state = cast(state, torch.float64)
     plain = Plain(net, config, state)
     for t in range(10):
@@ -192,8 +233,37 @@ def test_ten_updates_equal_a_plain_script(policy: str, critics: int) -> None:
     assert all(name in (simba.__doc__ or "") for name in metrics)
 
 
+@pytest.mark.parametrize("policy", ["sac", "ddpg"])
+def test_running_statistics_reach_acting_and_learning(policy: str) -> None:
+    """An agent that normalises raw observations does what one without does on normalised ones."""
+    net, config, state = small(**(DDPG if policy == "ddpg" else {}))
+    plain = dataclasses.replace(config, normalize_obs=False)
+    norm = nets.RSNorm(3)
+    norm.load_state_dict(state.obs_stats)
+    raw, key, first = batch_of(16), keys(0)[0], torch.zeros(16, dtype=torch.bool)
+    seen = raw._replace(obs=norm(raw.obs), next_obs=norm(raw.next_obs))
+    assert (seen.obs - raw.obs).abs().min() > 0.05
+    for explore in (True, False):
+        ours, _ = simba.act(net, config, state, (), raw.obs, first, key, explore=explore)
+        theirs, _ = simba.act(net, plain, state, (), seen.obs, first, key, explore=explore)
+        assert torch.equal(ours, theirs)
+    ours, theirs = (simba.update(net, c, state, b, key)[0] for c, b in ((config, raw), (plain, seen)))
+    assert_equal(ours, theirs)
+    assert_equal(ours.obs_stats, state.obs_stats)  # an update leaves them alone
+
+
+def test_sac_acts_by_its_mode_or_a_sample() -> None:
+    net, config, state = small()
+    obs, first, key = batch_of(16).obs, torch.zeros(16, dtype=torch.bool), keys(0)[0]
+    mean, log_std = functional_call(net.actor, state.actor, (functional_call(net.obs_norm, state.obs_stats, (obs,)),))
+    mode, _ = simba.act(net, config, state, (), obs, first, key, explore=False)
+    torch.testing.assert_close(mode, torch.tanh(mean))
+    sampled, _ = simba.act(net, config, state, (), obs, first, key, explore=True)
+    torch.testing.assert_close(sampled, torch.tanh(mean + log_std.exp() * rng.normal(key, (16, 2))))
+
+
 def test_ddpg_acts_with_noise_only_to_explore_and_keeps_its_temperature() -> None:
-    net, config, state = small(policy="ddpg")
+    net, config, state = small(**DDPG)
     obs, first, key = batch_of(16).obs, torch.zeros(16, dtype=torch.bool), keys(0)[0]
     plain, _ = simba.act(net, config, state, (), obs, first, key, explore=False)
     noisy, _ = simba.act(net, config, state, (), obs, first, key, explore=True)
@@ -205,6 +275,7 @@ def test_ddpg_acts_with_noise_only_to_explore_and_keeps_its_temperature() -> Non
 
 def test_population_equals_each_agent_alone() -> None:
     rates = {"critic_lr": (2e-2, 1e-3, 5e-3), "weight_decay": (0.0, 0.1, 0.01), "target_entropy": (-2.0, 1.0, 0.0)}
+    rates |= {"tau": (0.05, 0.5, 1.0), "init_alpha": (0.1, 1.0, 0.01), "alpha_lr": (3e-2, 1e-3, 1e-2)}
     config = simba.Config(seeds=(0, 3, 4), **(SMALL | rates))
     net = simba.build_net(SPEC, config)
     states = [simba.init(net, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
@@ -218,8 +289,9 @@ def test_population_equals_each_agent_alone() -> None:
         learn(agents, stacked, keys(t, config.seeds))
         alone, _, _ = simba.update(net, config, alone, batches[1], keys(t, (3,))[0])
     together = member(agents.state, 1)
-    for a, b in zip(together.critic.values(), alone.critic.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for name in ("actor", "critic", "target_critic", "log_alpha", "hparams"):
+        for a, b in zip(tree_leaves(getattr(together, name)), tree_leaves(getattr(alone, name)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert int(agents.frozen_at.max()) == -1
 
 
@@ -249,7 +321,11 @@ def test_wrong_settings_and_networks_are_refused() -> None:
     ):
         with pytest.raises(DeeprlError, match=text):
             simba.Config(**settings)
-    config = simba.Config(**(SMALL | {"policy": "ddpg"}))
+    with pytest.raises(DeeprlError, match=r"exploration_noise: 0\.3 has no effect with policy sac"):
+        simba.Config(exploration_noise=0.3)
+    with pytest.raises(DeeprlError, match=r"init_alpha: 0\.1 has no effect with policy ddpg"):
+        simba.Config(policy="ddpg", seeds=(0, 0), init_alpha=(0.1, 1.0))
+    config = simba.Config(**({k: v for k, v in SMALL.items() if k != "alpha_lr"} | DDPG))
     with pytest.raises(DeeprlError, match="the actor of ddpg must return actions"):
         simba.build_net(SPEC, config, lambda spec, c: (nets.SimbaActor(3, 2), nets.SimbaCritic(3, 2)))
 

@@ -194,7 +194,7 @@ class PlainSimbaV2:
         self.optimizers = {k: torch.optim.Adam(list(v), lr=self.h[f"{k}_lr"]) for k, v in groups.items()}
         horizon = config.lr_horizon * config.utd
         self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 - (1 - self.h["final_lr"]) * min(1.0, t / horizon))
+            torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 - (1 - self.h["final_lr_share"]) * min(1.0, t / horizon))
             for o in self.optimizers.values()
         ]
 
@@ -266,7 +266,7 @@ class PlainSimbaV2:
 @pytest.mark.parametrize(("critics", "blocks"), [(1, 2), (2, 1)])
 def test_twenty_updates_equal_a_plain_implementation(critics: int, blocks: int) -> None:
     # float64; 21 bins from -5 to 5, half a unit apart: atoms and their distance have no rounding.
-    net, config, state = small(bins=21, critics=critics, critic_blocks=blocks, final_lr=0.25, init_alpha=0.2)
+    net, config, state = small(bins=21, critics=critics, critic_blocks=blocks, final_lr_share=0.25, init_alpha=0.2)
     state = cast(state, torch.float64)
     plain = PlainSimbaV2(state, config)
     for t in range(20):

@@ -51,21 +51,6 @@ def agents_of(directory: Path) -> dict[str, Tensor]:
 # --- what is counted ---
 
 
-def test_observations_count_once_each_but_for_the_first_and_the_final_ones(tmp_path: Path) -> None:
-    # Counting observes 0 | 1, 2, 3 in episodes of three steps: the reset of the run and the final 3 never count; the
-    # other resets do. Nine steps: 1, 2, 0 three times. Mean 9 / N; N var = 1e-4 (1 + mean^2) + sum of (x - mean)^2.
-    settings = {"env": "probe_envs:ProbeCounting-v0", "env_kwargs": {}, "steps": 9, "learning_starts": 8}
-    simba_v2.train(config(tmp_path / "run", eval_episodes=0, **settings))
-    agents = agents_of(tmp_path / "run")
-    total = 9 + 1e-4
-    mean = 9 / total
-    var = (1e-4 * (1 + mean**2) + sum(3 * (x - mean) ** 2 for x in (0, 1, 2))) / total
-    assert agents["obs_stats.count"].item() == pytest.approx(total, rel=1e-12)
-    assert agents["obs_stats.mean"].item() == pytest.approx(mean, rel=1e-9)
-    assert agents["obs_stats.var"].item() == pytest.approx(var, rel=1e-9)
-    assert agents["obs_stats.mean"].dtype == torch.float64
-
-
 def test_evaluations_count_nowhere(tmp_path: Path) -> None:
     for name, episodes in (("with", 1), ("without", 0)):
         simba_v2.train(config(tmp_path / name, steps=16, eval_every=4, eval_episodes=episodes))

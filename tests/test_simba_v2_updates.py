@@ -18,7 +18,7 @@ from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.nets import hyper_weights
 from deeprl.online import simba_v2
-from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents
+from deeprl.population import Agents, Execution, cause_name, freezing, member, new_agents, over_agents
 from deeprl.spec import EnvSpec, Params
 from deeprl.tree import tree_leaves
 
@@ -27,7 +27,7 @@ PER_AGENT: dict[str, Any] = {
     "actor_lr": (1e-2, 3e-3, 1e-3),
     "critic_lr": (2e-2, 1e-3, 5e-3),
     "alpha_lr": (1e-2, 0.0, 1e-3),
-    "final_lr": (0.5, 1.0, 0.0),
+    "final_lr_share": (0.5, 1.0, 0.0),
     "discount": (0.9, 0.99, 0.5),
     "tau": (0.005, 0.5, 1.0),
     "init_alpha": (1.0, 0.1, 0.01),
@@ -136,7 +136,7 @@ def relative_rates(step: int, **settings: Any) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("step", "final_lr", "share"),
+    ("step", "final", "share"),
     [
         (0, 0.5, 1.0),
         (10, 0.5, 0.95),
@@ -148,16 +148,16 @@ def relative_rates(step: int, **settings: Any) -> list[float]:
         (50, 1.0, 1.0),
     ],
 )
-def test_rates_fall_linearly_and_stay(step: int, final_lr: float, share: float) -> None:
+def test_rates_fall_linearly_and_stay(step: int, final: float, share: float) -> None:
     # 50 steps of the environment with two updates each: 100 updates.
-    rates = relative_rates(step, lr_horizon=50, utd=2.0, final_lr=final_lr, steps=10_000)
+    rates = relative_rates(step, lr_horizon=50, utd=2.0, final_lr_share=final, steps=10_000)
     assert rates == pytest.approx([share] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", [10_000, 50_000_000])
 def test_horizon_is_that_of_the_paper_whatever_the_steps(steps: int) -> None:
     # 10^6 steps at UTD 2, of which 10^6 updates are half: 1 - 0.5 / 2.
-    config = {"lr_horizon": simba_v2.Config().lr_horizon, "utd": 2.0, "steps": steps, "final_lr": 0.5}
+    config = {"lr_horizon": simba_v2.Config().lr_horizon, "utd": 2.0, "steps": steps, "final_lr_share": 0.5}
     assert relative_rates(1_000_000, **config) == pytest.approx([0.75] * 3, rel=1e-3)
 
 
@@ -177,7 +177,8 @@ def test_observe_takes_in_every_environment_and_touches_nothing_else() -> None:
     unchanged = new._replace(obs_stats=state.obs_stats, return_stats=state.return_stats)
     assert_equal(unchanged, state)
     assert aux == ()
-    assert len(metrics) == 3 + 5  # all statistics: where one of them is not finite, the agent is frozen
+    # All statistics: where one of them is not finite, the agent is frozen.
+    assert {source: len(stats) for source, stats in metrics.items()} == {"observation": 3, "reward": 5}
 
 
 def other_statistics(state: simba_v2.State, name: str) -> simba_v2.State:
@@ -292,9 +293,10 @@ def test_agent_that_sees_what_is_not_finite_freezes_before_its_statistics_are_sp
     before = new_agents(states()).state
     outcome = {"obs": torch.ones(3, 1, 3), "reward": torch.ones(3, 1), "done": torch.zeros(3, 1, dtype=torch.bool)}
     outcome[what][2] = torch.inf
-    track = freezing(lambda *args: simba_v2.observe(NET, POPULATION, *args), cause="observation")
+    track = freezing(lambda *args: simba_v2.observe(NET, POPULATION, *args))
     over_agents(track, Execution(), donate=True)(agents, *outcome.values())
     assert agents.frozen_at.tolist() == [-1, -1, 0]
+    assert cause_name(int(agents.cause[2])) == {"obs": "observation", "reward": "reward"}[what]
     assert_equal(member(agents.state, 2), member(before, 2))
     assert (agents.state.obs_stats["count"] - before.obs_stats["count"]).tolist() == pytest.approx([1.0, 1.0, 0.0])
 
@@ -342,7 +344,7 @@ def test_own_networks_replace_the_papers_and_wrong_ones_are_refused() -> None:
         {"critics": 0},
         {"critic_width": 0},
         {"lr_horizon": 0},
-        {"final_lr": 1.5},
+        {"final_lr_share": 1.5},
         {"value_bound": -1.0},
         {"init_alpha": 0.0},
         {"tau": (0.1, 2.0), "seeds": (0, 1)},

@@ -324,19 +324,6 @@ def test_policy_of_a_run_moves_at_every_third_update_if_so_set(tmp_path: Path) -
     assert [row.split(",")[0] for row in rows[1:]] == ["34", "35", "36", "37", "38"]
 
 
-def test_run_acts_at_random_first_and_then_by_the_policy_with_noise(tmp_path: Path) -> None:
-    config = build(td3.Config, TINY | {"actor_lr": 0.0, "exploration_noise": 0.3})  # the policy stays as it was
-    saved = trained(config, tmp_path, callback=lambda run: run.step == 40)["replay"]
-    ((_, rows),) = saved["rows"].parts()
-    net = td3.build_net(EnvSpec((3,), 1, (-2.0,), (2.0,)), config)
-    state, first = td3.init(net, config, rng.key(0, "init")), torch.zeros(1, dtype=torch.bool)
-    for t in range(40):
-        key, obs = rng.key(0, "explore", t), rows["obs"][0, t : t + 1]
-        chosen, _ = td3.act(net, config, state, (), obs, first, key, explore=True)
-        expected = rng.uniform(key, (1, 1), -1.0, 1.0) if t < config.learning_starts else chosen
-        torch.testing.assert_close(rows["action"][0, t : t + 1], expected)
-
-
 # --- against an independent implementation ---
 
 

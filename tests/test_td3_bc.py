@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import BATCH, CRITIC, ONE, assert_equal, batch_of, cast
-from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend
+from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend, write_made
 from torch import Tensor, nn
 
-from deeprl import nets, rng
+from deeprl import checkpoint, nets, rng
+from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.offline import td3_bc
 
@@ -23,6 +25,9 @@ class Identity(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.ones(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.w)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.w * obs
@@ -80,6 +85,37 @@ def test_updates_equal_an_independent_implementation() -> None:
     for module, params in (*pairs, (targets[1], state.target_critic)):
         for key, value in module.state_dict().items():
             torch.testing.assert_close(params[key], value, rtol=1e-6, atol=1e-9)  # rates are float32
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_smoothed_target_action_by_hand(sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # pi' = 0.8, noise 0.2 * (-10, -1, 0, 0.5, 2, 10), clipped to 0.5: 0.3, 0.6, 0.8, 0.9, 1.2, 1.3; the last two at 1.
+    normal = sign * torch.tensor([[-10.0], [-1.0], [0.0], [0.5], [2.0], [10.0]])
+    monkeypatch.setattr(rng, "normal", lambda key, shape, dtype=torch.float32: normal.to(dtype))
+    net = td3_bc.Net(Identity(), nets.CriticEnsemble(1, 1, ()), ONE)
+    state = td3_bc.init(net, td3_bc.Config(**TINY), rng.key(0, "init"))
+    state = state._replace(actor={"w": torch.tensor([0.1])}, target_actor={"w": torch.tensor([sign * 0.8])})
+    actions = td3_bc.smoothed_target_action(net, state, torch.ones(6, 1), rng.key(0, "update"))
+    assert (sign * actions).flatten().tolist() == pytest.approx([0.3, 0.6, 0.8, 0.9, 1.0, 1.0])
+
+
+def test_policy_of_a_run_moves_at_every_third_update_if_so_set(tmp_path: Path) -> None:
+    settings = {"dataset": write_made(tmp_path / "a.npz"), "policy_delay": 3, "log_every": 1, "eval_episodes": 0}
+    settings |= TINY | {"compile": "off", "tensorboard": False, "threads": 1, "out": str(tmp_path / "run"), "steps": 7}
+    before: dict[str, Tensor] = {}
+    for step in range(1, 8):
+        run = td3_bc.train(build(td3_bc.Config, settings), callback=lambda run, step=step: run.step == step)
+        loaded = checkpoint.load(run.directory / "checkpoints")
+        assert loaded is not None
+        agents = loaded[1]["agents"]
+        moved = {name.split(".")[1] for name in before if not torch.equal(before[name], agents[name])}
+        policy = {"actor", "actor_moments", "target_actor", "target_critic"} if step in (3, 6) else set()
+        assert moved == ({"critic", "critic_moments", "step"} | policy if before else set())
+        before = agents
+    # The first row of metrics is the first that has the policy's.
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert "train/actor_loss" in rows[0]
+    assert [row.split(",")[0] for row in rows[1:]] == ["3", "4", "5", "6", "7"]
 
 
 def test_the_policy_and_the_targets_move_together_and_only_then() -> None:

@@ -9,6 +9,7 @@ their own, which win: such scores are not to be compared with D4RL's tables.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _HALFCHEETAH = (-280.178953, 12135.0)
@@ -68,7 +69,7 @@ def score_range(env: str, dataset_name: str = "") -> tuple[float, ...]:
     return next((pair for pattern, pair in _DATASETS if re.fullmatch(pattern, name)), ())
 
 
-def normalized(returns: Any, score_range: tuple[float, ...]) -> Any:
+def normalized(returns: Any, score_range: Sequence[float]) -> Any:
     """100 (return - lowest) / (highest - lowest), elementwise, of a number, an array or a tensor."""
     low, high = score_range
     return 100.0 * (returns - low) / (high - low)

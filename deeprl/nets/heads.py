@@ -81,7 +81,7 @@ class GaussianActor(nn.Module):
         nn.init.zeros_(self.raw_log_std)
 
     def forward(
-        self, obs: Float[Tensor, "*B O"], kept: Sequence[Float[Tensor, "*B H"]] = ()
+        self, obs: Float[Tensor, "*B O"], kept: Sequence[Float[Tensor, "*B _"]] = ()
     ) -> tuple[Float[Tensor, "*B A"], Float[Tensor, " A"]]:
         """Mean and log standard deviation. kept: for dropout, factors of the units of each hidden layer."""
         factors = iter(kept)

@@ -7,7 +7,8 @@ after every step of its optimizer, `project_` or `projected` takes the weights b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -60,11 +61,23 @@ class RunningNorm(nn.Module):
         }
 
 
-class RSNorm(RunningNorm):
-    """SimBa's running statistics normalisation (Lee et al. 2025, arXiv 2410.09754, Eq. 2-4): no clipping.
+class _Float64Statistics(nn.Module):
+    """Statistics that stay float64 when the networks around them change their type, as by `.to(torch.bfloat16)`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(buffer: Tensor) -> Tensor:
+            moved = fn(buffer)
+            return moved if moved.dtype in (buffer.dtype, torch.float64) else buffer.to(moved.device)
+
+        return super()._apply(keep, recurse)
+
+
+class RSNorm(_Float64Statistics, RunningNorm):
+    """SimBa's running statistics normalisation (Lee et al. 2025, arXiv 2410.09754; the authors' code): no clipping.
 
     The statistics are float64, and begin as mean 0, variance 1 with the weight of 1e-4 observations; only the result is
-    rounded to the input's type. In float32 the published results could not be matched.
+    rounded to the input's type. (A user of the authors' code reports that float32 statistics of observations fall short
+    of the published results: DAVIAN-Robotics/SimbaV2, issue 8.)
     """
 
     def __init__(self, shape: int | Sequence[int], eps: float = 1e-8):
@@ -79,8 +92,10 @@ class RSNorm(RunningNorm):
         return RunningNorm.updated(stats, x.to(torch.float64))
 
 
-class ReturnScale(nn.Module):
+class ReturnScale(_Float64Statistics):
     """SimbaV2's scale of rewards (arXiv 2502.15280, Sec. 4.4): rewards are divided by max(std of G, max |G| / bound).
+
+    The recursion is that of the authors' code, from which formulas of the paper differ (their issue 3).
 
     G is the running discounted return of each environment, G <- discount (1 - done) G + reward, with the `done` of that
     reward's own step: the last step of an episode leaves G at its reward alone. Its variance is kept as by `RSNorm`,

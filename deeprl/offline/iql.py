@@ -209,7 +209,7 @@ def actor_loss(
     return -(weight * nets.normal_log_prob(batch.action, mean.to(weight.dtype), log_std)).mean()
 
 
-def dropout_factors(key: rng.Key, rows: int, config: Config) -> list[Float[Tensor, "B H"]]:
+def dropout_factors(key: rng.Key, rows: int, config: Config) -> list[Float[Tensor, "B _"]]:
     """For each hidden layer, 0 where a row leaves a unit out and 1 / (1 - dropout) elsewhere."""
     keys, share = rng.split(key, len(config.hidden)), config.dropout
     drawn = [rng.uniform(k, (rows, units)) for k, units in zip(keys, config.hidden, strict=True)]

@@ -19,6 +19,8 @@ Differences from the authors' code (rail-berkeley/softlearning, TensorFlow):
 - Warm-up is a number of steps, not of episodes.
 - Time limits bootstrap from the true last observation.
 Optional, off by default: normalised observations, more than two critics, other ratios of updates to steps.
+Recipe `dmc` takes the settings of SimBa's baseline (SonyResearch/simba), not its order of one update (actor,
+temperature, critic), its orthogonal layers or its separate heads of mean and log sigma.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic), actor_loss, critic_grad_norm and
 actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha, alpha_loss.
@@ -83,7 +85,8 @@ class Config(OnlineConfig):
     log_std_range: tuple[float, ...] = ()
     """Default (-20, 2) for clamp, (-5, 2) for tanh."""
     normalize_obs: bool = False
-    """Centre and scale observations by running statistics."""
+    """Centre and scale observations by running statistics in float32, cut at 10 deviations (`nets.RunningNorm`; TD3 and
+    SimBa have `nets.RSNorm`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,9 @@ Differences from the authors' code (SonyResearch/simba, JAX):
 - `steps` counts decisions, theirs simulator steps (decisions x action repeat). On the control suite, observations are
   in dm_control's order; theirs are sorted by name.
 - Exploration of DDPG is white noise of one size; theirs can be coloured and scheduled, and is not in their experiments.
-None in the layers, initial weights, losses, order or optimizers.
+- `utd` counts updates per decision whatever the environment; theirs is the action repeat, 1 in Gymnasium's tasks.
+None in the layers, initial weights, losses, order or optimizers. (The copy of SimBa in DAVIAN-Robotics/SimbaV2, which
+ran on Gymnasium and gave the settings of recipe `mujoco`, also decays the temperature's logarithm by 0.01.)
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic), actor_loss, critic_grad_norm and
 actor_grad_norm (Euclidean, all parameters); of `sac` also entropy (mean -log pi in the normalised space), alpha and
@@ -58,7 +60,8 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 
 @dataclass(frozen=True)
 class Config(OnlineConfig):
-    """SimBa. Defaults: configs/agent/sac_simba.yaml of the authors, for Gymnasium's MuJoCo tasks (see the recipes)."""
+    """SimBa. Defaults: configs/agent/sac_simba.yaml of the authors; discount and critics are those of SimbaV2's
+    comparison on Gymnasium's MuJoCo tasks (recipe `mujoco`)."""
 
     # --- schedule ---
     learning_starts: int = 5_000
@@ -73,6 +76,7 @@ class Config(OnlineConfig):
     actor_lr: PerAgent = per_agent(1e-4)
     critic_lr: PerAgent = per_agent(1e-4)
     alpha_lr: PerAgent = per_agent(1e-4)
+    """Of the temperature of `sac`."""
     weight_decay: PerAgent = per_agent(1e-2)
     """Of AdamW, on all parameters of actor and critics."""
     discount: PerAgent = per_agent(0.995)
@@ -106,6 +110,8 @@ class Config(OnlineConfig):
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
+        idle = ("exploration_noise",) if self.policy == "sac" else ("alpha_lr", "init_alpha", "target_entropy")
+        self.refuse_idle(f"policy {self.policy}", *idle)
 
 
 class Net(NamedTuple):

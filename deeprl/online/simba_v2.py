@@ -4,7 +4,7 @@ Lee et al. 2025, "Hyperspherical Normalization for Scalable Deep Reinforcement L
 
     features and weight vectors stay on the unit sphere: networks of nets/simba_v2.py, weights projected after each step
     observations: centred and scaled by running statistics (RSNorm)
-    rewards: r / max(std of the running discounted return, its largest value / 5)                       (Sec. 4.4)
+    rewards: r / max(std of the running discounted return, its largest absolute value / 5)              (Sec. 4.4)
     actor loss = mean(alpha log pi(a | s) - min_i Q_i(s, a)),  Q = mean of 101 bins on [-5, 5]
     temperature loss = alpha (entropy - target_entropy), gradient to log alpha only, target_entropy = -A / 2
     target = C51 projection of r + discount (z - alpha log pi(a' | s')) under the target critic with the smaller mean
@@ -18,7 +18,7 @@ Differences from the authors' code (DAVIAN-Robotics/SimbaV2, JAX):
 - `steps` and `lr_horizon` count decisions, theirs simulator steps; `utd` is 2, theirs is the action repeat. On the
   control suite, observations are in dm_control's order; theirs are sorted by name.
 None in the layers, initial weights, losses, order, projection, optimizers or schedule, which keeps its horizon when a
-run is shorter: benchmarks/authors.py has how far the two are apart on the same numbers.
+run is shorter. benchmarks/authors.py measures how far the two are apart after updates from the same weights.
 
 Metrics: critic_loss (summed over critics), q (mean of the first critic, in scaled rewards), actor_loss,
 critic_grad_norm and actor_grad_norm (Euclidean, all parameters), entropy (mean -log pi in the normalised space), alpha,
@@ -70,10 +70,10 @@ class Config(OnlineConfig):
     actor_lr: PerAgent = per_agent(1e-4)
     critic_lr: PerAgent = per_agent(1e-4)
     alpha_lr: PerAgent = per_agent(1e-4)
-    final_lr: PerAgent = per_agent(0.5)
+    final_lr_share: PerAgent = per_agent(0.5)
     """Share of all learning rates that is left at `lr_horizon`; they fall linearly, and stay there."""
     lr_horizon: int = 1_000_000
-    """Environment steps over which learning rates fall, whatever `steps` is."""
+    """Decisions of one agent over which learning rates fall, whatever `steps` is."""
     discount: PerAgent = per_agent(0.995)
     tau: PerAgent = per_agent(0.005)
     """Share of the online critic in each soft target update."""
@@ -95,14 +95,14 @@ class Config(OnlineConfig):
     normalize_obs: bool = True
     """Centre and scale observations by running statistics."""
     scale_rewards: bool = True
-    """Divide rewards by the scale of the running return."""
+    """Divide rewards by the scale of the running return; without it `value_bound` bounds values of plain rewards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("learning_starts", "utd", "batch_size", "buffer_size", "lr_horizon", "value_bound")
         self.require_positive("actor_width", "actor_blocks", "critic_width", "critic_blocks", "critics")
         limits = {"init_alpha": (1e-30, 1e30), "bins": (2.0, 1e4)}
-        limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "final_lr", "discount", "tau"), (0.0, 1.0))
+        limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "final_lr_share", "discount", "tau"), (0.0, 1.0))
         if self.target_entropy != "auto":
             limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
@@ -165,7 +165,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
     words = rng.bits(key, (2,)).tolist()
     actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
-    hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "final_lr", "discount", "tau")
+    hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "final_lr_share", "discount", "tau")
     automatic = config.target_entropy == "auto"
     hparams |= {"target_entropy": -0.5 * net.spec.action_dim} if automatic else config.scalars("target_entropy")
     log_alpha = torch.tensor(math.log(config.scalars("init_alpha")["init_alpha"]))
@@ -231,7 +231,8 @@ def observe(
     """
     obs_stats = net.obs_norm.updated(state.obs_stats, obs)
     return_stats = net.return_scale.updated(state.return_stats, reward, done, state.hparams["discount"])
-    found = {f"{of}_{k}": v.sum() for of, s in (("obs", obs_stats), ("return", return_stats)) for k, v in s.items()}
+    sources = {"observation": obs_stats, "reward": return_stats}
+    found = {source: torch.stack([v.sum() for v in stats.values()]) for source, stats in sources.items()}
     return state._replace(obs_stats=obs_stats, return_stats=return_stats), found, ()
 
 
@@ -294,7 +295,7 @@ def prepared(net: Net, config: Config, state: State, batch: Batch) -> Batch:
 
 def lr_share(config: Config, state: State) -> Float[Tensor, ""]:
     """What is left of the learning rates at the next update."""
-    final = state.hparams["final_lr"]
+    final = state.hparams["final_lr_share"]
     return 1.0 + (final - 1.0) * torch.clamp(state.step / (config.lr_horizon * config.utd), max=1.0).to(final.dtype)
 
 
@@ -354,8 +355,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
-        observed = freezing(functools.partial(observe, modules, config), cause="observation")
-        track = over_agents(observed, run.execution, donate=True)
+        track = over_agents(freezing(functools.partial(observe, modules, config)), run.execution, donate=True)
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(2,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
