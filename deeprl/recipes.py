@@ -29,9 +29,9 @@ def discount_of(episode_steps: int, action_repeat: int = 1) -> float:
     return min(max((fifth - 1.0) / fifth, 0.95), 0.995)
 
 
-# The DeepMind Control Suite never terminates: SimBa and SimbaV2 have one critic there, without the pessimism of a minimum
-# over two. A million simulator steps are half as many decisions. The discount is that of its episodes; a recipe does not
-# follow when other settings make episodes shorter.
+# The DeepMind Control Suite never terminates: SimBa and SimbaV2 have one critic there, without the pessimism of a
+# minimum over two. A million simulator steps are half as many decisions. The discount is that of its episodes; a recipe
+# does not follow when other settings make them shorter.
 _DMC = {
     "env": "dmc/walker-run",
     "env_kwargs": {"action_repeat": 2},
