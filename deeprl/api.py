@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 from collections.abc import Callable, Mapping
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 
 import deeprl
-from deeprl import checkpoint, rng
+from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
 from deeprl.directory import read_about
 from deeprl.errors import DeeprlError, nearest
 from deeprl.memory import Needs, rehearse
+from deeprl.nets import FixedNorm
 from deeprl.population import member as take_member
 from deeprl.population import stack
 from deeprl.recipes import with_recipe
@@ -35,30 +37,41 @@ def algorithm_module(name: str) -> ModuleType:
     return importlib.import_module(deeprl.ALGORITHMS[name].module)
 
 
-def train(
-    algorithm: str, *, net: Callable[..., Any] | None = None, callback: Callback | None = None, **settings: Any
-) -> Run:
+Net = Callable[..., Any] | str | None  # a function (spec, config), "module:name" of one, or the paper's networks
+
+
+def train(algorithm: str, *, net: Net = None, callback: Callback | None = None, **settings: Any) -> Run:
     """Train a population and return its `Run` (`run.directory`, `run.step`, `run.frozen`).
 
     settings: fields of the algorithm's `Config`, such as env, seeds (a list, or text such as "0-7"), steps, out; and
     recipe, a name of `deeprl.recipes.RECIPES[algorithm]` for the defaults of all others.
-    net: a function (spec, config) that returns the modules of one agent, as the algorithm's `make_net` does.
+    net: a function (spec, config) that returns the modules of one agent, as the algorithm's `make_net` does. Given by
+    its name, "module:name", it is found again by `resume`, `load` and all commands.
     callback(run) is called after every step of the population; returning True stops with a checkpoint.
 
     Raises DeeprlError for wrong settings or names.
     """
     module = algorithm_module(algorithm)
-    return module.train(build(module.Config, with_recipe(algorithm, settings)), net=net, callback=callback)
+    config, make = _asked(module, algorithm, net, settings)
+    return module.train(config, net=make, callback=callback)
 
 
-def dry_run(algorithm: str, *, net: Callable[..., Any] | None = None, **settings: Any) -> Needs:
+def _asked(
+    module: ModuleType, algorithm: str, net: Net, settings: dict[str, Any]
+) -> tuple[RunConfig, Callable[..., Any] | None]:
+    """Settings, and own networks that have no name among them."""
+    named = {"net": net} if isinstance(net, str) else {}
+    return build(module.Config, with_recipe(algorithm, settings | named)), None if isinstance(net, str) else net
+
+
+def dry_run(algorithm: str, *, net: Net = None, **settings: Any) -> Needs:
     """What `train` with the same arguments would keep in memory, of which nothing is allocated.
 
     `needs.groups` has the bytes of one agent, `needs.total` those of the population, `needs.fit()` tells whether they
     are available now, `print(needs.table())` shows all. Raises DeeprlError for wrong settings or names.
     """
     module = algorithm_module(algorithm)
-    return rehearse(module.train, build(module.Config, with_recipe(algorithm, settings)), net)
+    return rehearse(module.train, *_asked(module, algorithm, net, settings))
 
 
 class Population(NamedTuple):
@@ -76,19 +89,32 @@ class Population(NamedTuple):
         return functools.partial(self.module.act, self.net, self.config, explore=False)
 
 
-def load_population(run_dir: str | Path, net: Callable[..., Any] | None = None, device: str = "cpu") -> Population:
-    """All agents of a run at its newest checkpoint. Raises DeeprlError where `run_dir` holds no trained agents."""
+def load_population(
+    run_dir: str | Path, net: Callable[..., Any] | None = None, device: str = "cpu", step: int | None = None
+) -> Population:
+    """All agents of a run at its newest checkpoint, or at the snapshot of a step.
+
+    Raises DeeprlError where `run_dir` holds no trained agents, or none of that step.
+    """
     directory = Path(run_dir)
     about = read_about(directory)
     if about.get("custom_net") and net is None:
-        raise DeeprlError(f"{directory} has networks of its own ({about['custom_net']}): use Python and pass net=")
+        raise DeeprlError(
+            f"{directory} has networks of its own ({about['custom_net']}): from Python, pass net=; a run whose net is"
+            ' named ("module:name") needs no such help'
+        )
     module = algorithm_module(about["algorithm"])
     config = stored_config(about)
     spec = EnvSpec.from_json(about["spec"])
     modules = module.build_net(spec, config, net, device)
-    found = checkpoint.load(directory / "checkpoints", histories=False)
+    found = checkpoint.load(directory / "checkpoints", histories=False, step=step)
+    if found is None and step is not None:
+        found = snapshots.load(directory, step)
+    if found is None and step is not None:
+        known = ", ".join(str(at) for at in snapshots.steps(directory))
+        raise DeeprlError(f"{directory} has no snapshot of step {step}; it has {known or 'none (--snapshot-every)'}")
     if found is None:
-        raise DeeprlError(f"{directory} has no checkpoint yet")
+        raise DeeprlError(f"{directory} has no checkpoint yet; stop the run (Ctrl-C), or lower --checkpoint-minutes")
     fresh = [module.init(modules, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
     state = tree_map(lambda leaf: leaf.to(device), stack(fresh))
     try:
@@ -104,14 +130,15 @@ def load(
     member: int | None = None,
     net: Callable[..., Any] | None = None,
     device: str = "cpu",
+    step: int | None = None,
 ) -> Policy:
-    """A trained agent of a run, at its newest checkpoint.
+    """A trained agent of a run, at its newest checkpoint, or at the snapshot of a step (`snapshot_every`).
 
     seed: the agent's seed (may be left out in a run of one agent); member: its number, where several agents with
     different settings share a seed. net: the run's own networks, if it had any. Raises DeeprlError if no or several
     agents fit.
     """
-    population = load_population(run_dir, net, device)
+    population = load_population(run_dir, net, device, step)
     fitting = [
         m for m in population.members if seed in (None, m["seed"]) and member in (None, m["member"])
     ]  # fmt: skip
@@ -126,16 +153,34 @@ class Policy:
 
     obs: [*O] or a batch [B, *O] in the environment's own units. Returns actions [A] or [B, A] in the environment's
     units (float32), clipped to its bounds; of a discrete environment an int64 number or [B] of them. seed, settings:
-    which agent this is.
+    which agent this is; spec: shapes and bounds of its environment.
     """
 
     def __init__(self, population: Population, member: int):
         about = population.members[member]
         self.seed, self.settings, self.spec = about["seed"], about["settings"], population.spec
-        self._act = population.act()
+        self._net, self._config, self._act = population.net, population.config, population.act()
         self._state = take_member(population.state, member)
         self._device = self._state.step.device
         self._key = rng.key(self.seed, "eval", device=self._device)
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """Copies of the agent's networks with its parameters, as ordinary modules: actor and critic, q of DQN, ...
+
+        What they take and return, `Net` of the algorithm tells; actions are in [-1, 1]. In a run that normalises
+        observations there is `obs_norm` too, through which they must go first.
+        """
+        found: dict[str, torch.nn.Module] = {}
+        for name, module in self._net._asdict().items():
+            values = getattr(self._state, {"obs_norm": "obs_stats", "q": "params"}.get(name, name), None)
+            if isinstance(module, torch.nn.Module) and values is not None:
+                found[name] = copy.deepcopy(module)
+                found[name].load_state_dict(values)
+        if getattr(self._config, "normalize_obs", False) in (False, "off"):
+            found.pop("obs_norm", None)
+        elif facts := getattr(self._state, "facts", None):
+            found["obs_norm"] = FixedNorm(facts.obs_mean, facts.obs_std)
+        return found
 
     @torch.no_grad()
     def __call__(self, obs: Any) -> np.ndarray | np.int64:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +19,19 @@ from deeprl.progress import Progress
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 
 
-def assess(run_dir: str | Path, episodes: int, table: str | None = None) -> np.ndarray:
+def assess(
+    run_dir: str | Path,
+    episodes: int,
+    table: str | None = None,
+    step: int | None = None,
+    net: Callable[..., Any] | None = None,
+) -> np.ndarray:
     """Print each agent's mean return over new episodes and return them all, [S, episodes].
 
-    table: a CSV file to write every episode to (member, seed, episode, return, length).
+    table: a CSV file to write every episode to (member, seed, episode, return, length). step: of a snapshot, instead
+    of the newest checkpoint. net: the run's own networks, if they have no name.
     """
-    population = load_population(run_dir)
+    population = load_population(run_dir, net, step=step)
     if table:
         Path(table).parent.mkdir(parents=True, exist_ok=True)
     seeds = [m["seed"] for m in population.members]

@@ -70,8 +70,8 @@ def steps(directory: Path) -> list[int]:
     return sorted({step for step, _, _ in _found(directory)})
 
 
-def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] | None:
-    """The newest good checkpoint as (step, content), or None where there is none.
+def load(directory: Path, histories: bool = True, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+    """The newest good checkpoint, or that of `step`, as (step, content), or None where there is none.
 
     histories: whether the blocks of rows are checked as well, as they must be before they are read.
 
@@ -81,10 +81,10 @@ def load(directory: Path, histories: bool = True) -> tuple[int, dict[str, Any]] 
     if directory.exists() and not directory.is_dir():
         raise DeeprlError(f"{directory} is no directory")
     broken: set[Path] = set()
-    while found := [f for f in _found(directory) if f[2] not in broken]:
-        step, _, path = found[-1]
+    while found := [f for f in _found(directory) if f[2] not in broken and step in (None, f[0])]:
+        at, _, path = found[-1]
         try:
-            return step, _read(path, step, histories)
+            return at, _read(path, at, histories)
         except (DeeprlError, PermissionError):  # the latter may be as good as new
             raise
         except Exception as error:  # damaged and hostile files raise about everything that there is

@@ -89,10 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir")
     evaluate.add_argument("--episodes", type=int, default=100, help="episodes of each agent (default 100)")
     evaluate.add_argument("--csv", help="write every episode to this file")
+    evaluate.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
     watch = command("watch", _watch, "film an episode of a trained agent")
     watch.add_argument("run_dir")
     watch.add_argument("--seed", type=int, help="which agent, by its seed")
     watch.add_argument("--member", type=int, help="which agent, by its number")
+    watch.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
     watch.add_argument("--out", help="file.gif or file.mp4 (default RUN_DIR/episode_seed_N.gif)")
     watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
     sweep = command("sweep", _sweep, "train all experiments of a TOML file and write one report; resumable")
@@ -193,14 +195,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.episodes < 1:
         raise DeeprlError(f"--episodes: must be positive, not {options.episodes}")
-    assess(options.run_dir, options.episodes, options.csv)
+    assess(options.run_dir, options.episodes, options.csv, options.step)
     return 0
 
 
 def _watch(options: argparse.Namespace) -> int:
     from deeprl.watch import watch
 
-    watch(options.run_dir, options.seed, options.member, options.out, options.max_steps)
+    watch(options.run_dir, options.seed, options.member, options.out, options.max_steps, options.step)
     return 0
 
 

@@ -93,7 +93,7 @@ def _add_create(commands: Any) -> None:
     option("--policy", action="append", default=[], metavar="FILE", help="a .npz file of a policy; may be repeated")
     option("--run", action="append", default=[], dest="runs", metavar="RUN_DIR", help="a run; may be repeated")
     option("--agent-seed", type=int, metavar="S", help="of the runs, only agents of this seed")
-    option("--medium", default="", metavar="NAME", help="the medium policy: a snapshot such as 500, or a file's stem")
+    option("--medium", default="", metavar="NAME", help="the medium policy: 500 of a file, seed_0_step_5000 of a run")
     option("--expert", default="", metavar="NAME", help="the expert policy (default for both: by measured returns)")
     option("--mean-action", action="store_true", help="act without the noise of the policies")
     option("--steps", type=int, required=True, help="transitions")

@@ -77,6 +77,10 @@ class RunConfig:
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints with everything that an exact resume needs; 0 keeps only the last state."""
     keep_checkpoints: int = 2
+    """The newest checkpoints that are kept while a run goes on; of a finished one the last is."""
+    snapshot_every: int = 0
+    """Steps between snapshots of the agents, which are all kept: for `dataset create`, `deeprl evaluate --step` and
+    `deeprl.load(..., step=)`; 0 keeps none."""
     max_hours: float = 0.0
     """Stop after this time with a checkpoint, and the same command continues; 0 sets no limit."""
     # --- how ---
@@ -99,7 +103,7 @@ class RunConfig:
         _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
         _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
         _require(self.keep_checkpoints > 0, f"keep_checkpoints: must be positive, not {self.keep_checkpoints}")
-        for name in ("eval_every", "eval_episodes", "threads", "checkpoint_minutes", "max_hours"):
+        for name in ("eval_every", "eval_episodes", "snapshot_every", "threads", "checkpoint_minutes", "max_hours"):
             _require(getattr(self, name) >= 0, f"{name}: must not be negative")
         for name in per_agent_fields(type(self)):
             value = getattr(self, name)
@@ -192,7 +196,8 @@ class OnlineConfig(RunConfig):
 
 
 # Fields that do not change what a run computes.
-NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "cuda_graphs"}
+NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "snapshot_every"}
+NOT_IDENTITY |= {"tensorboard", "cuda_graphs"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -15,13 +15,21 @@ from deeprl.make_env import load_object
 from deeprl.spec import EnvSpec
 
 
+def name_of(make: Callable[..., Any]) -> str:
+    """`module:name` of a function, of what a `functools.partial` calls, or of the class of another callable object."""
+    make = getattr(make, "func", make)
+    named = make if hasattr(make, "__qualname__") else type(make)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 def make_modules(
-    default: Callable[..., Any], spec: EnvSpec, config: Any, custom: Callable[..., Any] | None, count: int
+    default: Callable[..., Any], spec: EnvSpec, config: Any, custom: Callable[..., Any] | None, wanted: str
 ) -> tuple[nn.Module, ...]:
     """What `custom`, else the function that `config.net` names, else `default` returns for (spec, config), as a tuple.
 
-    Raises DeeprlError for anything but `count` modules, for sizes that a network refuses (ValueError), and for layers
-    that keep statistics or draw random numbers: they would not be pure functions of their parameters.
+    wanted: what the modules are, such as "actor, critic". Raises DeeprlError for any other number of modules, for sizes
+    that a network refuses (ValueError), and for layers that keep statistics or draw random numbers: they would not be
+    pure functions of their parameters.
     """
     make = custom or (load_object(config.net, "net") if config.net else default)
     try:
@@ -31,11 +39,11 @@ def make_modules(
         raise DeeprlError(f"net: {error}") from error
     # A copy: the run moves it to its device, and a rehearsal (`memory.rehearse`) to one without memory.
     modules = copy.deepcopy(made if isinstance(made, tuple) else (made,))
-    if len(modules) != count:
-        raise DeeprlError(f"net: {count} modules are needed, not {len(modules)}")
+    if len(modules) != len(wanted.split(", ")):
+        raise DeeprlError(f"net: must return {wanted} as torch modules, not {len(modules)} of them")
     for module in modules:
         if not isinstance(module, nn.Module):
-            raise DeeprlError(f"net: expected torch modules, not {type(module).__name__}")
+            raise DeeprlError(f"net: must return {wanted} as torch modules, not {type(module).__name__}")
         for layer in module.modules():
             random = isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU)
             if random or getattr(layer, "track_running_stats", False):
@@ -45,7 +53,7 @@ def make_modules(
     return modules
 
 
-def output_shape(module: nn.Module, *inputs: Tensor) -> Any:
+def output_shape(module: nn.Module, *inputs: Any) -> Any:
     """The shape of what a module returns for these inputs; a list of shapes, or a type's name, if it is no tensor.
 
     Raises DeeprlError if it cannot take them.
@@ -54,7 +62,7 @@ def output_shape(module: nn.Module, *inputs: Tensor) -> Any:
         with torch.no_grad():
             output = module(*inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = " and ".join(str(tuple(x.shape)) for x in inputs)
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         reason = str(error).partition("\n")[0]
         raise DeeprlError(f"net: {type(module).__name__} cannot take {shapes}: {reason}") from error
     if isinstance(output, tuple) and all(isinstance(x, Tensor) for x in output):

@@ -44,7 +44,10 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
     differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
     if differ:
         was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
-        raise DeeprlError(f"{directory} holds another run ({was}); choose another --out")
+        remedy = "choose another --out"
+        if differ == ["custom_net"] and not custom_net:
+            remedy = "it goes on from Python, where its net= is passed again"
+        raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
 
 

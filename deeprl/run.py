@@ -1,8 +1,7 @@
 """One run on disk: directory, schedule, records, progress, checkpoints. What keeps a `train` loop short.
 
-A run directory holds `config.json`, `status.json`, `metrics.csv`, `evaluations.csv`, `tensorboard/` and `checkpoints/`.
-Opening a directory that holds the same run continues it from its newest checkpoint; one that holds another run is
-refused.
+A run directory holds `config.json`, `status.json`, `metrics.csv`, `evaluations.csv`, `tensorboard/`, `checkpoints/`,
+and `snapshots/` if asked for. Opening one continues its run from the newest checkpoint; another run is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from deeprl import checkpoint, health, memory, rng
+from deeprl import checkpoint, health, memory, rng, snapshots
 from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
+from deeprl.custom import name_of
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
 from deeprl.envs import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, InUseError, first_line
@@ -42,7 +42,6 @@ class Run:
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     keys("update", i): the agents' keys of a named random stream, int64 [S, 4].
-
     net: the function of own networks, to note in `config.json` that they are needed again.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
     """
@@ -56,7 +55,7 @@ class Run:
         callback: Callback | None = None,
     ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
-        self._custom_net = f"{net.__module__}:{net.__qualname__}" if net else ""
+        self._custom_net = name_of(net) if net else ""
         self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
@@ -73,8 +72,7 @@ class Run:
         self._saved_at, self._evaluated = time.monotonic(), -1
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
-        self._opened = False
-        self._width = getattr(config, "envs_per_agent", 1)  # steps that one pass of the loop counts
+        self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
         self._make_env: EnvFactory | None = None
         self._evaluator: Evaluator | None = None
 
@@ -231,8 +229,7 @@ class Run:
             self._episodes = []
             return
         with writing(self.directory):
-            values = {name: value.tolist() for name, value in metrics.items()}
-            self._logs.metrics(self.step, self.wall_s, values, self._episodes)
+            self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
         self._episodes = []
 
     def evaluate(self, policy: PopulationPolicy) -> None:
@@ -249,7 +246,10 @@ class Run:
         self._write_status("running")
 
     def checkpoint(self) -> None:
-        """Save everything that an exact resume needs, if it is time to."""
+        """Save everything that an exact resume needs, if it is time to, and a snapshot of the agents, if one is due."""
+        if self.due(self.config.snapshot_every):
+            with writing(self.directory):
+                snapshots.take(self.directory, self.step, self._attached["agents"].state_dict())
         minutes = self.config.checkpoint_minutes
         if minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60:
             self.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,23 @@ _GIF_FPS = 25  # browsers play faster GIFs slowly
 _SMALLEST_SIDE = 160  # pixels of a film, at least about so many
 
 
-def watch(run_dir: str | Path, seed: int | None, member: int | None, out: str | None, max_steps: int) -> Path:
+def watch(
+    run_dir: str | Path,
+    seed: int | None = None,
+    member: int | None = None,
+    out: str | None = None,
+    max_steps: int = 1000,
+    step: int | None = None,
+    net: Callable[..., Any] | None = None,
+) -> Path:
     """Write one episode without exploration to `out` (.gif or .mp4; default RUN_DIR/episode_seed_N.gif).
 
-    Raises DeeprlError where the environment cannot be drawn or `out` has another ending.
+    The other arguments choose the agent, as those of `deeprl.load` do. Raises DeeprlError where the environment cannot
+    be drawn or `out` has another ending.
     """
     directory = Path(run_dir)
     where = evaluated_in(read_about(directory))
-    policy = load(directory, seed, member)
+    policy = load(directory, seed, member, net, step=step)
     path = Path(out) if out else directory / f"episode_seed_{policy.seed}.gif"
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")

@@ -13,6 +13,7 @@ from torch import nn
 
 import deeprl
 from deeprl import checkpoint
+from deeprl.assess import assess
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, greedy_policy
 from deeprl.nets import MLP, CriticEnsemble
@@ -134,6 +135,32 @@ def test_policy_takes_one_observation_or_a_batch(run_dir: Path) -> None:
         policy(np.zeros(4))
 
 
+def test_networks_of_a_trained_agent_do_what_its_policy_does(run_dir: Path) -> None:
+    policy = deeprl.load(run_dir, seed=3)
+    parts = policy.modules()
+    assert set(parts) == {"actor", "critic", "obs_norm"}
+    obs = torch.randn(5, 3)
+    mean, _ = parts["actor"](parts["obs_norm"](obs))
+    torch.testing.assert_close(2.0 * torch.tanh(mean), torch.from_numpy(policy(obs.numpy())))
+    assert parts["critic"](parts["obs_norm"](obs), torch.tanh(mean)).shape == (2, 5)
+    with torch.no_grad():  # they are copies
+        parts["actor"].trunk[0].weight.zero_()
+    assert policy._state.actor["trunk.0.weight"].any()
+
+
+def test_networks_of_an_agent_that_learned_from_a_dataset(tmp_path: Path) -> None:
+    from offline_helpers import write_made
+
+    own = {"dataset": write_made(tmp_path / "a.npz"), "steps": 5, "hidden": [8], "compile": "off", "eval_episodes": 0}
+    for normalize in ("obs", "off"):
+        out = str(tmp_path / normalize)
+        policy = deeprl.load(deeprl.train("td3_bc", out=out, normalize_obs=normalize, **own).directory)
+        parts, obs = policy.modules(), torch.randn(5, 3)
+        assert set(parts) == {"actor", "critic"} | ({"obs_norm"} if normalize == "obs" else set())
+        seen = parts["obs_norm"](obs) if normalize == "obs" else obs
+        torch.testing.assert_close(parts["actor"](seen), torch.from_numpy(policy(obs.numpy())))
+
+
 def test_policy_uses_the_normaliser(run_dir: Path) -> None:
     policy = deeprl.load(run_dir, seed=3)
     stats = policy._state.obs_stats
@@ -222,8 +249,9 @@ def test_own_network_trains_and_loads(tmp_path: Path) -> None:
         deeprl.load(run.directory, seed=0)
     with pytest.raises(DeeprlError, match="pass the run's own net="):
         deeprl.load(run.directory, seed=0, net=deeprl.online.sac.make_net)
-    with pytest.raises(DeeprlError, match=r"holds another run \(custom_net"):
+    with pytest.raises(DeeprlError, match=r"another run \(custom_net.*\); it goes on from Python, where its net="):
         deeprl.train("sac", env="Pendulum-v1", seeds="0-1", out=str(run.directory), **TINY)
+    assert assess(run.directory, 1, net=own_net).shape == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +293,10 @@ def test_own_network_by_name_is_found_again(tmp_path: Path, monkeypatch: pytest.
                         batch_size=16, eval_episodes=1, compile="off", threads=1)  # fmt: skip
     sac.train(config)
     assert deeprl.load("own")._state.actor["trunk.0.weight"].shape == (5, 3)
+    named = {k: v for k, v in TINY.items() if k != "hidden"} | {"env": "Pendulum-v1", "out": "named"}
+    assert deeprl.train("sac", net="my_nets:small", **named).config.net == "my_nets:small"
+    assert deeprl.load("named")._state.actor["trunk.0.weight"].shape == (5, 3)
+    assert deeprl.dry_run("sac", net="my_nets:small", **named).total > 0
 
 
 def test_networks_are_ordinary_modules() -> None:

@@ -46,6 +46,7 @@ FLOORS: list[set[str]] = [
         "provenance",
         "directory",
         "health",
+        "snapshots",
         "run",
         "custom",
         "data",

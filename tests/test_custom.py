@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeprl.custom import make_modules, output_shape
+from deeprl.custom import make_modules, name_of, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn, sac, td3
 from deeprl.spec import EnvSpec
@@ -18,14 +19,27 @@ BOX = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 DISCRETE = EnvSpec((3,), 0, (), (), actions=2)
 
 
-def made(make: Callable[..., Any], count: int = 1) -> tuple[nn.Module, ...]:
-    return make_modules(make, BOX, dqn.Config(), None, count)
+def made(make: Callable[..., Any], wanted: str = "Q network") -> tuple[nn.Module, ...]:
+    return make_modules(make, BOX, dqn.Config(), None, wanted)
 
 
 def test_modules_come_back_as_a_tuple() -> None:
     layer = nn.Linear(3, 2)
     assert [type(m) for m in made(lambda spec, config: layer)] == [nn.Linear]
-    assert [type(m) for m in made(lambda spec, config: (layer, layer), 2)] == [nn.Linear] * 2
+    assert [type(m) for m in made(lambda spec, config: (layer, layer), "actor, critic")] == [nn.Linear] * 2
+
+
+class Maker:
+    """A callable object."""
+
+    def __call__(self, spec: EnvSpec, config: Any) -> nn.Module:
+        return nn.Linear(3, 2)
+
+
+def test_functions_partial_ones_and_objects_have_a_name() -> None:
+    assert name_of(dqn.make_net) == "deeprl.online.dqn:make_net"
+    assert name_of(functools.partial(dqn.make_net, config=None)) == "deeprl.online.dqn:make_net"
+    assert name_of(Maker()) == "test_custom:Maker"
 
 
 def test_the_users_own_modules_stay_as_they_are() -> None:
@@ -39,8 +53,11 @@ def test_the_users_own_modules_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda spec, config: (nn.Linear(1, 1), nn.Linear(1, 1)), "1 modules are needed, not 2"),
-        (lambda spec, config: "net", "expected torch modules, not str"),
+        (
+            lambda spec, config: (nn.Linear(1, 1), nn.Linear(1, 1)),
+            "must return Q network as torch modules, not 2",
+        ),
+        (lambda spec, config: "net", "must return Q network as torch modules, not str"),
         (lambda spec: nn.Linear(1, 1), "too many positional arguments"),
         (lambda spec, config: nn.BatchNorm1d(3), "BatchNorm1d keeps state"),
         (lambda spec, config: nn.Sequential(nn.Linear(3, 3), nn.Dropout()), "Dropout keeps state or draws"),
@@ -54,7 +71,7 @@ def test_what_is_no_pure_network_is_refused(make: Any, message: str) -> None:
 
 def test_a_name_of_something_else_is_refused() -> None:
     with pytest.raises(DeeprlError, match=r"^net: 3.14.* is not a callable object"):
-        make_modules(dqn.make_net, DISCRETE, dqn.Config(net="math:pi"), None, 1)
+        make_modules(dqn.make_net, DISCRETE, dqn.Config(net="math:pi"), None, "Q network")
 
 
 def test_normalisation_without_running_statistics_is_taken() -> None:

@@ -334,7 +334,7 @@ def test_initial_states_differ_between_seeds_and_targets_are_copies() -> None:
         (TWO, {}, lambda s, c: nn.Linear(2, 3), r"must return \(3, 2\) for scalar values, not \(3, 3\)"),
         (TWO, {"value": "c51"}, lambda s, c: nn.Linear(2, 2), r"must return \(3, 2, 51\) for c51 values"),
         (TWO, {}, lambda s, c: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "BatchNorm1d keeps state"),
-        (TWO, {}, lambda s, c: 3, "net: expected torch modules, not int"),
+        (TWO, {}, lambda s, c: 3, "net: must return Q network as torch modules, not int"),
         (EnvSpec((2,), 1, (-1.0,), (1.0,)), {}, None, "dqn needs discrete actions, not 1 continuous"),
         (EnvSpec((1, 35, 40), 0, (), (), "uint8", 2, 0, 1), {}, None, r"net: .*\(1, 35, 40\) are too small"),
         (EnvSpec((2, 9, 3), 0, (), (), "bool", 2), {}, None, r"net: .*\(2, 9, 3\) are too small"),

@@ -150,6 +150,26 @@ def test_dropout_keeps_the_mean_of_a_layer() -> None:
     assert not torch.equal(kept[0][:, :32], kept[1])
 
 
+def test_own_actor_needs_no_factors_unless_there_is_dropout() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = nn.Linear(3, 2)
+
+        def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tanh(self.mean(obs)), torch.zeros(2)
+
+    def make(spec: EnvSpec, config: iql.Config) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return Own(), *iql.make_net(spec, config)[1:]
+
+    config = iql.Config(**TINY)
+    net = iql.build_net(SPEC, config, make)
+    state = iql.init(net, config, rng.key(0, "init"))
+    assert int(iql.update(net, config, state, batch_of(8), rng.key(0, "update"))[0].step) == 1
+    with pytest.raises(DeeprlError, match=r"^net: Own cannot take .*positional argument"):
+        iql.build_net(SPEC, dataclasses.replace(config, dropout=0.1), make)
+
+
 def test_dropout_acts_on_every_hidden_layer_of_the_policy() -> None:
     config = iql.Config(dropout=0.5, hidden=(16, 8))
     net, key, batch = iql.build_net(SPEC, config), rng.key(0, "update"), batch_of(32)

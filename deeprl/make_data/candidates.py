@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprl.api import load_population
+from deeprl import snapshots
+from deeprl.api import Population, load_population
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.policies import Policy, read_policies
 from deeprl.make_data.recorder import Source
@@ -37,14 +38,30 @@ def file_sources(path: str, spec: EnvSpec, env: str, mean_action: bool) -> list[
 
 
 def run_sources(run_dir: str, spec: EnvSpec, env: str, seed: int | None, mean_action: bool) -> list[Source]:
-    """The agents of a run, acting as they do in training; with mean_action as in an evaluation.
+    """The agents of a run at each of its snapshots and at its end, acting as they do in training.
 
-    Raises DeeprlError where the run has no such agent or is of an environment with other spaces.
+    With mean_action they act as in an evaluation. Raises DeeprlError where the run has no such agent or is of an
+    environment with other spaces.
     """
-    population = load_population(run_dir)
-    own = population.spec
+    newest = load_population(run_dir)
+    own = newest.spec
     if (own.obs_shape, own.action_low, own.action_high) != (spec.obs_shape, spec.action_low, spec.action_high):
-        raise DeeprlError(f"{run_dir}: trained in {population.config.env}, whose spaces are not those of {env}")
+        raise DeeprlError(f"{run_dir}: trained in {newest.config.env}, whose spaces are not those of {env}")
+    members = [m for m in newest.members if seed in (None, m["seed"])]
+    if not members:
+        known = ", ".join(str(m["seed"]) for m in newest.members)
+        raise DeeprlError(f"{run_dir}: no agent of seed {seed}; it has {known}")
+    found = []
+    for step in snapshots.steps(run_dir):
+        found += _agents(run_dir, load_population(run_dir, step=step), members, mean_action, f"_step_{step}")
+    return found + _agents(run_dir, newest, members, mean_action)
+
+
+def _agents(
+    run_dir: str, population: Population, members: Sequence[dict[str, Any]], mean_action: bool, moment: str = ""
+) -> list[Source]:
+    """Some agents of a population. moment: what their names end in."""
+    spec = population.spec
     act = functools.partial(population.module.act, population.net, population.config, explore=not mean_action)
 
     def source(about: dict[str, Any]) -> Source:
@@ -58,12 +75,8 @@ def run_sources(run_dir: str, spec: EnvSpec, env: str, seed: int | None, mean_ac
 
         shared = sum(m["seed"] == about["seed"] for m in population.members) > 1
         member = f"_member_{about['member']}" if shared else ""
-        return Source(f"{Path(run_dir).resolve().name}:seed_{about['seed']}{member}", actor)
+        return Source(f"{Path(run_dir).resolve().name}:seed_{about['seed']}{member}{moment}", actor)
 
-    members = [m for m in population.members if seed in (None, m["seed"])]
-    if not members:
-        known = ", ".join(str(m["seed"]) for m in population.members)
-        raise DeeprlError(f"{run_dir}: no agent of seed {seed}; it has {known}")
     return [source(about) for about in members]
 
 

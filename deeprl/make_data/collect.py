@@ -1,7 +1,8 @@
 """`deeprl dataset create`: transitions of a mixture of policies as a dataset, in the manner of D4RL.
 
-Fu et al. 2020 (arXiv 2004.07219) made the locomotion sets with one agent at several moments of its training; `KINDS`
-tells what stands for these moments here. Underneath, a dataset is a list of `Share`s: policies, and how much of each.
+Fu et al. 2020 (arXiv 2004.07219) made the locomotion sets with one agent at several moments of its training. Those are
+the snapshots of a run (`--snapshot-every`) or of a file; `KINDS` tells which of them make which dataset. Underneath, a
+dataset is a list of `Share`s: policies, and how much of each.
 Each policy's last episode is cut where its share is complete, and counts as cut by a time limit.
 """
 
@@ -44,9 +45,10 @@ class Request:
     """What `create` shall make.
 
     target: a file `.hdf5` or `.h5`, or a Minari id. env: may be left out if there are runs. policies: files that
-    `make_data.policies` reads, each of their snapshots a candidate; runs: run directories, each agent a candidate, or
-    those of `agent_seed`. medium, expert: candidates by name, such as `500` for the snapshot 500; found by their
-    returns if left out. mean_action: without the policies' own noise, runs without exploration.
+    `make_data.policies` reads, each of their snapshots a candidate; runs: run directories, each agent a candidate at
+    each of its snapshots and at its end, or those of `agent_seed`. medium, expert: candidates by name, such as `500` of
+    a file or `seed_0_step_5000` of a run; found by their returns if left out. mean_action: without the policies' own
+    noise, runs without exploration.
     """
 
     target: str
@@ -153,7 +155,7 @@ def create(request: Request) -> Summary:
         shares = [Share(uniform_source(spec))]
         if request.kind != "random":
             shares = choose(request.kind, candidates, returns, request.medium, request.expert)
-        origin = _origin(request, env, kwargs, wrappers, shares)
+        origin = _origin(request, env, kwargs, wrappers, shares, alone=len(candidates) == 1)
         tally = _Tally(request.steps, f"recording {request.target}")
         episodes = tally.counted(collect(recorder, shares, request.steps, request.seed))
         write_dataset(request.target, recorder.envs[0], episodes, origin)
@@ -210,11 +212,12 @@ def _environment(request: Request) -> tuple[str, dict[str, Any], tuple[str, ...]
 
 
 def _origin(
-    request: Request, env: str, kwargs: dict[str, Any], wrappers: tuple[str, ...], shares: Sequence[Share]
+    request: Request, env: str, kwargs: dict[str, Any], wrappers: tuple[str, ...], shares: Sequence[Share], alone: bool
 ) -> Origin:
+    """What the dataset tells of itself. alone: there was but one policy to choose from."""
     sources = [share.source.name for share in shares]
     about: dict[str, Any] = {
-        "recipe": _recipe(request),
+        "recipe": f"{request.kind}, the only policy given" if alone else _recipe(request),
         "env": env,
         "policies": sources,
         "noise": "mean actions" if request.mean_action else "sampled actions",

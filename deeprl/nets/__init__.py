@@ -14,6 +14,7 @@ from deeprl.nets.heads import (
 from deeprl.nets.init import Start, init_params, start_layers
 from deeprl.nets.mlp import MLP
 from deeprl.nets.norm import (
+    FixedNorm,
     HyperLinear,
     Lerp,
     ReturnScale,
@@ -40,6 +41,7 @@ __all__ = [
     "MLP",
     "CriticEnsemble",
     "EnsembleLinear",
+    "FixedNorm",
     "GaussianActor",
     "HyperLinear",
     "Lerp",

@@ -61,6 +61,21 @@ class RunningNorm(nn.Module):
         }
 
 
+class FixedNorm(nn.Module):
+    """(x - mean) / std by statistics that stay as they are, such as a dataset's: buffers mean, std of x's last axes."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Float[Tensor, "*O"], std: Float[Tensor, "*O"]):
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+
+    def forward(self, x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        return (x - self.mean) / self.std
+
+
 class _Float64Statistics(nn.Module):
     """Statistics that stay float64 when the networks around them change their type, as by `.to(torch.bfloat16)`."""
 

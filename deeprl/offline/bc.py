@@ -88,7 +88,7 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("bc", spec, "continuous")
-    (actor,) = make_modules(make_net, spec, config, custom, count=1)
+    (actor,) = make_modules(make_net, spec, config, custom, "actor")
     rows = (3, spec.action_dim)
     found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if found != (rows if config.actor == "deterministic" else [rows, (spec.action_dim,)]):

@@ -90,8 +90,9 @@ class Config(OfflineConfig):
 class Net(NamedTuple):
     """The modules of one agent; their parameters live in `State`.
 
-    actor(obs [B, O], kept) -> (mean [B, A] in [-1, 1], log_std [A]), or action [B, A] in [-1, 1] of a deterministic
-    one. critic(obs, action) -> qs [E, B]. value(obs) -> [B, 1].
+    actor(obs [B, O]) -> (mean [B, A] in [-1, 1], log_std [A]), or action [B, A] in [-1, 1] of a deterministic one; with
+    dropout also actor(obs, factors of each hidden layer [B, H]). critic(obs, action) -> qs [E, B].
+    value(obs) -> [B, 1].
     """
 
     actor: nn.Module
@@ -114,11 +115,13 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("iql", spec, "continuous")
-    actor, critic, value = make_modules(make_net, spec, config, custom, count=3)
+    actor, critic, value = make_modules(make_net, spec, config, custom, "actor, critic, value")
     obs, rows = torch.zeros(3, *spec.obs_shape), (3, spec.action_dim)
     found = output_shape(actor, obs)
     if found != ([rows, (spec.action_dim,)] if config.actor == "gaussian" else rows):
         raise DeeprlError(f"net: the {config.actor} actor returns {found}, not actions {rows} (and log_std)")
+    if config.dropout > 0.0:
+        output_shape(actor, obs, dropout_factors(rng.key(0, "update"), len(obs), config))
     if (found := output_shape(value, obs)) != (3, 1):
         raise DeeprlError(f"net: the value must return {(3, 1)}, not {found}")
     check_critic(critic, spec)
@@ -204,8 +207,8 @@ def actor_loss(
     if config.actor == "deterministic":
         action = functional_call(net.actor, actor, (batch.obs,)).to(weight.dtype)
         return (weight * (action - batch.action).square().sum(-1)).mean()
-    kept = dropout_factors(key, len(batch.obs), config) if config.dropout > 0.0 else ()
-    mean, log_std = functional_call(net.actor, actor, (batch.obs, kept))
+    kept = (dropout_factors(key, len(batch.obs), config),) if config.dropout > 0.0 else ()
+    mean, log_std = functional_call(net.actor, actor, (batch.obs, *kept))
     return -(weight * nets.normal_log_prob(batch.action, mean.to(weight.dtype), log_std)).mean()
 
 

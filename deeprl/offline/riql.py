@@ -116,7 +116,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("riql", spec, "continuous")
-    actor, critic, value = make_modules(make_net, spec, config, custom, count=3)
+    actor, critic, value = make_modules(make_net, spec, config, custom, "actor, critic, value")
     obs = torch.zeros(3, *spec.obs_shape)
     for name, module, shape in (("actor", actor, (3, spec.action_dim)), ("value", value, (3, 1))):
         if (found := output_shape(module, obs)) != shape:

@@ -168,7 +168,7 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("dqn", spec, "discrete", images=True)
-    (q,) = make_modules(make_net, spec, config, custom, count=1)
+    (q,) = make_modules(make_net, spec, config, custom, "Q network")
     shape = output_shape(q, torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)))
     expected = (3, spec.actions) if config.value == "scalar" else (3, spec.actions, config.bins)
     if shape != expected:

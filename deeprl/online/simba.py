@@ -141,7 +141,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("simba", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, count=2)
+    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
     found, action = output_shape(actor, torch.zeros(3, *spec.obs_shape)), (3, spec.action_dim)
     if found != ([action] * 2 if config.policy == "sac" else action):
         what = "mean and log_std" if config.policy == "sac" else "actions"

@@ -136,7 +136,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("simba_v2", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, count=2)
+    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
     shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
