@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,16 @@ def test_help_and_list_do_not_import_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "sac" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if re.search(r"^class \w*Config\b", f.read_text(), re.MULTILINE)], ids=module_name
+)
+def test_every_setting_is_explained_where_help_finds_it(file: Path) -> None:
+    """By a docstring below it or a comment behind it; a comment above would be the title of its section."""
+    lines, tree = file.read_text().splitlines(), ast.parse(file.read_text())
+    for kind in (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+        for field, after in zip(kind.body, [*kind.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                docstring = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert docstring or "  # " in lines[field.lineno - 1], f"{file.stem}.{ast.unparse(field.target)}"

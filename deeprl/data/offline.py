@@ -38,7 +38,7 @@ class OfflineConfig(RunConfig):
     """Where the agents are evaluated; default: what the dataset names."""
     clip_actions: bool = False
     """Clip actions beyond the environment's bounds; otherwise a dataset that has some is refused."""
-    batch_size: int = 256
+    batch_size: int = 256  # transitions in each update
     normalize_obs: Normalize = "off"
     """Centre and scale observations by the dataset's mean and standard deviation + 0.001, those of its observations
     (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""

@@ -47,16 +47,16 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """BC. Defaults: corl-team/CORL, algorithms/offline/any_percent_bc.py."""
 
-    normalize_obs: Normalize = "obs"
+    normalize_obs: Normalize = "obs"  # `off`, or by moments of `obs`, or of `both` obs and next obs
     best: float = 1.0
     """Share of the episodes, those with the highest returns, that are imitated."""
     # --- learning ---
-    actor_lr: PerAgent = per_agent(3e-4)
-    weight_decay: PerAgent = per_agent(0.0)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    weight_decay: PerAgent = per_agent(0.0)  # of AdamW
     # --- networks ---
     actor: Literal["deterministic", "gaussian"] = "deterministic"
     """`deterministic`: squared error; `gaussian`: likelihood."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -83,9 +83,9 @@ class Config(OfflineConfig):
     sparse_rewards: bool = False
     """For Cal-QL: episodes that never get more than the dataset's lowest reward r return r / (1 - discount)."""
     # --- learning ---
-    actor_lr: PerAgent = per_agent(1e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    discount: PerAgent = per_agent(0.99)
+    actor_lr: PerAgent = per_agent(1e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
     target_entropy: PerAgentOrAuto = per_agent("auto")
@@ -95,13 +95,13 @@ class Config(OfflineConfig):
     backup: Literal["sample", "max-then-min", "min-then-max"] = "sample"
     """Next value: of one action of the policy; or the maximum over several of each critic, then the minimum over
     critics (the authors'); or the minimum first (JaxCQL, CORL, Cal-QL, WSRL)."""
-    backup_entropy: bool = False
+    backup_entropy: bool = False  # targets count entropy, as SAC's do
     # --- networks ---
-    actor_hidden: tuple[int, ...] = (256, 256, 256)
-    critic_hidden: tuple[int, ...] = (256, 256, 256)
-    critics: int = 2
-    start: nets.Start = "small-head"
-    log_std_range: tuple[float, float] = (-5.0, 2.0)
+    actor_hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer of the policy
+    critic_hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer of each critic
+    critics: int = 2  # targets and the policy take their minimum
+    start: nets.Start = "small-head"  # how layers start (`nets.start_layers`)
+    log_std_range: tuple[float, float] = (-5.0, 2.0)  # log sigma of the policy is cut to it
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -66,17 +66,17 @@ class Config(OfflineConfig):
     # --- learning ---
     eta: PerAgent = per_agent(1.0)
     """Weight of the critics' diversity; 0 is SAC-N, which beside agents of other values costs as much as they do."""
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    alpha_lr: PerAgent = per_agent(3e-4)
-    discount: PerAgent = per_agent(0.99)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    alpha_lr: PerAgent = per_agent(3e-4)  # learning rate of the temperature
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
     target_entropy: PerAgentOrAuto = per_agent("auto")
     """In nats of the normalised action; `auto` is -A."""
     # --- networks ---
-    hidden: tuple[int, ...] = (256, 256, 256)
-    critics: int = 10
+    hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer, in all networks
+    critics: int = 10  # targets and the policy take their minimum
 
     def __post_init__(self) -> None:
         super().__post_init__()

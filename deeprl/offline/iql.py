@@ -59,19 +59,19 @@ class Config(OfflineConfig):
     """tau of the paper: 0.5 is the mean over the data's actions, 1 the best of them."""
     temperature: PerAgent = per_agent(3.0)
     """beta of the paper, the inverse temperature: 0 is behaviour cloning."""
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    value_lr: PerAgent = per_agent(3e-4)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    value_lr: PerAgent = per_agent(3e-4)  # learning rate of the value V
     actor_lr_decay: bool = True
     """Cosine decay of the policy's learning rate to 0 at the last step."""
-    discount: PerAgent = per_agent(0.99)
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
     # --- networks ---
     actor: Literal["gaussian", "deterministic"] = "gaussian"
     """`deterministic`: tanh policy, weighted squared error summed over the action's entries in place of -log pi."""
-    hidden: tuple[int, ...] = (256, 256)
-    critics: int = 2
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
+    critics: int = 2  # their minimum counts
     dropout: float = 0.0
     """Share of the policy's hidden units that each row of a batch leaves out (0.1 on Kitchen and Adroit)."""
 

@@ -57,7 +57,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """RIQL. Defaults: YangRui2015/RIQL, RIQL.py and RIQL_config.py (clean data), which trains 3M steps."""
 
-    normalize_obs: Normalize = "both"
+    normalize_obs: Normalize = "both"  # `off`, or by moments of `obs`, or of `both` obs and next obs
 
     # --- learning ---
     expectile: PerAgent = per_agent(0.7)
@@ -68,17 +68,17 @@ class Config(OfflineConfig):
     """alpha of the paper: which quantile of the target critics; 0 is their minimum."""
     huber_threshold: PerAgent = per_agent(1.0)
     """h, the error from which on the critics' loss is linear; 1 / sigma^2 in the paper's terms."""
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    value_lr: PerAgent = per_agent(3e-4)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    value_lr: PerAgent = per_agent(3e-4)  # learning rate of the value V
     actor_lr_decay: bool = True
     """Cosine decay of the policy's learning rate to 0 at the last step."""
-    discount: PerAgent = per_agent(0.99)
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
     # --- networks ---
-    hidden: tuple[int, ...] = (256, 256)
-    critics: int = 5
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
+    critics: int = 5  # K
 
     def __post_init__(self) -> None:
         super().__post_init__()

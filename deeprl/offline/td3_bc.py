@@ -52,23 +52,23 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """TD3+BC. Defaults: arXiv 2106.06860, Table 3; sfujim/TD3_BC, main.py."""
 
-    normalize_obs: Normalize = "obs"
+    normalize_obs: Normalize = "obs"  # `off`, or by moments of `obs`, or of `both` obs and next obs
     # --- learning ---
     alpha: PerAgent = per_agent(2.5)
     """Weight of the critic against imitation: 0 is behaviour cloning."""
     policy_delay: int = 2
     """Critic updates for each update of the policy and the targets."""
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    discount: PerAgent = per_agent(0.99)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online networks in each soft target update."""
     target_noise: PerAgent = per_agent(0.2)
     """Standard deviation of the noise on the target policy's actions."""
-    target_noise_clip: PerAgent = per_agent(0.5)
+    target_noise_clip: PerAgent = per_agent(0.5)  # c, the largest target noise, in normalised actions
     # --- networks ---
-    hidden: tuple[int, ...] = (256, 256)
-    critics: int = 2
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
+    critics: int = 2  # targets take their minimum
 
     def __post_init__(self) -> None:
         super().__post_init__()

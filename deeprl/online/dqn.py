@@ -62,8 +62,8 @@ from deeprl.tree import write_into
 class Config(OnlineConfig):
     """DQN. Defaults: those of CleanRL's dqn.py for classic control; see benchmarks/sweeps/ for images."""
 
-    env: str = "CartPole-v1"
-    steps: int = 500_000
+    env: str = "CartPole-v1"  # Gymnasium id; `module:Id-v0` imports `module` first
+    steps: int = 500_000  # of each agent, in the environment
     # --- schedule ---
     learning_starts: int = 10_000
     """Uniformly random steps before the first update."""
@@ -73,12 +73,12 @@ class Config(OnlineConfig):
     """Steps between bursts of updates."""
     target_every: int = 500
     """Steps between copies of the network into the target."""
-    batch_size: int = 128
-    buffer_size: int = 10_000
+    batch_size: int = 128  # transitions in each update
+    buffer_size: int = 10_000  # transitions that the replay of an agent holds
     # --- learning ---
-    lr: PerAgent = per_agent(2.5e-4)
-    adam_eps: PerAgent = per_agent(1e-8)
-    discount: PerAgent = per_agent(0.99)
+    lr: PerAgent = per_agent(2.5e-4)  # Adam's learning rate
+    adam_eps: PerAgent = per_agent(1e-8)  # Adam's epsilon
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     loss: Literal["mse", "huber"] = "mse"
     """Of the TD error, for `value` scalar."""
     max_grad_norm: float = 0.0
@@ -95,14 +95,14 @@ class Config(OnlineConfig):
     # --- extensions ---
     double: bool = False
     """The online network chooses the action whose target value counts."""
-    dueling: bool = False
-    n_step: int = 1
-    value: Literal["scalar", "c51", "hl_gauss", "two_hot"] = "scalar"
-    bins: int = 51
-    v_min: float = -10.0
+    dueling: bool = False  # state value and advantages have layers of their own (arXiv 1511.06581)
+    n_step: int = 1  # rewards of so many steps before the bootstrap
+    value: Literal["scalar", "c51", "hl_gauss", "two_hot"] = "scalar"  # expected returns, or distributions of them
+    bins: int = 51  # of a distribution
+    v_min: float = -10.0  # lowest value of a distribution
     v_max: float = 10.0
-    """Range of values, of the discounted return that the learner sees."""
-    prioritized: bool = False
+    """Highest value of a distribution: of the discounted return that the learner sees."""
+    prioritized: bool = False  # rows of larger errors are drawn more often (arXiv 1511.05952)
     priority_alpha: PerAgent = per_agent(0.5)
     """0 is uniform."""
     priority_beta: PerAgent = per_agent(0.4)

@@ -64,13 +64,13 @@ class Config(OnlineConfig):
     """Uniformly random steps before the first update (softlearning: ten episodes)."""
     utd: float = 1.0
     """Updates per environment step of one agent; may be fractional."""
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
+    batch_size: int = 256  # transitions in each update
+    buffer_size: int = 1_000_000  # transitions that the replay of an agent holds
     # --- learning ---
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    alpha_lr: PerAgent = per_agent(3e-4)
-    discount: PerAgent = per_agent(0.99)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    alpha_lr: PerAgent = per_agent(3e-4)  # learning rate of the temperature
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critic in each soft target update."""
     init_alpha: PerAgent = per_agent(1.0)
@@ -78,8 +78,8 @@ class Config(OnlineConfig):
     target_entropy: PerAgentOrAuto = per_agent("auto")
     """In nats of the normalised action; `auto` is -A."""
     # --- networks ---
-    hidden: tuple[int, ...] = (256, 256)
-    critics: int = 2
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
+    critics: int = 2  # targets and the policy take their minimum
     log_std: Literal["clamp", "tanh"] = "clamp"
     """`clamp` cuts log sigma to its range; `tanh` maps it smoothly into it."""
     log_std_range: tuple[float, ...] = ()

@@ -68,18 +68,18 @@ class Config(OnlineConfig):
     """Uniformly random steps before the first update."""
     utd: float = 2.0
     """Updates per environment step of one agent; may be fractional."""
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
+    batch_size: int = 256  # transitions in each update
+    buffer_size: int = 1_000_000  # transitions that the replay of an agent holds
     # --- learning ---
     policy: Literal["sac", "ddpg"] = "sac"
     """`sac`: a stochastic policy with a learned temperature; `ddpg`: a deterministic one with constant noise."""
-    actor_lr: PerAgent = per_agent(1e-4)
-    critic_lr: PerAgent = per_agent(1e-4)
+    actor_lr: PerAgent = per_agent(1e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(1e-4)  # learning rate of the critics
     alpha_lr: PerAgent = per_agent(1e-4)
     """Of the temperature of `sac`."""
     weight_decay: PerAgent = per_agent(1e-2)
     """Of AdamW, on all parameters of actor and critics."""
-    discount: PerAgent = per_agent(0.995)
+    discount: PerAgent = per_agent(0.995)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critic in each soft target update."""
     init_alpha: PerAgent = per_agent(0.01)
@@ -89,10 +89,10 @@ class Config(OnlineConfig):
     exploration_noise: PerAgent = per_agent(0.1)
     """Of `ddpg`: standard deviation, in normalised actions."""
     # --- networks ---
-    actor_width: int = 128
-    actor_blocks: int = 1
-    critic_width: int = 512
-    critic_blocks: int = 2
+    actor_width: int = 128  # units of the policy
+    actor_blocks: int = 1  # residual blocks of the policy
+    critic_width: int = 512  # units of each critic
+    critic_blocks: int = 2  # residual blocks of each critic
     critics: int = 2
     """1 where episodes never terminate."""
     normalize_obs: bool = True

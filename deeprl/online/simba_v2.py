@@ -64,17 +64,17 @@ class Config(OnlineConfig):
     """Uniformly random steps before the first update."""
     utd: float = 2.0
     """Updates per environment step of one agent; may be fractional."""
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
+    batch_size: int = 256  # transitions in each update
+    buffer_size: int = 1_000_000  # transitions that the replay of an agent holds
     # --- learning ---
-    actor_lr: PerAgent = per_agent(1e-4)
-    critic_lr: PerAgent = per_agent(1e-4)
-    alpha_lr: PerAgent = per_agent(1e-4)
+    actor_lr: PerAgent = per_agent(1e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(1e-4)  # learning rate of the critics
+    alpha_lr: PerAgent = per_agent(1e-4)  # learning rate of the temperature
     final_lr_share: PerAgent = per_agent(0.5)
     """Share of all learning rates that is left at `lr_horizon`; they fall linearly, and stay there."""
     lr_horizon: int = 1_000_000
     """Decisions of one agent over which learning rates fall, whatever `steps` is."""
-    discount: PerAgent = per_agent(0.995)
+    discount: PerAgent = per_agent(0.995)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critic in each soft target update."""
     init_alpha: PerAgent = per_agent(0.01)
@@ -82,13 +82,13 @@ class Config(OnlineConfig):
     target_entropy: PerAgentOrAuto = per_agent("auto")
     """In nats of the normalised action; `auto` is -A/2."""
     # --- networks ---
-    actor_width: int = 128
-    actor_blocks: int = 1
-    critic_width: int = 512
-    critic_blocks: int = 2
+    actor_width: int = 128  # units of the policy
+    actor_blocks: int = 1  # residual blocks of the policy
+    critic_width: int = 512  # units of each critic
+    critic_blocks: int = 2  # residual blocks of each critic
     critics: int = 2
     """1 where episodes never terminate."""
-    bins: int = 101
+    bins: int = 101  # of the distribution of values
     value_bound: float = 5.0
     """The bins reach from -value_bound to value_bound, in scaled rewards."""
     # --- ablations ---

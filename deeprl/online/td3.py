@@ -62,26 +62,26 @@ class Config(OnlineConfig):
     """Uniformly random steps before the first update (paper: 10 000, or 1 000 on easy tasks)."""
     utd: float = 1.0
     """Updates per environment step of one agent; may be fractional."""
-    batch_size: int = 256
-    buffer_size: int = 1_000_000
+    batch_size: int = 256  # transitions in each update
+    buffer_size: int = 1_000_000  # transitions that the replay of an agent holds
     policy_delay: int = 2
     """Critic updates for each update of the policy and the targets."""
     # --- learning ---
-    actor_lr: PerAgent = per_agent(3e-4)
-    critic_lr: PerAgent = per_agent(3e-4)
-    discount: PerAgent = per_agent(0.99)
+    actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
+    critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
+    discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online networks in each soft target update."""
     exploration_noise: PerAgent = per_agent(0.1)
     """Standard deviation, in normalised actions."""
     target_noise: PerAgent = per_agent(0.2)
     """Standard deviation of the noise on the target policy's actions."""
-    target_noise_clip: PerAgent = per_agent(0.5)
+    target_noise_clip: PerAgent = per_agent(0.5)  # c, the largest target noise, in normalised actions
     # --- networks ---
     body: Literal["mlp", "simba"] = "mlp"
     """`simba`: residual networks (arXiv 2410.09754; actor 128 x 1 block, critics 512 x 2) in place of `hidden`."""
-    hidden: tuple[int, ...] = (256, 256)
-    critics: int = 2
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
+    critics: int = 2  # targets take their minimum
     normalize_obs: bool = False
     """Centre and scale observations by running statistics (RSNorm); SimBa's bodies want it."""
 
