@@ -16,6 +16,8 @@ What exists is not made again: a second call goes on where the first was stopped
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,13 @@ import deeprl
 from deeprl.data.datasets import load_dataset
 from deeprl.make_data.adversary import needs_adversary
 from deeprl.make_data.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
+from deeprl.offline import riql
 from deeprl.recipes import RECIPES
 from deeprl.rows import results, write_rows
 from deeprl.stats import mean_interval
 
 CASES = [(attack, element) for attack in ATTACKS for element in ELEMENTS]
-CLEAN = {"quantile": 0.25, "huber_threshold": 1.0}  # of the authors' code where no attack is named
+CLEAN = {key: getattr(riql.Config, key) for key in ("quantile", "huber_threshold")}  # where no attack is named
 # Scores of IQL and RIQL on D4RL's medium-replay sets after 3 million steps, for each element in order, as "Uncertainty-
 # based Offline Variational Bayesian Reinforcement Learning" (TRACER) reprints them.
 PAPER = {
@@ -147,8 +150,8 @@ def main() -> None:
     for algorithm in ("riql", "iql"):
         run = deeprl.train(algorithm, **population(options, files, algorithm))
         own = results(run.directory)
-        command = f"python benchmarks/corrupted.py --dataset {Path(options.dataset).name} --kind {options.kind}"
-        rows += [row | {"command": f"{command} --steps {options.steps} --seeds {options.seeds}"} for row in own]
+        command = shlex.join(["python", "benchmarks/corrupted.py", *sys.argv[1:]])
+        rows += [row | {"command": command} for row in own]
         write_rows(options.csv, rows[-len(own) :])
     table(options, files, rows)
 

@@ -1,12 +1,12 @@
 """The datasets of the offline benchmark, made anew in D4RL's manner: Hopper and HalfCheetah, six sets, one command.
 
-    python benchmarks/datasets.py --policies DIR [--steps 200_000] [--seed 0] [--hdf5 DIR] [--csv FILE.csv]
+    python benchmarks/datasets.py --hdf5 runs/data [--steps 200_000] [--seed 0] [--policies DIR] [--csv FILE.csv]
 
 The sets are Minari datasets `deeprl/hopper/medium-v0` and so on, or with `--hdf5` files such as `hopper-medium.hdf5`.
 Those that exist are left as they are, so that the command goes on where it was stopped.
 
-`--policies` holds third-party policies as `deeprl.make_data.policies` reads them, all MIT: 26 snapshots of a TRPO run
-for each task (`openai/imitation`), and actors of SAC and TQC (`DLR-RM/rl-trained-agents`). Mean returns of sampled
+The policies are others', as `deeprl.make_data.policies` reads them, all MIT: 26 snapshots of a TRPO run for each task
+(`openai/imitation`), and actors of SAC and TQC (`DLR-RM/rl-trained-agents`). Mean returns of sampled
 actions on the v4 environments, with D4RL's score:
 
 - Hopper: the expert is the last TRPO snapshot (3,190; 99). Its run jumps from 590 to 2,700 between two snapshots, so
@@ -69,7 +69,7 @@ COLUMNS = ["env", "kind", *MADE, "d4rl_transitions", "d4rl_episodes", "seed", "c
 
 @dataclass
 class Options:
-    policies: str
+    policies: str = "benchmarks/reference/policies"
     """Folder of the policies."""
     steps: int = 200_000
     """Transitions of each set."""
@@ -88,8 +88,8 @@ def request(options: Options, name: str, kind: str) -> Request:
 
 
 def row(asked: Request, made: Summary, theirs: tuple[int, int]) -> dict[str, Any]:
-    command = f"python benchmarks/datasets.py --policies DIR --steps {asked.steps} --seed {asked.seed}"
-    command += " --hdf5 DIR" if asked.target.endswith(".hdf5") else ""
+    command = f"python benchmarks/datasets.py --steps {asked.steps} --seed {asked.seed}"
+    command += " --hdf5 runs/data" if asked.target.endswith(".hdf5") else ""
     values = dataclasses.asdict(made) | {"sources": " ".join(made.sources), "target": Path(made.target).name}
     values |= {key: round(value, 2) for key, value in values.items() if isinstance(value, float)}
     values |= {"env": asked.env, "kind": asked.kind, "seed": asked.seed, "commit": provenance.commit()}

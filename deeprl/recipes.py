@@ -42,6 +42,9 @@ _DMC = {
 }
 _MUJOCO = {"steps": 1_000_000, "utd": 2.0, "learning_starts": 5_000, "discount": discount_of(1000), "critics": 2}
 
+# Dopamine's: an update for every four decisions, Adam with a large epsilon.
+_DOPAMINE = {"train_every": 4, "utd": 0.25, "batch_size": 32}
+
 _IQL = "arXiv 2110.06169, App. B; ikostrikov/implicit_q_learning, configs"
 _RARE = {"eval_every": 100_000, "eval_episodes": 100}  # AntMaze: a return is 0 or 1
 
@@ -106,6 +109,29 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             | {"rewards": "calql-adroit", "cql_alpha": 1.0, "steps": 20_000, "eval_every": 2_000}
             | {"actor_hidden": (512, 512), "critic_hidden": (512,) * 3},
             "arXiv 2303.05479, offline phase on binary rewards; nakamotoo/Cal-QL, scripts/run_adroit.sh",
+        ),
+    },
+    "dqn": {
+        "classic": Recipe(
+            _DOPAMINE
+            | {"env": "CartPole-v1", "steps": 100_000, "learning_starts": 500, "batch_size": 128, "buffer_size": 50_000}
+            | {"target_every": 100, "lr": 1e-3, "adam_eps": 3.125e-4, "epsilon_steps": 1.0, "epsilon_end": 0.01}
+            | {"hidden": (256, 256), "eval_every": 5_000},
+            "arXiv 1812.06110; google/dopamine, jax/agents/dqn/configs/dqn_cartpole.gin",
+        ),
+        "minatar": Recipe(
+            _DOPAMINE
+            | {"env": "MinAtar/Breakout-v1", "steps": 5_000_000, "learning_starts": 5_000, "buffer_size": 100_000}
+            | {"target_every": 1_000, "lr": 2.5e-4, "adam_eps": 3.125e-4}
+            | {"epsilon_steps": 100_000.0, "epsilon_end": 0.1, "eval_every": 20_000},
+            "arXiv 2011.14826, google/dopamine; exploration and warm-up of arXiv 1903.03176",
+        ),
+        "atari": Recipe(
+            _DOPAMINE
+            | {"env": "ALE/Pong-v5", "steps": 50_000_000, "learning_starts": 20_000, "buffer_size": 1_000_000}
+            | {"target_every": 8_000, "lr": 6.25e-5, "adam_eps": 1.5e-4, "reward_clip": 1.0}
+            | {"epsilon_steps": 250_000.0, "epsilon_end": 0.01, "eval_epsilon": 0.001, "eval_every": 250_000},
+            "arXiv 1812.06110, with Adam and squared error; google/dopamine",
         ),
     },
     "iql": {

@@ -26,7 +26,7 @@ Differences from the authors' code:
 
 Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of mean values), unclipped grad_norm, epsilon.
 
-    python -m deeprl.online.dqn --env CartPole-v1 --seeds 0-7 --steps 100_000
+    deeprl train dqn --recipe classic --env CartPole-v1 --seeds 0-7
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from deeprl.tree import write_into
 
 @dataclass(frozen=True)
 class Config(OnlineConfig):
-    """DQN. Defaults: those of CleanRL's dqn.py for classic control; see benchmarks/sweeps/ for images."""
+    """DQN. Defaults: those of CleanRL's dqn.py for classic control, which explores for 260k steps; see the recipes."""
 
     env: str = "CartPole-v1"  # Gymnasium id; `module:Id-v0` imports `module` first
     steps: int = 500_000  # of each agent, in the environment
