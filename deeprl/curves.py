@@ -81,7 +81,7 @@ def picture(env: str, ours: Published, order: list[str], published: Published) -
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         _draw(axes, f"{name}, published (n = {len(seeds)})", upto, "#777777", LINES[k % 4], MARKERS[k % 5])
     axes.set_title(env, fontweight="bold")
-    axes.set(xlabel="Environment steps of one agent", ylabel="Evaluation return")
+    axes.set(xlabel="Simulator or gradient steps of one agent", ylabel="Evaluation return")
     axes.xaxis.set_major_formatter(_short)
     axes.yaxis.set_major_formatter(_short)
     axes.grid(True, color="#e5e5e5", linewidth=0.8)

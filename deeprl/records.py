@@ -27,7 +27,8 @@ from deeprl.errors import DeeprlError
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
-BOOKKEEPING = NOT_IDENTITY | {"seeds", "dataset"}  # fields whose differences do not set the runs of a cell apart
+# Fields whose differences do not set the runs of a cell apart; those of execution change the rounding alone.
+BOOKKEEPING = NOT_IDENTITY | {"seeds", "dataset", "threads", "backend", "compile", "device"}
 
 
 class Evaluation(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_policy_that_keeps_some_randomness_draws_anew_at_every_call(tmp_path: Pa
     policy = deeprl.load(deeprl.train("dqn", out=str(tmp_path / "run"), compile="off", **own).directory)
     obs = np.zeros((64, 4), np.float32)
     assert not np.array_equal(policy(obs), policy(obs))
+
+
+def test_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(import gymnasium\nimport deeprl.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    few = "steps=60, learning_starts=30, batch_size=8, eval_episodes=1"
+    assert code.count("steps=20_000") == 1
+    names: dict[str, Any] = {}
+    exec(code.replace("steps=20_000", few), names)
+    assert {row["seed"] for row in names["rows"]} == {0, 1, 2, 3}
+    assert names["truncated"]
+    assert set(names["networks"]) == {"actor", "critic"}
 
 
 def test_policy_takes_one_observation_or_a_batch(run_dir: Path) -> None:
