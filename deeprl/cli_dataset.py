@@ -141,7 +141,7 @@ def _add_corrupt(commands: Any) -> None:
     option("--seed", type=int, default=0, help="of all randomness (default 0)")
     option("--adversary", metavar="RUN_DIR", help="a run of edac on the clean dataset, for adversarial attacks")
     option("--adversary-member", type=int, metavar="N", help="which agent of that run (default 0)")
-    option("--device", default="cpu", help="where the adversary computes: cpu, cuda, cuda:N or auto")
+    option("--device", help="where the adversary computes: cpu (default), cuda, cuda:N or auto")
     _add_reading(corrupt)
 
 
@@ -151,14 +151,15 @@ def _corrupt(options: argparse.Namespace) -> int:
     from deeprl.make_data.writers import check_file
 
     check_file(options.out)
-    if options.adversary is None and options.adversary_member is not None:
-        raise DeeprlError("--adversary-member: does nothing without --adversary")
-    dataset = _read(options)
+    for name in ("adversary_member", "device"):
+        if options.adversary is None and getattr(options, name) is not None:
+            raise DeeprlError(f"--{name.replace('_', '-')}: does nothing without --adversary")
+    dataset, device = _read(options), options.device or "cpu"
     adversary = None
     if options.adversary is not None:
-        adversary = load_adversary(options.adversary, dataset, options.adversary_member or 0, options.device)
+        adversary = load_adversary(options.adversary, dataset, options.adversary_member or 0, device)
     how = (options.attack, options.elements, options.rate, options.scale, options.mode, options.seed)
-    made = corrupt(dataset, *how, adversary=adversary, device=options.device)
+    made = corrupt(dataset, *how, adversary=adversary, device=device)
     write_hdf5(made, options.out)
     shares = ", ".join(f"{element} of {int(rows.sum()):,}" for element, rows in made.rows.items())
     show(f"{options.out}: {shares} of {len(dataset):,} rows corrupted")

@@ -77,7 +77,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 5.1, by episodes as in CORL")},
     "cql": {
         "antmaze": Recipe(
-            {"rewards": "cql-antmaze", "lagrange": 1.0},  # theirs: 5, of cql_alpha * gap
+            {"rewards": "cql-antmaze", "lagrange": 1.0, "eval_episodes": 100},  # theirs: 5, of cql_alpha * gap
             "arXiv 2006.04779; aviralkumar2907/CQL, README and d4rl/examples/cql_antmaze_new.py",
         ),
         "corl-mujoco": Recipe(
@@ -89,7 +89,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "arXiv 2210.07105; corl-team/CORL, configs/offline/cql/pen/human_v1.yaml",
         ),
         "corl-maze2d": Recipe(
-            _CORL_CQL | {"cql_alpha": 10.0, "actor_lr": 3e-5, "lagrange": 5.0, "normalize_obs": "obs"},
+            _CORL_CQL
+            | {"cql_alpha": 10.0, "actor_lr": 3e-5, "lagrange": 5.0, "normalize_obs": "obs", "eval_episodes": 100},
             "arXiv 2210.07105; corl-team/CORL, configs/offline/cql/maze2d",
         ),
         "corl-antmaze": Recipe(

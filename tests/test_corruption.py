@@ -391,6 +391,8 @@ def test_a_member_without_an_adversary_is_refused(tmp_path: Path, capsys: pytest
     words = ["dataset", "corrupt", write_made(tmp_path / "clean.npz"), str(tmp_path / "made.hdf5")]
     assert main([*words, "--element", "action", "--adversary-member", "0"]) == 2
     assert "--adversary-member: does nothing without --adversary" in capsys.readouterr().err
+    assert main([*words, "--element", "action", "--device", "cpu"]) == 2
+    assert "--device: does nothing without --adversary" in capsys.readouterr().err
     assert not (tmp_path / "made.hdf5").exists()
 
 
