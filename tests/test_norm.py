@@ -181,16 +181,16 @@ def test_population_of_observation_statistics_equals_singles() -> None:
 # --- ReturnScale ---
 
 
-def outcome(stats: dict[str, Tensor], reward: list[float], done: list[bool], discount: Any = 0.5) -> dict[str, Tensor]:
-    return ReturnScale.updated(stats, torch.tensor(reward), torch.tensor(done), discount)
+def outcome(stats: dict[str, Tensor], reward: list[float], ended: list[bool], discount: Any = 0.5) -> dict[str, Tensor]:
+    return ReturnScale.updated(stats, torch.tensor(reward), torch.tensor(ended), discount)
 
 
 def test_running_return_by_hand() -> None:
     # Rewards 1, 2, 3, -5, discount 0.5; the second is the last of its episode: there G is that reward alone, and the
     # next episode goes on from it. G: 1; 0 * 1 + 2 = 2; 0.5 * 2 + 3 = 4; 0.5 * 4 + (-5) = -3.
     stats, found = stats_of(ReturnScale()), []
-    for reward, done in ((1.0, False), (2.0, True), (3.0, False), (-5.0, False)):
-        stats = outcome(stats, [reward], [done])
+    for reward, ended in ((1.0, False), (2.0, True), (3.0, False), (-5.0, False)):
+        stats = outcome(stats, [reward], [ended])
         found.append((stats["returns"].item(), stats["peak"].item()))
     assert found == [(1.0, 1.0), (2.0, 2.0), (4.0, 4.0), (-3.0, 4.0)]
     mean, var, count = exact([[Fraction(g)] for g in (1, 2, 4, -3)])
@@ -245,9 +245,9 @@ def test_population_of_return_scales_with_their_own_discounts_equals_singles() -
     discount, singles = torch.tensor([0.0, 0.5, 0.99]), [stats_of(ReturnScale(2)) for _ in range(3)]
     together = stack(singles)
     for t in range(20):
-        reward, done = randn(3, 2, seed=t), randn(3, 2, seed=100 + t) > 1
-        together = torch.vmap(ReturnScale.updated)(together, reward, done, discount)
-        singles = [ReturnScale.updated(s, reward[i], done[i], discount[i]) for i, s in enumerate(singles)]
+        reward, ended = randn(3, 2, seed=t), randn(3, 2, seed=100 + t) > 1
+        together = torch.vmap(ReturnScale.updated)(together, reward, ended, discount)
+        singles = [ReturnScale.updated(s, reward[i], ended[i], discount[i]) for i, s in enumerate(singles)]
     for i, alone in enumerate(singles):
         for name, value in member(together, i).items():
             torch.testing.assert_close(value, alone[name], rtol=1e-13, atol=1e-15)

@@ -365,7 +365,7 @@ def test_dqn_puts_simbas_encoder_above_its_torso(hidden: tuple[int, ...]) -> Non
     assert isinstance(q, nets.QNetwork)
     encoder = q.torso[1]
     assert isinstance(encoder, nets.SimbaEncoder)
-    assert (encoder[0].in_features, encoder.width, len(encoder)) == (4, 512, 4)
+    assert (encoder[0].in_features, encoder.features, len(encoder)) == (4, 512, 4)
     assert q(torch.zeros(5, 4)).shape == (5, 3)
     image = EnvSpec((10, 10, 4), 0, (), (), "bool", actions=6)
     assert dqn.make_net(image, config)(torch.zeros(2, 10, 10, 4, dtype=torch.bool)).shape == (2, 6)

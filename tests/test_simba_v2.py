@@ -40,8 +40,8 @@ def small(**settings: Any) -> tuple[simba_v2.Net, simba_v2.Config, simba_v2.Stat
 def seasoned(net: simba_v2.Net, config: simba_v2.Config, state: simba_v2.State) -> simba_v2.State:
     for t in range(8):
         data = batch_of(config.envs_per_agent, t)
-        done = torch.full((config.envs_per_agent,), t % 5 == 4)
-        state = simba_v2.observe(net, config, state, 3 + 2 * data.obs, 5 * data.reward, done)[0]
+        ended = torch.full((config.envs_per_agent,), t % 5 == 4)
+        state = simba_v2.observe(net, config, state, 3 + 2 * data.obs, 5 * data.reward, ended)[0]
     return state
 
 

@@ -69,7 +69,7 @@ def test_shapes_and_what_lives_on_the_sphere() -> None:
 def test_features_have_length_one(blocks: int, scale: float) -> None:
     encoder = SimbaV2Encoder(5, 16, blocks)
     h = encoder(scale * randn(32, 5))
-    assert h.shape == (32, encoder.width)
+    assert h.shape == (32, encoder.features)
     torch.testing.assert_close(h.norm(dim=-1), torch.ones(32))
     # also after steps that have moved everything
     with torch.no_grad():

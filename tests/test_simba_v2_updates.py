@@ -167,12 +167,12 @@ def test_horizon_is_that_of_the_paper_whatever_the_steps(steps: int) -> None:
 def test_observe_takes_in_every_environment_and_touches_nothing_else() -> None:
     net, config, state = small(envs_per_agent=4, discount=0.5)
     state = state._replace(**{k: getattr(simba_v2.init(net, config, rng.key(0, "init")), k) for k in ("obs_stats",)})
-    obs, reward, done = batch_of(4).obs, torch.ones(4), torch.tensor([False, True, False, False])
-    new, metrics, aux = simba_v2.observe(net, config, state, obs, reward, done)
+    obs, reward, ended = batch_of(4).obs, torch.ones(4), torch.tensor([False, True, False, False])
+    new, metrics, aux = simba_v2.observe(net, config, state, obs, reward, ended)
     torch.testing.assert_close(new.obs_stats["mean"], obs.double().sum(0) / 4.0001)
     assert new.obs_stats["count"].item() == 4.0001
     assert new.return_stats["count"] == state.return_stats["count"] + 4
-    expected = torch.where(done, 0.0, 0.5 * state.return_stats["returns"]) + 1.0
+    expected = torch.where(ended, 0.0, 0.5 * state.return_stats["returns"]) + 1.0
     torch.testing.assert_close(new.return_stats["returns"], expected)
     unchanged = new._replace(obs_stats=state.obs_stats, return_stats=state.return_stats)
     assert_equal(unchanged, state)
@@ -291,7 +291,7 @@ def test_poisoned_agent_freezes_and_harms_nobody() -> None:
 def test_agent_that_sees_what_is_not_finite_freezes_before_its_statistics_are_spoilt(what: str) -> None:
     agents = new_agents(states())
     before = new_agents(states()).state
-    outcome = {"obs": torch.ones(3, 1, 3), "reward": torch.ones(3, 1), "done": torch.zeros(3, 1, dtype=torch.bool)}
+    outcome = {"obs": torch.ones(3, 1, 3), "reward": torch.ones(3, 1), "ended": torch.zeros(3, 1, dtype=torch.bool)}
     outcome[what][2] = torch.inf
     track = freezing(lambda *args: simba_v2.observe(NET, POPULATION, *args))
     over_agents(track, Execution(), donate=True)(agents, *outcome.values())

@@ -43,20 +43,23 @@ class EnsembleLinear(nn.Module):
 
 
 class CriticEnsemble(nn.Module):
-    """E state-action values Q_i(s, a), each an MLP with ReLU on the concatenated observation and action."""
+    """E state-action values Q_i(s, a), each an MLP with ReLU on the concatenated observation and action.
+
+    hidden: units of each hidden layer; critics: E; start: how layers start (`nets.start_layers`).
+    """
 
     def __init__(
         self,
         obs_dim: int,
         action_dim: int,
         hidden: Sequence[int] = (256, 256),
-        size: int = 2,
+        critics: int = 2,
         start: Start = "torch",
     ):
         super().__init__()
         dims = [obs_dim + action_dim, *hidden, 1]
-        self.size = size
-        self.layers = nn.ModuleList(EnsembleLinear(size, i, j) for i, j in itertools.pairwise(dims))
+        self.critics = critics
+        self.layers = nn.ModuleList(EnsembleLinear(critics, i, j) for i, j in itertools.pairwise(dims))
         self.start = start
         self.reset_parameters()
 
@@ -72,7 +75,7 @@ class CriticEnsemble(nn.Module):
         obs, action: one batch for all networks, or [E, B, O] and [E, B, A] with one for each.
         """
         part = (first,) if first else ()  # layers put in place of these need not know it
-        x = torch.cat([obs, action], dim=-1).expand(first or self.size, -1, -1)
+        x = torch.cat([obs, action], dim=-1).expand(first or self.critics, -1, -1)
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, *part))
         return self.layers[-1](x, *part).squeeze(-1)

@@ -110,12 +110,11 @@ class RSNorm(_Float64Statistics, RunningNorm):
 class ReturnScale(_Float64Statistics):
     """SimbaV2's scale of rewards (arXiv 2502.15280, Sec. 4.4): rewards are divided by max(std of G, max |G| / bound).
 
-    The recursion is that of the authors' code, from which formulas of the paper differ (their issue 3).
-
-    G is the running discounted return of each environment, G <- discount (1 - done) G + reward, with the `done` of that
+    G is the running discounted return of each environment, G <- discount (1 - ended) G + reward, with the end of that
     reward's own step: the last step of an episode leaves G at its reward alone. Its variance is kept as by `RSNorm`,
     its mean is not subtracted. Buffers, all float64: returns [N], peak 0-d (max |G|), and mean, var, count 0-d of G.
-    bound: largest value that the critic can express.
+    bound: largest value that the critic can express. The recursion is that of the authors' code, from which formulas of
+    the paper differ (their issue 3).
     """
 
     returns: Tensor
@@ -138,10 +137,10 @@ class ReturnScale(_Float64Statistics):
 
     @staticmethod
     def updated(
-        stats: dict[str, Tensor], reward: Float[Tensor, " N"], done: Bool[Tensor, " N"], discount: float | Tensor
+        stats: dict[str, Tensor], reward: Float[Tensor, " N"], ended: Bool[Tensor, " N"], discount: float | Tensor
     ) -> dict[str, Tensor]:
-        """New statistics after one step of every environment. done: terminated or truncated."""
-        returns = discount * torch.where(done, 0.0, stats["returns"]) + reward
+        """New statistics after one step of every environment. ended: terminated or truncated."""
+        returns = discount * torch.where(ended, 0.0, stats["returns"]) + reward
         moments = RSNorm.updated({k: stats[k] for k in ("mean", "var", "count")}, returns)
         return moments | {"returns": returns, "peak": torch.maximum(stats["peak"], returns.abs().amax())}
 

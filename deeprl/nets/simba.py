@@ -53,14 +53,17 @@ class SimbaEncoder(nn.Sequential):
     def __init__(self, in_dim: int, width: int = 128, blocks: int = 1):
         layers = [SimbaBlock(width) for _ in range(blocks)]
         super().__init__(SimbaLinear(in_dim, width), *layers, nn.LayerNorm(width, eps=_EPS))
-        self.width = width
+        self.features = width
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B W"]:
         return super().forward(x)
 
 
 class SimbaActor(nn.Module):
-    """Mean and log standard deviation of a tanh-Gaussian policy, [*B, A] each, before the tanh."""
+    """Mean and log standard deviation of a tanh-Gaussian policy, [*B, A] each, before the tanh.
+
+    width, blocks: units and residual blocks of the encoder; log_std_range: into which tanh maps log sigma.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class SimbaActor(nn.Module):
 
 
 class SimbaTanhActor(nn.Module):
-    """A deterministic policy, [*B, A] in [-1, 1]."""
+    """A deterministic policy, [*B, A] in [-1, 1]. width, blocks: units and residual blocks of the encoder."""
 
     def __init__(self, obs_dim: int, action_dim: int, width: int = 128, blocks: int = 1):
         super().__init__()
@@ -93,7 +96,10 @@ class SimbaTanhActor(nn.Module):
 
 
 class SimbaCritic(nn.Module):
-    """E state-action values: (obs [B, O], action [B, A]) -> [E, B]."""
+    """E state-action values: (obs [B, O], action [B, A]) -> [E, B].
+
+    width, blocks: units and residual blocks of each encoder; critics: E.
+    """
 
     def __init__(self, obs_dim: int, action_dim: int, width: int = 512, blocks: int = 2, critics: int = 1):
         super().__init__()

@@ -60,7 +60,7 @@ class SimbaV2Encoder(nn.Sequential):
     def __init__(self, in_dim: int, width: int = 128, blocks: int = 1, shift: float = 3.0):
         layers = [SimbaV2Block(width, blocks) for _ in range(blocks)]
         super().__init__(SimbaV2Embedding(in_dim, width, shift), *layers)
-        self.width = width
+        self.features = width
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B W"]:
         return super().forward(x)
@@ -85,7 +85,10 @@ class SimbaV2Head(nn.Module):
 
 
 class SimbaV2Actor(nn.Module):
-    """Mean and log standard deviation of a tanh-Gaussian policy, [*B, A] each, before the tanh."""
+    """Mean and log standard deviation of a tanh-Gaussian policy, [*B, A] each, before the tanh.
+
+    width, blocks: units and residual blocks of the encoder; log_std_range: into which tanh maps log sigma.
+    """
 
     def __init__(
         self,
@@ -106,7 +109,10 @@ class SimbaV2Actor(nn.Module):
 
 
 class SimbaV2Critic(nn.Module):
-    """E state-action values as logits over K bins: (obs [B, O], action [B, A]) -> [E, B, K]."""
+    """E state-action values as logits over K bins: (obs [B, O], action [B, A]) -> [E, B, K].
+
+    width, blocks: units and residual blocks of each encoder; bins: K; critics: E.
+    """
 
     def __init__(
         self, obs_dim: int, action_dim: int, width: int = 512, blocks: int = 2, bins: int = 101, critics: int = 1

@@ -223,14 +223,14 @@ def observe(
     state: State,
     obs: Float[Tensor, "N O"],
     reward: Float[Tensor, " N"],
-    done: Bool[Tensor, " N"],
+    ended: Bool[Tensor, " N"],
 ) -> tuple[State, Metrics, tuple[()]]:
     """Take the outcome of one step of every environment into the statistics of observations and returns.
 
     obs: what the agent sees now, so that first observations of later episodes count and final ones do not.
     """
     obs_stats = net.obs_norm.updated(state.obs_stats, obs)
-    return_stats = net.return_scale.updated(state.return_stats, reward, done, state.hparams["discount"])
+    return_stats = net.return_scale.updated(state.return_stats, reward, ended, state.hparams["discount"])
     sources = {"observation": obs_stats, "reward": return_stats}
     found = {source: torch.stack([v.sum() for v in stats.values()]) for source, stats in sources.items()}
     return state._replace(obs_stats=obs_stats, return_stats=return_stats), found, ()
