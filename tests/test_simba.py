@@ -348,8 +348,16 @@ def test_td3_learns_with_simbas_bodies_and_normalised_observations() -> None:
     norm = nets.RSNorm(3)
     norm.load_state_dict(state.obs_stats)
     near = far._replace(obs=norm(far.obs), next_obs=norm(far.next_obs))
-    other = td3.update(net, td3.Config(body="simba", critics=1), state, near, keys(0)[0], policy=True)[0]
+    plain = td3.Config(body="simba", critics=1)
+    other = td3.update(net, plain, state, near, keys(0)[0], policy=True)[0]
     assert_equal(tree_map(torch.clone, new.critic), other.critic)
+    first = torch.zeros(16, dtype=torch.bool)
+    for explore in (True, False):
+        ours, theirs = (
+            td3.act(net, c, state, (), b.obs, first, keys(0)[0], explore=explore)[0]
+            for c, b in ((config, far), (plain, near))
+        )
+        assert torch.equal(ours, theirs)
 
 
 def test_td3_refuses_layers_that_simbas_body_has_not() -> None:
