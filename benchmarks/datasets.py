@@ -24,6 +24,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,7 @@ def request(options: Options, name: str, kind: str) -> Request:
 
 
 def row(asked: Request, made: Summary, theirs: tuple[int, int]) -> dict[str, Any]:
-    command = f"python benchmarks/datasets.py --steps {asked.steps} --seed {asked.seed}"
-    command += " --hdf5 runs/data" if asked.target.endswith(".hdf5") else ""
+    command = shlex.join(["python", "benchmarks/datasets.py", *sys.argv[1:]])
     values = dataclasses.asdict(made) | {"sources": " ".join(made.sources), "target": Path(made.target).name}
     values |= {key: round(value, 2) for key, value in values.items() if isinstance(value, float)}
     values |= {"env": asked.env, "kind": asked.kind, "seed": asked.seed, "commit": provenance.commit()}

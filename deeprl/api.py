@@ -18,6 +18,7 @@ from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
 from deeprl.directory import read_about
 from deeprl.errors import DeeprlError, nearest
+from deeprl.make_env import load_object
 from deeprl.memory import Needs, rehearse
 from deeprl.nets import FixedNorm
 from deeprl.population import member as take_member
@@ -37,10 +38,10 @@ def algorithm_module(name: str) -> ModuleType:
     return importlib.import_module(deeprl.ALGORITHMS[name].module)
 
 
-Net = Callable[..., Any] | str | None  # a function (spec, config), "module:name" of one, or the paper's networks
+MakeNet = Callable[..., Any] | str | None  # a function (spec, config), "module:name" of one, or the paper's networks
 
 
-def train(algorithm: str, *, net: Net = None, callback: Callback | None = None, **settings: Any) -> Run:
+def train(algorithm: str, *, net: MakeNet = None, callback: Callback | None = None, **settings: Any) -> Run:
     """Train a population and return its `Run` (`run.directory`, `run.step`, `run.frozen`).
 
     settings: fields of the algorithm's `Config`, such as env, seeds (a list, or text such as "0-7"), steps, out; and
@@ -57,14 +58,14 @@ def train(algorithm: str, *, net: Net = None, callback: Callback | None = None, 
 
 
 def _asked(
-    module: ModuleType, algorithm: str, net: Net, settings: dict[str, Any]
+    module: ModuleType, algorithm: str, net: MakeNet, settings: dict[str, Any]
 ) -> tuple[RunConfig, Callable[..., Any] | None]:
     """Settings, and own networks that have no name among them."""
     named = {"net": net} if isinstance(net, str) else {}
     return build(module.Config, with_recipe(algorithm, settings | named)), None if isinstance(net, str) else net
 
 
-def dry_run(algorithm: str, *, net: Net = None, **settings: Any) -> Needs:
+def dry_run(algorithm: str, *, net: MakeNet = None, **settings: Any) -> Needs:
     """What `train` with the same arguments would keep in memory, of which nothing is allocated.
 
     `needs.groups` has the bytes of one agent, `needs.total` those of the population, `needs.fit()` tells whether they
@@ -75,7 +76,7 @@ def dry_run(algorithm: str, *, net: Net = None, **settings: Any) -> Needs:
 
 
 class Population(NamedTuple):
-    """A trained population read back: settings, modules, stacked state, seeds and settings of the members."""
+    """A trained population read back: settings, modules, stacked state, seeds and settings of the members, its step."""
 
     module: ModuleType
     config: Any
@@ -83,6 +84,7 @@ class Population(NamedTuple):
     state: Any
     spec: EnvSpec
     members: list[dict[str, Any]]
+    step: int
 
     def act(self) -> Callable[..., Any]:
         """The action function of one agent, without exploration: (state, carry, obs, is_first, key)."""
@@ -90,9 +92,9 @@ class Population(NamedTuple):
 
 
 def load_population(
-    run_dir: str | Path, net: Callable[..., Any] | None = None, device: str = "cpu", step: int | None = None
+    run_dir: str | Path, net: MakeNet = None, device: str = "cpu", step: int | None = None
 ) -> Population:
-    """All agents of a run at its newest checkpoint, or at the snapshot of a step.
+    """All agents of a run at its newest checkpoint (or snapshot, if it has none), or at the snapshot of a step.
 
     Raises DeeprlError where `run_dir` holds no trained agents, or none of that step.
     """
@@ -100,18 +102,20 @@ def load_population(
     about = read_about(directory)
     if about.get("custom_net") and net is None:
         raise DeeprlError(
-            f"{directory} has networks of its own ({about['custom_net']}): from Python, pass net=; a run whose net is"
-            ' named ("module:name") needs no such help'
+            f"{directory} has networks of its own ({about['custom_net']}): pass net= from Python; commands find those"
+            " that a run was given by name, as --net module:function"
         )
     module = algorithm_module(about["algorithm"])
     config = stored_config(about)
     spec = EnvSpec.from_json(about["spec"])
-    modules = module.build_net(spec, config, net, device)
-    found = checkpoint.load(directory / "checkpoints", histories=False, step=step)
+    modules = module.build_net(spec, config, load_object(net, "net") if isinstance(net, str) else net, device)
+    kept = snapshots.steps(directory)
+    found = snapshots.load(directory, step) if step is not None else None
+    found = found or checkpoint.load(directory / "checkpoints", histories=False, step=step)
+    if found is None and step is None and kept:
+        found = snapshots.load(directory, kept[-1])
     if found is None and step is not None:
-        found = snapshots.load(directory, step)
-    if found is None and step is not None:
-        known = ", ".join(str(at) for at in snapshots.steps(directory))
+        known = ", ".join(map(str, kept))
         raise DeeprlError(f"{directory} has no snapshot of step {step}; it has {known or 'none (--snapshot-every)'}")
     if found is None:
         raise DeeprlError(f"{directory} has no checkpoint yet; stop the run (Ctrl-C), or lower --checkpoint-minutes")
@@ -121,14 +125,14 @@ def load_population(
         load_flat(state, found[1]["agents"], "state.")
     except DeeprlError as error:
         raise DeeprlError(f"{directory}: {error}") from error
-    return Population(module, config, modules, state, spec, about["members"])
+    return Population(module, config, modules, state, spec, about["members"], found[0])
 
 
 def load(
     run_dir: str | Path,
     seed: int | None = None,
     member: int | None = None,
-    net: Callable[..., Any] | None = None,
+    net: MakeNet = None,
     device: str = "cpu",
     step: int | None = None,
 ) -> Policy:
@@ -175,7 +179,7 @@ class Policy:
             values = getattr(self._state, {"obs_norm": "obs_stats", "q": "params"}.get(name, name), None)
             if isinstance(module, torch.nn.Module) and values is not None:
                 found[name] = copy.deepcopy(module)
-                found[name].load_state_dict(values)
+                found[name].load_state_dict(values, strict=False)  # buffers and shared weights are not among them
         if getattr(self._config, "normalize_obs", False) in (False, "off"):
             found.pop("obs_norm", None)
         elif facts := getattr(self._state, "facts", None):

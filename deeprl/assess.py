@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deeprl.api import load_population
+from deeprl.api import MakeNet, load_population
 from deeprl.data.scores import normalized
 from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
@@ -24,7 +22,7 @@ def assess(
     episodes: int,
     table: str | None = None,
     step: int | None = None,
-    net: Callable[..., Any] | None = None,
+    net: MakeNet = None,
 ) -> np.ndarray:
     """Print each agent's mean return over new episodes and return them all, [S, episodes].
 

@@ -32,8 +32,8 @@ _FILE = re.compile(r"[a-z_]+_[0-9]{9,}\.pt")
 _LOADABLE = (bool, int, float, str, bytes, type(None))  # with `weights_only`: these, but not their subclasses
 
 
-def save(directory: Path, step: int, content: dict[str, Any], keep: int = 2) -> Path:
-    """Write checkpoint `step`; keep it and the `keep - 1` before it, delete all others.
+def save(directory: Path, step: int, content: dict[str, Any], keep: int | None = 2) -> Path:
+    """Write checkpoint `step`; keep it and the `keep - 1` before it, delete all others; None deletes none but its own.
 
     content: nested dicts, lists and tuples of numbers, strings, tensors, arrays and histories.
 
@@ -92,9 +92,8 @@ def load(directory: Path, histories: bool = True, step: int | None = None) -> tu
             if os.path.lexists(path):  # otherwise it was deleted by the run that is writing here
                 warnings.warn(f"checkpoint {path} is broken ({first_line(error)})", stacklevel=2)
     if any(map(os.path.lexists, broken)):
-        raise DeeprlError(
-            f"all checkpoints in {directory} are broken; delete that directory to start from the beginning"
-        )
+        what = f"all checkpoints in {directory} are broken; delete that directory to start from the beginning"
+        raise DeeprlError(what if step is None else f"checkpoint {directory / f'{step:09d}'} is broken; delete it")
     return None
 
 
@@ -264,12 +263,12 @@ def _found(directory: Path) -> list[tuple[int, int, Path]]:
     return sorted((int(match[1]), int(match[2] or 0), p) for match, p in matches)
 
 
-def _remove_others(directory: Path, step: int, newest: Path, keep: int) -> None:
+def _remove_others(directory: Path, step: int, newest: Path, keep: int | None) -> None:
     """Delete all but `newest` and the `keep - 1` before it; later ones were broken when the run went on."""
     earlier = {at: path for at, _, path in _found(directory) if at < step}  # of each step the last one
-    kept = {newest, *[earlier[at] for at in sorted(earlier, reverse=True)[: keep - 1]]}
-    for _, _, path in _found(directory):
-        if path not in kept:
+    kept = {newest, *[earlier[at] for at in sorted(earlier, reverse=True)[: (keep or 1) - 1]]}
+    for at, _, path in _found(directory):
+        if path not in kept and (at == step or keep is not None):
             leaving = directory / f".{path.name}.old"  # a kill in between leaves nothing that looks like a checkpoint
             os.replace(path, leaving)
             shutil.rmtree(leaving, ignore_errors=True)

@@ -127,7 +127,8 @@ def _train(words: list[str]) -> int:
     )
     default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
     config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
-    config = dataclasses.replace(config, env_kwargs={**default.env_kwargs, **config.env_kwargs})
+    if config.env_kwargs:
+        config = dataclasses.replace(config, env_kwargs={**default.env_kwargs, **config.env_kwargs})
     return _dry_run(module, config) if options.dry_run else _trained(module.train(config))
 
 

@@ -140,7 +140,8 @@ class RunConfig:
         for field_ in dataclasses.fields(self):
             if field_.name in names:
                 value = getattr(self, field_.name)
-                _require(value == field_.default, f"{field_.name}: {value} has no effect with {reason}")
+                own = value if isinstance(value, tuple) else (value,)
+                _require(set(own) == {field_.default}, f"{field_.name}: {value} has no effect with {reason}")
 
     def require_layers(self, name: str) -> None:
         """Raise DeeprlError unless each layer that a setting names has units."""

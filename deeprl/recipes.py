@@ -118,7 +118,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             | {"env": "CartPole-v1", "steps": 100_000, "learning_starts": 500, "batch_size": 128, "buffer_size": 50_000}
             | {"target_every": 100, "lr": 1e-3, "adam_eps": 3.125e-4, "epsilon_steps": 1.0, "epsilon_end": 0.01}
             | {"hidden": (256, 256), "eval_every": 5_000},
-            "arXiv 1812.06110; google/dopamine, jax/agents/dqn/configs/dqn_cartpole.gin",
+            "arXiv 1812.06110; google/dopamine, dqn_cartpole.gin, but for its 512 units and scaled observations",
         ),
         "minatar": Recipe(
             _DOPAMINE
@@ -180,7 +180,7 @@ def with_recipe(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if name not in known:
         has = f"{algorithm} has {', '.join(known)}" if known else f"{algorithm} has none"
         raise DeeprlError(f"recipe: unknown recipe {name!r}{nearest(str(name), known)}; {has}")
-    merged = known[name].settings | settings
-    if "env_kwargs" in settings:  # action_repeat stays when a camera is named
-        merged["env_kwargs"] = known[name].settings.get("env_kwargs", {}) | dict(settings["env_kwargs"])
-    return merged
+    named = settings.get("env_kwargs")
+    if named and isinstance(named, Mapping):  # action_repeat stays when a camera is named, and goes where {} is
+        settings["env_kwargs"] = {**known[name].settings.get("env_kwargs", {}), **named}
+    return known[name].settings | settings

@@ -205,9 +205,9 @@ def _task(config: Mapping[str, Any], settings: dict[str, Any]) -> str:
     return dataset_name(dataset[0] if isinstance(dataset, list) else dataset) if dataset else str(config["env"])
 
 
-def _read_evaluations(path: Path, members: list[int], done: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:
+def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if not done:
+    if not finished:
         text = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(text))
     if missing := [c for c in EPISODE_COLUMNS if c not in (reader.fieldnames or EPISODE_COLUMNS)]:
@@ -224,7 +224,7 @@ def _read_evaluations(path: Path, members: list[int], done: bool, repeat: int) -
         except (TypeError, ValueError) as error:
             raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
     complete = max((len(e) for steps in episodes.values() for e in steps.values()), default=0)
-    return {member: _evaluations(steps, complete, done) for member, steps in episodes.items()}
+    return {member: _evaluations(steps, complete, finished) for member, steps in episodes.items()}
 
 
 def _evaluations(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ _FOLDER = "snapshots"
 
 def take(run_dir: Path, step: int, agents: dict[str, Any]) -> None:
     """Write the agents' state. Of a step that a resumed run comes to again the later one counts. Raises OSError."""
-    checkpoint.save(run_dir / _FOLDER, step, {"agents": agents}, keep=sys.maxsize)
+    checkpoint.save(run_dir / _FOLDER, step, {"agents": agents}, keep=None)
 
 
 def steps(run_dir: str | Path) -> list[int]:

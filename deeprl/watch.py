@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deeprl.api import Policy, load
+from deeprl.api import MakeNet, Policy, load
 from deeprl.directory import evaluated_in, read_about
 from deeprl.envs import env_seeds
 from deeprl.errors import DeeprlError
@@ -26,7 +25,7 @@ def watch(
     out: str | None = None,
     max_steps: int = 1000,
     step: int | None = None,
-    net: Callable[..., Any] | None = None,
+    net: MakeNet = None,
 ) -> Path:
     """Write one episode without exploration to `out` (.gif or .mp4; default RUN_DIR/episode_seed_N.gif).
 
@@ -36,7 +35,8 @@ def watch(
     directory = Path(run_dir)
     where = evaluated_in(read_about(directory))
     policy = load(directory, seed, member, net, step=step)
-    path = Path(out) if out else directory / f"episode_seed_{policy.seed}.gif"
+    moment = "" if step is None else f"_step_{step}"
+    path = Path(out) if out else directory / f"episode_seed_{policy.seed}{moment}.gif"
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -175,6 +175,27 @@ def test_networks_of_an_agent_that_learned_from_a_dataset(tmp_path: Path) -> Non
         torch.testing.assert_close(parts["actor"](seen), torch.from_numpy(policy(obs.numpy())))
 
 
+def test_networks_with_buffers_and_shared_weights_come_back(tmp_path: Path) -> None:
+    class Tied(Tall):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.register_buffer("scale", torch.tensor(0.5))
+            self.again = self.body
+
+        def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mean, log_std = super().forward(self.scale * obs)
+            return mean, log_std
+
+    def make(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+        return Tied(), CriticEnsemble(3, 1, (8,))
+
+    few = {"steps": 40, "learning_starts": 20, "batch_size": 4, "compile": "off", "eval_episodes": 0}
+    run = deeprl.train("sac", env="Pendulum-v1", net=make, out=str(tmp_path / "run"), **few)
+    policy, obs = deeprl.load(run.directory, net=make), torch.randn(5, 3)
+    mean, _ = policy.modules()["actor"](obs)
+    torch.testing.assert_close(2.0 * torch.tanh(mean), torch.from_numpy(policy(obs.numpy())))
+
+
 def test_policy_uses_the_normaliser(run_dir: Path) -> None:
     policy = deeprl.load(run_dir, seed=3)
     stats = policy._state.obs_stats
@@ -309,7 +330,7 @@ def test_own_network_by_name_is_found_again(tmp_path: Path, monkeypatch: pytest.
     assert deeprl.load("own")._state.actor["trunk.0.weight"].shape == (5, 3)
     named = {k: v for k, v in TINY.items() if k != "hidden"} | {"env": "Pendulum-v1", "out": "named"}
     assert deeprl.train("sac", net="my_nets:small", **named).config.net == "my_nets:small"
-    assert deeprl.load("named")._state.actor["trunk.0.weight"].shape == (5, 3)
+    assert deeprl.load("named", net="my_nets:small")._state.actor["trunk.0.weight"].shape == (5, 3)
     assert deeprl.dry_run("sac", net="my_nets:small", **named).total > 0
 
 

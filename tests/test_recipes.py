@@ -69,7 +69,7 @@ def test_recipes_are_as_published(algorithm: str, name: str, published: dict[str
 def test_settings_beside_a_recipe_count_more() -> None:
     assert with_recipe("simba", {"recipe": "dmc", "utd": 1.0})["utd"] == 1.0
     assert with_recipe("td3", {"utd": 1.0}) == {"utd": 1.0}
-    for named, kwargs in (({"camera": 1}, {"action_repeat": 2, "camera": 1}), ({"action_repeat": 1},) * 2):
+    for named, kwargs in (({"camera": 1}, {"action_repeat": 2, "camera": 1}), ({"action_repeat": 1},) * 2, ({}, {})):
         assert with_recipe("simba", {"recipe": "dmc", "env_kwargs": named})["env_kwargs"] == kwargs
 
 
@@ -79,6 +79,10 @@ def test_command_line_keeps_a_recipes_arguments_of_the_environment(monkeypatch: 
     monkeypatch.setattr(cli, "_trained", lambda run: 0)
     assert cli.main(["train", "simba", "--recipe", "dmc", "--env-kwargs", '{"camera": 1}']) == 0
     assert seen[0].env_kwargs == {"action_repeat": 2, "camera": 1}
+    assert cli.main(["train", "simba", "--recipe", "dmc", "--env", "Pendulum-v1", "--env-kwargs", "{}"]) == 0
+    assert seen[1].env_kwargs == {}
+    with pytest.raises(DeeprlError, match=r"^env_kwargs: expected"):
+        api.train("simba", recipe="dmc", env_kwargs=3)
 
 
 @pytest.mark.parametrize(

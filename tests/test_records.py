@@ -45,6 +45,15 @@ def row(**changes):
     return values | changes
 
 
+def test_runs_that_were_executed_in_other_ways_are_of_one_cell(tmp_path):
+    ways = ({"threads": 1}, {"threads": 2, "compile": "off"}, {"backend": "loop", "device": "cuda"})
+    for i, way in enumerate(ways):
+        write_run(tmp_path / str(i), seeds=(i,), config=way)
+    write_run(tmp_path / "other", seeds=(0,), config={"precision": "bf16"})
+    cells = group(read_runs(tmp_path))
+    assert sorted(len(pairs) for pairs in cells.values()) == [1, 3]
+
+
 def test_scores_put_the_random_policy_at_0_and_the_expert_at_100(tmp_path):
     write_run(tmp_path / "run", spec={"score_range": [50.5, 250.5]})
     assert [r["score"] for r in results(tmp_path)] == [25.0, 75.0, 25.5, 75.5]  # of 100.5, 200.5, 101.5, 201.5

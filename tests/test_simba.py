@@ -323,6 +323,7 @@ def test_wrong_settings_and_networks_are_refused() -> None:
             simba.Config(**settings)
     with pytest.raises(DeeprlError, match=r"exploration_noise: 0\.3 has no effect with policy sac"):
         simba.Config(exploration_noise=0.3)
+    assert simba.Config(policy="ddpg", seeds=(0, 1), init_alpha=(0.01, 0.01)).policy == "ddpg"
     with pytest.raises(DeeprlError, match=r"init_alpha: 0\.1 has no effect with policy ddpg"):
         simba.Config(policy="ddpg", seeds=(0, 0), init_alpha=(0.1, 1.0))
     config = simba.Config(**({k: v for k, v in SMALL.items() if k != "alpha_lr"} | DDPG))

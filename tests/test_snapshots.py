@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,32 @@ def test_a_run_that_goes_on_from_before_a_snapshot_makes_it_again(run_dir: Path,
     found = snapshots.load(out, 25)
     assert found is not None
     assert found[1].keys() == {"agents"}
+
+
+def test_a_broken_snapshot_is_named_alone(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    (copy / "snapshots" / "000000025" / "state.pt").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="000000025 is broken"),
+        pytest.raises(DeeprlError, match=r"checkpoint .*snapshots/000000025 is broken; delete it$"),
+    ):
+        deeprl.load(copy, seed=0, step=25)
+    assert deeprl.load(copy, seed=0, step=50).seed == 0
+    shutil.rmtree(copy / "checkpoints")  # as in the first minutes of a run
+    assert_equal(deeprl.load(copy, seed=0)._state, deeprl.load(run_dir, seed=0, step=50)._state)
+
+
+def test_snapshots_of_other_steps_stay_whatever_the_interval(tmp_path: Path) -> None:
+    for stop, every in ((30, 10), (55, 25)):
+        settings = TINY | {"out": str(tmp_path / "run"), "snapshot_every": every}
+        deeprl.train("sac", **settings, callback=lambda run, at=stop: run.step == at)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # begins anew
+    deeprl.train("sac", **(TINY | {"out": str(tmp_path / "run"), "snapshot_every": 15}))
+    assert snapshots.steps(tmp_path / "run") == [10, 15, 20, 30, 45, 50, 60]
+    spec = deeprl.load(tmp_path / "run", seed=0).spec
+    names = [s.name for s in run_sources(str(tmp_path / "run"), spec, "Pendulum-v1", 0, mean_action=True)]
+    assert names == [*(f"run:seed_0_step_{n}" for n in (10, 15, 20, 30, 45, 50)), "run:seed_0"]  # 60 is the last
 
 
 def test_commands_take_the_step_of_a_snapshot(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,8 @@ def run_sources(run_dir: str, spec: EnvSpec, env: str, seed: int | None, mean_ac
         raise DeeprlError(f"{run_dir}: no agent of seed {seed}; it has {known}")
     found = []
     for step in snapshots.steps(run_dir):
-        found += _agents(run_dir, load_population(run_dir, step=step), members, mean_action, f"_step_{step}")
+        if step != newest.step:
+            found += _agents(run_dir, load_population(run_dir, step=step), members, mean_action, f"_step_{step}")
     return found + _agents(run_dir, newest, members, mean_action)
 
 

@@ -47,7 +47,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """BC. Defaults: corl-team/CORL, algorithms/offline/any_percent_bc.py."""
 
-    normalize_obs: Normalize = "obs"  # `off`, or by moments of `obs`, or of `both` obs and next obs
+    normalize_obs: Normalize = "obs"
     best: float = 1.0
     """Share of the episodes, those with the highest returns, that are imitated."""
     # --- learning ---

@@ -57,7 +57,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """RIQL. Defaults: YangRui2015/RIQL, RIQL.py and RIQL_config.py (clean data), which trains 3M steps."""
 
-    normalize_obs: Normalize = "both"  # `off`, or by moments of `obs`, or of `both` obs and next obs
+    normalize_obs: Normalize = "both"
 
     # --- learning ---
     expectile: PerAgent = per_agent(0.7)

@@ -52,7 +52,7 @@ from deeprl.spec import Batch, EnvSpec, Metrics, Params
 class Config(OfflineConfig):
     """TD3+BC. Defaults: arXiv 2106.06860, Table 3; sfujim/TD3_BC, main.py."""
 
-    normalize_obs: Normalize = "obs"  # `off`, or by moments of `obs`, or of `both` obs and next obs
+    normalize_obs: Normalize = "obs"
     # --- learning ---
     alpha: PerAgent = per_agent(2.5)
     """Weight of the critic against imitation: 0 is behaviour cloning."""

@@ -62,8 +62,8 @@ from deeprl.tree import write_into
 class Config(OnlineConfig):
     """DQN. Defaults: those of CleanRL's dqn.py for classic control, which explores for 260k steps; see the recipes."""
 
-    env: str = "CartPole-v1"  # Gymnasium id; `module:Id-v0` imports `module` first
-    steps: int = 500_000  # of each agent, in the environment
+    env: str = "CartPole-v1"
+    steps: int = 500_000
     # --- schedule ---
     learning_starts: int = 10_000
     """Uniformly random steps before the first update."""
