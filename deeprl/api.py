@@ -110,10 +110,11 @@ def load_population(
     spec = EnvSpec.from_json(about["spec"])
     modules = module.build_net(spec, config, load_object(net, "net") if isinstance(net, str) else net, device)
     kept = snapshots.steps(directory)
-    found = snapshots.load(directory, step) if step is not None else None
-    found = found or checkpoint.load(directory / "checkpoints", histories=False, step=step)
-    if found is None and step is None and kept:
-        found = snapshots.load(directory, kept[-1])
+    at = functools.partial(checkpoint.load, directory / "checkpoints", histories=False)
+    if step is None:
+        found = at() or (snapshots.load(directory, kept[-1]) if kept else None)
+    else:
+        found = snapshots.load(directory, step) or at(step=step)
     if found is None and step is not None:
         known = ", ".join(map(str, kept))
         raise DeeprlError(f"{directory} has no snapshot of step {step}; it has {known or 'none (--snapshot-every)'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deeprl import checkpoint
 from deeprl.assess import assess
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.make_env import make_env
 from deeprl.nets import MLP, CriticEnsemble
 
 TINY = {
@@ -67,7 +69,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).directory
 
 
-def assert_recorded_is_played(run_dir: Path, env_id: str) -> None:
+def assert_recorded_is_played(run_dir: Path | str, make: Callable[[], gym.Env]) -> None:
     """Playing with `load`ed agents gives the very returns that the run recorded for its final policies."""
     rows = deeprl.results(run_dir)
     final = max(row["step"] for row in rows)
@@ -75,7 +77,7 @@ def assert_recorded_is_played(run_dir: Path, env_id: str) -> None:
         policy = deeprl.load(run_dir, seed=row["seed"])
         returns = []
         for start in deeprl.envs.env_seeds(row["seed"], "eval", 2, final):
-            env = gym.make(env_id)
+            env = make()
             obs, _ = env.reset(seed=start)
             total, over = 0.0, False
             while not over:
@@ -86,7 +88,7 @@ def assert_recorded_is_played(run_dir: Path, env_id: str) -> None:
 
 
 def test_policy_equals_the_evaluated_agent(run_dir: Path) -> None:
-    assert_recorded_is_played(run_dir, "Pendulum-v1")
+    assert_recorded_is_played(run_dir, lambda: gym.make("Pendulum-v1"))
 
 
 SMALL_SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
@@ -113,7 +115,7 @@ def test_evaluations_are_of_the_policy_without_exploration(algorithm: str, tmp_p
 
         own |= {"env": "offline_helpers:MadeLinear-v0", "normalize_obs": "obs"}
         own |= {"dataset": write_made(tmp_path / "a.npz")}
-    assert_recorded_is_played(deeprl.train(algorithm, **own).directory, own["env"])
+    assert_recorded_is_played(deeprl.train(algorithm, **own).directory, lambda: gym.make(own["env"]))
 
 
 def test_policy_that_keeps_some_randomness_draws_anew_at_every_call(tmp_path: Path) -> None:
@@ -232,23 +234,17 @@ def test_wrong_settings_name_the_key(tmp_path: Path) -> None:
 def test_own_environment_and_wrapper_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reach_module.py").write_text(OWN_ENV)
     monkeypatch.chdir(tmp_path)
-    settings = {"env": "reach_module:Reach-v0", "env_kwargs": {"speed": 0.5}, "wrappers": ["reach_module:Halved"]}
+    settings: dict[str, Any] = {
+        "env": "reach_module:Reach-v0",
+        "env_kwargs": {"speed": 0.5},
+        "wrappers": ["reach_module:Halved"],
+    }
     run = deeprl.train("sac", seeds=[0], out="run", **settings, **TINY)
     policy = deeprl.load("run")
     action = policy([0.3, 0.4])
     assert np.all(action >= [-1.0, 0.0])
     assert np.all(action <= [3.0, 0.5])
-    (row,) = deeprl.results("run")
-    returns = []
-    for start in deeprl.envs.env_seeds(0, "eval", 2, 300):
-        env = gym.make("Reach-v0", speed=0.5)
-        obs, _ = env.reset(seed=start)
-        total, over = 0.0, False
-        while not over:
-            obs, reward, _, over, _ = env.step(policy(obs))
-            total += float(reward) / 2
-        returns.append(total)
-    assert np.mean(returns) == pytest.approx(row["return"], rel=1e-4)
+    assert_recorded_is_played("run", lambda: make_env(settings["env"], settings["env_kwargs"], settings["wrappers"]))
     assert run.step == 300
 
 
