@@ -8,7 +8,7 @@
 2. Trains RIQL on all of them and on the clean set, as one population: dataset, quantile and Huber threshold are
    settings of each agent; K = 5 critics for all (the paper has 3 in some cells). `--kind` says whose settings.
 3. Trains IQL in the same way, as the paper ran it: deterministic policy, observations as they are. Unlike theirs, which
-   is CORL's, it has its own authors' order (targets and policy see the new V) and orthogonal layers.
+   is CORL's, it has its own authors' order (targets and policy see the new V) and orthogonal critics.
 4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table.
 
 What exists is not made again: a second call goes on where the first was stopped.

@@ -76,7 +76,10 @@ def dry_run(algorithm: str, *, net: MakeNet = None, **settings: Any) -> Needs:
 
 
 class Population(NamedTuple):
-    """A trained population read back: settings, modules, stacked state, seeds and settings of the members, its step."""
+    """A trained population read back: settings, modules, stacked state, seeds and settings of the members, its step.
+
+    digests: of the data that each dataset's source held (offline runs; a snapshot has none).
+    """
 
     module: ModuleType
     config: Any
@@ -85,6 +88,7 @@ class Population(NamedTuple):
     spec: EnvSpec
     members: list[dict[str, Any]]
     step: int
+    digests: dict[str, str]
 
     def act(self) -> Callable[..., Any]:
         """The action function of one agent, without exploration: (state, carry, obs, is_first, key)."""
@@ -126,7 +130,8 @@ def load_population(
         load_flat(state, found[1]["agents"], "state.")
     except DeeprlError as error:
         raise DeeprlError(f"{directory}: {error}") from error
-    return Population(module, config, modules, state, spec, about["members"], found[0])
+    digests = found[1].get("data", {}).get("digests", {})
+    return Population(module, config, modules, state, spec, about["members"], found[0], digests)
 
 
 def load(

@@ -69,7 +69,9 @@ _RIQL = {
 }
 
 # CORL's and Cal-QL's CQL, but for a learned scale and offset of log sigma (at first 1 and -1), CORL's default layers of
-# the policy, its second critic (3 layers whatever the first has) and Cal-QL's clip of data's actions to 0.99999.
+# the policy, its second critic (3 layers whatever the first has), its rewards on hopper-medium (5000 / (best - worst
+# return of an episode) r - 1) and Cal-QL's clip of data's actions to 0.99999. Cal-QL's binary Adroit data are prepared
+# before: failed episodes left out, the others cut at their last success, every success a terminal.
 _CORL_CQL = {"bc_steps": 0, "start": "orthogonal-small-head", "log_std_range": (-20.0, 2.0), "init_lagrange": math.e}
 _CALQL = _CORL_CQL | {"calibrated": True, "sparse_rewards": True, "backup": "min-then-max", "eval_episodes": 20}
 
@@ -82,7 +84,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "corl-mujoco": Recipe(
             _CORL_CQL | {"cql_alpha": 10.0, "actor_lr": 3e-5, "normalize_obs": "obs"},
-            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql (hopper-medium adds --rewards return-range)",
+            "arXiv 2210.07105; corl-team/CORL, configs/offline/cql",
         ),
         "corl-adroit": Recipe(
             _CORL_CQL | {"cql_alpha": 1.0, "normalize_obs": "obs"},

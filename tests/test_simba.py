@@ -39,10 +39,14 @@ DDPG: dict[str, Any] = {"policy": "ddpg", "exploration_noise": 0.3}
 Agent = tuple[simba.Net, simba.Config, simba.State]
 
 
+def small_config(**settings: Any) -> simba.Config:
+    idle = {"alpha_lr"} if settings.get("policy") == "ddpg" else set()
+    return simba.Config(**({k: v for k, v in SMALL.items() if k not in idle} | settings))
+
+
 def small(**settings: Any) -> Agent:
     """A small agent whose normaliser has seen some data."""
-    idle = {"alpha_lr"} if settings.get("policy") == "ddpg" else set()
-    config = simba.Config(**({k: v for k, v in SMALL.items() if k not in idle} | settings))
+    config = small_config(**settings)
     net = simba.build_net(SPEC, config)
     state = simba.init(net, config.member(0), rng.key(1, "init"))
     for t in range(4):
@@ -326,7 +330,7 @@ def test_wrong_settings_and_networks_are_refused() -> None:
     assert simba.Config(policy="ddpg", seeds=(0, 1), init_alpha=(0.01, 0.01)).policy == "ddpg"
     with pytest.raises(DeeprlError, match=r"init_alpha: 0\.1 has no effect with policy ddpg"):
         simba.Config(policy="ddpg", seeds=(0, 0), init_alpha=(0.1, 1.0))
-    config = simba.Config(**({k: v for k, v in SMALL.items() if k != "alpha_lr"} | DDPG))
+    config = small_config(**DDPG)
     with pytest.raises(DeeprlError, match="the actor of ddpg must return actions"):
         simba.build_net(SPEC, config, lambda spec, c: (nets.SimbaActor(3, 2), nets.SimbaCritic(3, 2)))
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
-from deeprl import checkpoint, rng
+from deeprl import rng
 from deeprl.api import load_population
 from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError, first_line
@@ -55,16 +55,14 @@ def load_adversary(run_dir: str | Path, dataset: Dataset, member: int = 0, devic
         raise DeeprlError(f"adversary: {run_dir} is a run of {algorithm}; the adversary is an agent of edac")
     if not 0 <= member < len(population.members):
         raise DeeprlError(f"adversary: {run_dir} has no member {member}; it has {len(population.members)}")
-    found = checkpoint.load(Path(run_dir) / "checkpoints", histories=False)
-    assert found is not None  # `load_population` has read it
     source = population.config.member(member).datasets()[0]
-    known, here = found[1].get("data", {}).get("digests", {}).get(source), dataset.digest()
+    known, here = population.digests.get(source), dataset.digest()
     if known != here:
         raise DeeprlError(
             f"adversary: {run_dir} was trained on {source} (digest {known}), which is not {dataset.name} (digest"
             f" {here}); it must have seen the clean dataset"
         )
-    about = {"run": str(run_dir), "algorithm": algorithm, "member": member, "step": found[0]}
+    about = {"run": str(run_dir), "algorithm": algorithm, "member": member, "step": population.step}
     return _Agent(population, member, about | {"seed": population.members[member]["seed"]})
 
 

@@ -23,7 +23,8 @@ mode `transition` is the paper's: s of a row changes, but the same state as s' o
 Recovery for Corruption-Robust Offline RL"); there are no separate dynamics then, and an episode's last s' stays clean.
 
 Differences from the authors' code (YangRui2015/RIQL, attack.py): the numbers are drawn by `deeprl.rng`, so the rows are
-not theirs; d of the adversary starts within [-eps, eps], where theirs is multiplied by std once more.
+not theirs; d of the adversary starts within [-eps, eps], where theirs is multiplied by std once more; pi(x) is the
+policy's mode, where theirs samples.
 """
 
 from __future__ import annotations

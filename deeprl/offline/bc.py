@@ -9,7 +9,7 @@ The deterministic policy is tanh(MLP(s)) on normalised observations; the Gaussia
 sigma per action, as that of IQL, and is evaluated at its mean.
 
 The reference for settings is CORL's any_percent_bc.py. Differences from it: episodes are those of the dataset, where
-CORL counts 1,000 rows without a terminal as one.
+CORL counts 1,000 rows without a terminal as one, and leaves out what the file ends with if it is neither.
 
 Metrics: actor_loss, actor_grad_norm; mse, the squared error of the (mean) action.
 

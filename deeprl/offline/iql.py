@@ -11,10 +11,11 @@ in this order: the policy and the critics see the new V, the targets Q' move las
 the data is ever asked for. The policy is Gaussian with tanh on its mean alone and a free sigma, evaluated at its mean.
 
 Differences from the authors' code (ikostrikov/implicit_q_learning): none in losses, order, layers, initial weights,
-optimizers, the cosine decay of the policy's learning rate, or the data's actions, which are clipped to 1 - 1e-5. Their
-settings of each domain are recipes (`--recipe mujoco`, antmaze, kitchen, adroit); the defaults here are those of
-locomotion except that rewards are as recorded. `--actor deterministic` is the regression onto weighted actions by which
-CORL and RIQL replace the likelihood; there actions are not clipped.
+optimizers, the cosine decay of the policy's learning rate, or the data's actions, which are clipped to 1 - 1e-5.
+`return-range` sums an episode's rewards with those of rows that are left out at a time limit. Their settings of each
+domain are recipes (`--recipe mujoco`, antmaze, kitchen, adroit); the defaults here are those of locomotion except that
+rewards are as recorded. `--actor deterministic` is the regression onto weighted actions by which CORL and RIQL replace
+the likelihood; there actions are not clipped, and the policy's layers start as torch's.
 
 Metrics: value_loss, actor_loss, critic_loss (summed over critics), q, v, advantage (means over the batch), gradients'
 norms of the three networks.
@@ -105,7 +106,10 @@ MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module, nn.Module]]
 
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Policy, critics and value of the authors' code: two ReLU layers of 256 each, orthogonal weights."""
+    """Policy, critics and value of the authors' code: two ReLU layers of 256 each, orthogonal weights.
+
+    A deterministic policy starts from torch's.
+    """
     kind = nets.GaussianActor if config.actor == "gaussian" else nets.TanhActor
     critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, start="orthogonal")
     value = nets.MLP(spec.obs_dim, config.hidden, 1, start="orthogonal")

@@ -11,9 +11,10 @@ Yang et al. 2024, "Towards Robust Offline Reinforcement Learning under Diverse D
 with observations normalised by the corrupted data's own mean and deviation, and Huber's threshold h = 1 / sigma^2. The
 targets and the policy see V as it was before this step. The paper's three changes to IQL are normalisation, Huber's
 loss and a quantile of K critics in place of the minimum of two. `--normalize-obs off`, `--huber-threshold 1000` and
-`--quantile 0 --critics 2` take them back: the IQL that the paper compares with, but for the clip of targets. (A
-threshold beyond some thousands divides gradients down to Adam's epsilon, and nothing is learned.) `iql.py` is IQL as
-its own authors have it: targets and policy see the new V, and layers start orthogonal.
+`--quantile 0 --critics 2` take them back: the IQL that the paper compares with, but for the clip of targets and the
+critics' initial weights (there torch's). (A threshold beyond some thousands divides gradients down to Adam's epsilon,
+and nothing is learned.) `iql.py` is IQL as its own authors have it: targets and policy see the new V, and layers start
+orthogonal but for a deterministic policy's.
 
 Differences from the authors' code (YangRui2015/RIQL): none in losses, order, layers, initial weights, optimizers or the
 cosine decay of the policy's learning rate. Their settings of each attack are recipes, such as `hopper-random-dynamics`.
