@@ -34,11 +34,11 @@ import numpy as np
 from speed_rows import COLUMNS, device_name, save
 from speed_turns import busy_seconds
 
-from deeprl import pool as envpool_backend
-from deeprl.envs import EnvBackend, PopulationEnvs
+from deeprl.envs import pool as envpool_backend
+from deeprl.envs.make import EnvFactory, make_env
+from deeprl.envs.pool import EnvPoolVector
+from deeprl.envs.population import EnvBackend, PopulationEnvs
 from deeprl.errors import DeeprlError
-from deeprl.make_env import EnvFactory, make_env
-from deeprl.pool import EnvPoolVector
 
 Kind = Literal["ale-py", "envpool"]
 SAME_START: dict[str, Any] = {"repeat_action_probability": 0.0, "noop_max": 1, "fire_reset": False}

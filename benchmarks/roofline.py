@@ -52,7 +52,7 @@ def update_flops(algorithm: str, config: Any) -> float:
     from deeprl import rng
     from deeprl.api import algorithm_module
     from deeprl.data.datasets import load_dataset
-    from deeprl.make_env import make_env
+    from deeprl.envs.make import make_env
     from deeprl.spaces import env_spec
     from deeprl.spec import Batch
 

@@ -14,8 +14,8 @@ from deeprl import rng
 from deeprl.api import algorithm_module
 from deeprl.data.datasets import load_dataset
 from deeprl.data.offline import OfflineData
-from deeprl.envs import PopulationEnvs
-from deeprl.make_env import EnvFactory
+from deeprl.envs.make import EnvFactory
+from deeprl.envs.population import PopulationEnvs
 from deeprl.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
 from deeprl.replay import Replay, make_replay
 from deeprl.samplers import Priorities

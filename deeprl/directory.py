@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity
+from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError, first_line
-from deeprl.make_env import EnvFactory
 from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from deeprl import rng
-from deeprl.envs import Episode, env_seeds
-from deeprl.make_env import MakeEnv
+from deeprl.envs.make import MakeEnv
+from deeprl.envs.population import Episode, env_seeds
 from deeprl.population import Execution, over_agents
 from deeprl.spaces import env_spec, to_env_action
 from deeprl.tree import tree_leaves

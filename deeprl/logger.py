@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeprl.envs import Episode
+from deeprl.envs.population import Episode
 from deeprl.errors import DeeprlError
 
 

@@ -21,13 +21,13 @@ from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
 from deeprl.custom import name_of
 from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
-from deeprl.envs import Episode, PopulationEnvs
+from deeprl.envs.make import EnvFactory
+from deeprl.envs.population import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, InUseError, first_line
 from deeprl.evaluate import Evaluator, PopulationPolicy
 from deeprl.interrupts import Interrupts
 from deeprl.lock import Lock
 from deeprl.logger import RunLogs
-from deeprl.make_env import EnvFactory
 from deeprl.population import Agents
 from deeprl.progress import Progress
 from deeprl.tree import TreeState

@@ -9,9 +9,9 @@ import numpy as np
 
 from deeprl.api import MakeNet, Policy, load
 from deeprl.directory import evaluated_in, read_about
-from deeprl.envs import env_seeds
+from deeprl.envs.make import make_env
+from deeprl.envs.population import env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.make_env import make_env
 from deeprl.progress import Progress
 
 _GIF_FPS = 25  # browsers play faster GIFs slowly

@@ -16,9 +16,10 @@ from torch import nn
 import deeprl
 from deeprl import checkpoint
 from deeprl.assess import assess
+from deeprl.envs.make import make_env
+from deeprl.envs.population import env_seeds
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator, greedy_policy
-from deeprl.make_env import make_env
 from deeprl.nets import MLP, CriticEnsemble
 
 TINY = {
@@ -76,7 +77,7 @@ def assert_recorded_is_played(run_dir: Path | str, make: Callable[[], gym.Env]) 
     for row in (row for row in rows if row["step"] == final):
         policy = deeprl.load(run_dir, seed=row["seed"])
         returns = []
-        for start in deeprl.envs.env_seeds(row["seed"], "eval", 2, final):
+        for start in env_seeds(row["seed"], "eval", 2, final):
             env = make()
             obs, _ = env.reset(seed=start)
             total, over = 0.0, False

@@ -32,14 +32,7 @@ FLOORS: list[set[str]] = [
         "samplers",
     },  # settings, device state
     {
-        "atari",
-        "dmc",
-        "pool",
-        "make_env",
         "spaces",
-        "env_state",
-        "env_replay",
-        "env_workers",
         "envs",
         "evaluate",
         "logger",

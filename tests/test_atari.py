@@ -6,11 +6,11 @@ import pytest
 
 from deeprl import checkpoint, watch
 from deeprl.api import Policy
-from deeprl.atari import AtariSettings, CountDecisions, EpisodicLife, FireOnReset, GameRecord, StickyActions
-from deeprl.envs import Episode, PopulationEnvs, env_seeds
+from deeprl.envs.atari import AtariSettings, CountDecisions, EpisodicLife, FireOnReset, GameRecord, StickyActions
+from deeprl.envs.make import EnvFactory, make_env
+from deeprl.envs.population import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import Evaluator
-from deeprl.make_env import EnvFactory, make_env
 from deeprl.spaces import env_spec
 
 pytest.importorskip("ale_py")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import deeprl
-from deeprl import make_env
 from deeprl.cli import main
 from deeprl.cli_dataset import _KINDS
 from deeprl.data.datasets import load_dataset
+from deeprl.envs.make import FreshWorld
 from deeprl.errors import DeeprlError
 from deeprl.make_data import candidates, collect, writers
 from deeprl.make_data.collect import KINDS, Request, choose, create
@@ -253,7 +253,7 @@ def test_environments_of_own_constructors_are_named(tmp_path: Path) -> None:
 
 def test_wrappers_of_the_library_are_not_named() -> None:
     """The reader would take an environment for wrapped that `make_env` always wraps."""
-    made = make_env.FreshWorld(gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0))
+    made = FreshWorld(gym.wrappers.RescaleAction(gym.make("Pendulum-v1"), -1.0, 1.0))
     spec = writers._env_spec(made, writers.Origin("Pendulum-v1", {}, "", {}))
     assert [w.name for w in spec.additional_wrappers] == ["RescaleAction"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from deeprl import checkpoint, health
 from deeprl.cli import main
-from deeprl.envs import PopulationEnvs
-from deeprl.make_env import EnvFactory
+from deeprl.envs.make import EnvFactory
+from deeprl.envs.population import PopulationEnvs
 from deeprl.online import dqn, sac, td3
 from deeprl.population import Agents, Execution, cause_code, cause_name, freezing, new_agents, over_agents
 from deeprl.records import read_runs

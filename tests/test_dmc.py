@@ -15,11 +15,11 @@ pytest.importorskip("dm_control")
 
 from test_records import write_run
 
-from deeprl import make_env as making
-from deeprl.dmc import DMControl, _suite
-from deeprl.env_replay import Replayed, how_restorable
+from deeprl.envs import make as making
+from deeprl.envs.dmc import DMControl, _suite
+from deeprl.envs.make import make_env
+from deeprl.envs.restorable import Replayed, how_restorable
 from deeprl.errors import DeeprlError
-from deeprl.make_env import make_env
 from deeprl.rows import results
 from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec

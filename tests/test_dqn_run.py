@@ -14,9 +14,11 @@ from helpers import assert_equal, cast
 from torch import Tensor
 
 import deeprl
-from deeprl import checkpoint, env_replay, env_state, nets, rng
+from deeprl import checkpoint, nets, rng
+from deeprl.envs import restorable
+from deeprl.envs import state as env_state
+from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
-from deeprl.make_env import make_env
 from deeprl.online import dqn
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import FrameReplay, Replay
@@ -353,7 +355,7 @@ def test_frame_stacks_train_and_resume_exactly(tmp_path: Path) -> None:
 def test_no_window_or_stack_reaches_over_an_episode_that_a_resumed_run_started_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(env_replay, "how_restorable", lambda env: "no")
+    monkeypatch.setattr(restorable, "how_restorable", lambda env: "no")
     # Episodes of 7 steps whose pixels are 10 t: stopped at step 32, which is t = 4; then it begins again at t = 0.
     settings = IMAGES | {"env": "probe_envs:ProbeDiscretePictures-v0", "buffer_size": 60}
     _, replay = of_run(train_with_stops(config(tmp_path / "run", **settings), (32,)))

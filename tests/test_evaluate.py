@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from deeprl import checkpoint
-from deeprl.envs import Episode, env_seeds
+from deeprl.envs.make import EnvFactory, make_env
+from deeprl.envs.population import Episode, env_seeds
 from deeprl.evaluate import Evaluator, greedy_policy
-from deeprl.make_env import EnvFactory, make_env
 from deeprl.online import sac
 from deeprl.population import Execution
 from deeprl.spaces import env_spec

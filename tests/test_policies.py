@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.make_data.policies import read_policies, read_policy
-from deeprl.make_env import make_env
 from deeprl.spec import EnvSpec
 
 HOPPER = Path(__file__).parent / "data" / "trpo_hopper.npz"

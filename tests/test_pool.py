@@ -2,10 +2,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from deeprl.envs import PopulationEnvs, env_seeds
+from deeprl.envs.make import EnvFactory, make_env
+from deeprl.envs.pool import CROPPED, EnvPoolVector
+from deeprl.envs.population import PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.make_env import EnvFactory, make_env
-from deeprl.pool import CROPPED, EnvPoolVector
 from deeprl.spec import EnvSpec
 
 pytest.importorskip("envpool")

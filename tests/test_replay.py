@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deeprl import rng
-from deeprl.envs import PopulationEnvs
+from deeprl.envs.make import make_env
+from deeprl.envs.population import PopulationEnvs
 from deeprl.errors import DeeprlError
-from deeprl.make_env import make_env
 from deeprl.replay import Replay
 from deeprl.samplers import sample
 from deeprl.spec import Batch, EnvSpec, Transition

@@ -22,8 +22,8 @@ from deeprl.data.files import SUFFIXES, Recording, open_file
 from deeprl.data.minari import minari_sizes, open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import score_range
+from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
-from deeprl.make_env import make_env
 from deeprl.replay import Stored
 from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deeprl.config import PerAgentText, RunConfig, per_agent
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
-from deeprl.make_env import EnvFactory
 from deeprl.progress import show
 from deeprl.replay import Stored
 from deeprl.run import Run
@@ -145,7 +145,8 @@ def returns_to_go(
     ends: as in `Dataset`. Nothing is added behind an episode that was cut, by a time limit or where a recording stops:
     there G is less than the policy that was recorded would get where rewards are positive, and more where they are
     negative. Hence sparse (nakamotoo/Cal-QL): an episode that never gets more than the lowest reward of all has failed,
-    and would have gone on to: r / (1 - discount) in all of its rows.
+    and would have gone on to: r / (1 - discount) in all of its rows. Their returns on Kitchen, where every episode's
+    last reward goes on for ever, are not offered.
     """
     lengths = ends.diff(prepend=ends.new_zeros(1))
     left = ends.int().repeat_interleave(lengths).sub_(torch.arange(len(reward), dtype=torch.int32))  # rows to the end

@@ -20,11 +20,11 @@ import numpy as np
 from deeprl import provenance
 from deeprl.data.scores import normalized, score_range
 from deeprl.directory import evaluated_in, read_about
+from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
 from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
-from deeprl.make_env import make_env
 from deeprl.progress import Progress, show
 from deeprl.spec import EnvSpec
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
 from deeprl.make_data.writers import Recorded
-from deeprl.make_env import MakeEnv
 from deeprl.spaces import env_spec
 
 _WIDTH = 10  # environments stepped together

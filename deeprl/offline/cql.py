@@ -21,10 +21,8 @@ Differences from the authors' code (aviralkumar2907/CQL, d4rl/), whose README ha
   the old ones, as in young-geng/CQL, CORL and nakamotoo/Cal-QL.
 - Their multiplier holds cql_alpha * gap at the threshold, here and in those three it is gap: divide by cql_alpha.
   It is cut at 1e6 in the losses alone, so that it can come back.
-- Their densities have 1e-6 inside the logarithm of tanh's slope, and means are cut to [-9, 9] for bc_steps.
-- Their target critics start from weights of their own, here from those of the critics.
-- They train 3M steps, here 1M; their bc_steps end one update earlier.
-- Cal-QL's returns on Kitchen go on for ever from an episode's last reward; here nothing is added behind an episode.
+- Their densities have 1e-6 inside the logarithm of tanh's slope; for bc_steps, one less, means are cut to [-9, 9].
+- Their target critics start from weights of their own, here from those of the critics. They train 3M steps, not 1M.
 - First layers start from 1/sqrt(units) there, 1/sqrt(inputs) here; the policy's head from 1e-3 there, 3e-3 here.
 
 Metrics: td_loss (summed over critics), gap (mean over critics), q (of the data's actions), cql_factor (alpha'),

@@ -3,7 +3,7 @@
 Known: Gymnasium's MuJoCo and classic-control environments, Atari games of ale-py and MinAtar, under wrappers that
 remember numbers, arrays, lists, queues, running statistics and generators. Any other environment takes part by defining
 `state_dict()` (a dict of numbers, strings, lists and arrays) and `load_state_dict(state)`; its random generator
-`np_random` is saved for it. What happens to environments that do not: `env_replay`.
+`np_random` is saved for it. What happens to environments that do not: `restorable`.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
 from deeprl.interrupts import HEEDED
-from deeprl.make_env import MakeEnv
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from deeprl.atari import make_atari
-from deeprl.dmc import DMControl
+from deeprl.envs.atari import make_atari
+from deeprl.envs.dmc import DMControl
 from deeprl.errors import DeeprlError, nearest
 
 MakeEnv = Callable[[], gym.Env]

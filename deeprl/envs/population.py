@@ -3,7 +3,7 @@
 Continuous actions are in [-1, 1], discrete ones count from 0; `spaces.to_env_action` puts them in the environment's
 terms. Environments reset in the step that ends an episode (`SAME_STEP`), and `Transition.next_obs` is still the true
 final observation. Environment e of the agent with seed s is seeded from (s, e) alone. How exactly a resumed run goes on
-in them: `env_replay`.
+in them: `restorable`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from deeprl import env_replay, env_state, rng
-from deeprl.env_replay import Restorable
-from deeprl.env_workers import async_vector
+from deeprl import rng
+from deeprl.envs import restorable
+from deeprl.envs import state as env_state
+from deeprl.envs.make import EnvFactory, MakeEnv
+from deeprl.envs.restorable import Restorable
+from deeprl.envs.workers import async_vector
 from deeprl.errors import DeeprlError
-from deeprl.make_env import EnvFactory, MakeEnv
 from deeprl.spaces import env_spec, to_env_action
 from deeprl.spec import EnvSpec, Transition
 
@@ -169,16 +171,16 @@ class PopulationEnvs:
 def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[Any, EnvSpec, Restorable]:
     """A Gymnasium vector environment (SAME_STEP) of one environment per seed, what one is like, how it is restored."""
     if backend == "envpool":
-        from deeprl.pool import EnvPoolVector  # an extra
+        from deeprl.envs.pool import EnvPoolVector  # an extra
 
         if not isinstance(make, EnvFactory):
             raise DeeprlError("env_backend: envpool makes its environments by name; use sync or async for your own")
         pool = EnvPoolVector(make, seeds)
         return pool, pool.env_spec, "no"
     probe = make()
-    spec, kind = env_spec(probe), env_replay.how_restorable(probe)
+    spec, kind = env_spec(probe), restorable.how_restorable(probe)
     probe.close()
-    layered = env_replay.Layered(make, kind)
+    layered = restorable.Layered(make, kind)
     if backend == "async":
         return async_vector(layered, len(seeds)), spec, kind
     return SyncVectorEnv([layered] * len(seeds), copy=False, autoreset_mode=AutoresetMode.SAME_STEP), spec, kind

@@ -27,9 +27,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from deeprl.atari import AtariSettings
+from deeprl.envs.atari import AtariSettings
+from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError, nearest
-from deeprl.make_env import EnvFactory
 from deeprl.spaces import env_spec
 
 # Games with more than the 210 rows of the screen that EnvPool knows. It shows the upper part of them only, and agents

@@ -2,8 +2,8 @@
 
 Three kinds, found out once per run with an environment made for it (`how_restorable`):
 
-- `captured`: `env_state` knows all that the environment remembers (MuJoCo, classic control, MinAtar, the Atari games of
-  `make_env`, environments with a `state_dict`). Restored exactly, at the cost of copying the state.
+- `captured`: `envs.state` knows all that the environment remembers (MuJoCo, classic control, MinAtar, the Atari games
+  of `make_env`, environments with a `state_dict`). Restored exactly, at the cost of copying the state.
 - `replayed`: any other environment that is deterministic (Box2D, environments of your own). Every episode begins with
   `reset(seed=...)`, its seed a function of the environment's own seed and the number of the episode, and its actions
   are kept. To restore it, the episode is played again; a digest of every observation, reward and end tells whether it
@@ -30,8 +30,8 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from deeprl import env_state
-from deeprl.make_env import MakeEnv
+from deeprl.envs import state as env_state
+from deeprl.envs.make import MakeEnv
 
 Restorable = Literal["captured", "replayed", "no"]
 
@@ -39,7 +39,7 @@ _TRIAL = 50  # steps played twice to see whether an environment is deterministic
 
 
 class Captured(gym.Wrapper):
-    """An environment that `env_state` can capture. Changes nothing of what it does.
+    """An environment that `envs.state` can capture. Changes nothing of what it does.
 
     to_restore: for `restore`, a state and the seed of a new episode where that cannot be restored. An attribute,
     because a vector environment can set one to a value of its own in each environment, but calls all alike.

@@ -24,9 +24,9 @@ from opaque_envs import Harder, Hidden, HiddenChoice, SecretlyHarder, Unseeded
 from test_envs import PENDULUM, actions, play
 
 from deeprl import checkpoint
-from deeprl.env_replay import Captured, Replayed, episode_seed, how_restorable
-from deeprl.envs import PopulationEnvs, env_seeds
-from deeprl.make_env import EnvFactory, FreshWorld, make_env
+from deeprl.envs.make import EnvFactory, FreshWorld, make_env
+from deeprl.envs.population import PopulationEnvs, env_seeds
+from deeprl.envs.restorable import Captured, Replayed, episode_seed, how_restorable
 from deeprl.online import dqn
 
 HIDDEN = EnvFactory("opaque_envs:Hidden-v0", {}, ())
@@ -333,8 +333,8 @@ def test_stopped_and_continued_dqn_run_is_identical(backend: str, tmp_path: Path
 SCRIPT = """
 import signal, sys
 import numpy as np
-from deeprl.envs import PopulationEnvs
-from deeprl.make_env import EnvFactory
+from deeprl.envs.population import PopulationEnvs
+from deeprl.envs.make import EnvFactory
 
 got = []
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -389,7 +389,7 @@ class Script:
 
 
 def test_workers_do_not_load_torch() -> None:
-    code = "import sys, deeprl.env_replay, deeprl.env_workers; assert 'torch' not in sys.modules"
+    code = "import sys, deeprl.envs.restorable, deeprl.envs.workers; assert 'torch' not in sys.modules"
     env = os.environ | {"PYTHONPATH": str(test_run.ROOT)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
 
