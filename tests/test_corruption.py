@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from offline_helpers import made_dataset, write_made
 from torch import Tensor
 
 import deeprl
-from deeprl import rng
+from deeprl import checkpoint, rng, snapshots
 from deeprl.cli import main
 from deeprl.data.datasets import Dataset, load_dataset
 from deeprl.errors import DeeprlError
@@ -293,6 +294,16 @@ def test_adversary_of_other_data_is_refused(trained: tuple[str, Path], tmp_path:
         corrupt(other, "adversarial", adversary=trained[1])
     with pytest.raises(DeeprlError, match=r"^adversary: .* has no member 2"):
         adversary.load_adversary(trained[1], other, 2)
+
+
+def test_adversary_that_does_not_tell_its_data_is_refused(trained: tuple[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    found = checkpoint.load(run / "checkpoints", histories=False)
+    assert found is not None
+    snapshots.take(run, found[0], found[1]["agents"])
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(DeeprlError, match=r"^adversary: .* has no checkpoint, and its snapshots do not tell"):
+        adversary.load_adversary(run, load_dataset(trained[0]))
 
 
 # --- files ---

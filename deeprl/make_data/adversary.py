@@ -57,6 +57,10 @@ def load_adversary(run_dir: str | Path, dataset: Dataset, member: int = 0, devic
         raise DeeprlError(f"adversary: {run_dir} has no member {member}; it has {len(population.members)}")
     source = population.config.member(member).datasets()[0]
     known, here = population.digests.get(source), dataset.digest()
+    if known is None:
+        raise DeeprlError(
+            f"adversary: {run_dir} has no checkpoint, and its snapshots do not tell what it was trained on"
+        )
     if known != here:
         raise DeeprlError(
             f"adversary: {run_dir} was trained on {source} (digest {known}), which is not {dataset.name} (digest"
