@@ -21,6 +21,8 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +35,6 @@ SUITES: dict[str, Any] = {"mujoco": {"utd": 1.0}, "dmc": {"critics": 1, "discoun
 LOSSES = {"actor/loss": "actor_loss", "temperature/loss": "alpha_loss", "critic/loss": "critic_loss"}  # theirs: ours
 PACKAGES = ("jax", "flax", "optax", "tensorflow-probability", "numpy")
 COLUMNS = ("suite", "component", "max_abs_difference", "scale", "versions", "commit", "command")
-COMMAND = "python benchmarks/authors.py --repo SimbaV2 --python AUTHORS/bin/python"
 Arrays = dict[str, Any]  # "component|part" -> numbers
 
 
@@ -94,7 +95,6 @@ def theirs(repo: Path, suite: str, given: Arrays) -> Arrays:
         batch |= {"terminated": given["end"][i], "action": given["action"][i], "reward": given["reward"][i]}
         info = rewards.update(i, batch)
         found |= {f"updates: {k}|{i}": info[k] for k in LOSSES}
-    found["versions|"] = " ".join(f"{k}={importlib.metadata.version(k)}" for k in PACKAGES)
     return found | parameters(f"update {UPDATES}")
 
 
@@ -157,44 +157,66 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     return made
 
 
-def compare(args: argparse.Namespace, suite: str, folder: Path) -> list[dict[str, str]]:
-    """Rows of one suite."""
-    from deeprl import provenance
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides of one algorithm. Arrays are numbers by "component|part"."""
 
-    files = [str(folder / name) for name in ("given.npz", "found.npz")]
-    np.savez(files[0], **inputs())
-    subprocess.run([args.python, __file__, "--repo", str(args.repo), "--theirs", suite, *files], check=True)
-    found, worst = renamed(dict(np.load(files[1]))), dict[str, tuple[float, float]]()
-    for key, own in ours(suite, inputs(), found).items():
-        name, x, y = key.partition("|")[0], np.asarray(found[key], float), np.asarray(own, float)
-        far, scale = worst.get(name, (0.0, 0.0))
-        worst[name] = max(far, np.abs(x.reshape(y.shape) - y).max()), max(scale, np.abs(x).max())
-    git = ["git", "-C", str(args.repo), "rev-parse", "--short=10", "HEAD"]
-    revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = " ".join(f"{k}={v}" for k, v in provenance.versions().items() if k in ("deeprl", "torch", "numpy"))
-    about = f"{versions} against SimbaV2={revision} {found['versions|']}", provenance.commit(), COMMAND
-    rows = ((suite, name, f"{far:.3g}", f"{scale:.4g}", *about) for name, (far, scale) in worst.items())
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    script: str
+    repo: str  # owner/name of the authors' code
+    suites: Iterable[str]
+    inputs: Callable[[], Arrays]
+    theirs: Callable[[Path, str, Arrays], Arrays]  # (checkout, suite, inputs); run by another Python
+    renamed: Callable[[Arrays], Arrays]  # theirs, by our names
+    ours: Callable[[str, Arrays, Arrays], Arrays]  # (suite, inputs, renamed ones of theirs)
 
+    @property
+    def name(self) -> str:
+        return self.repo.partition("/")[2]
 
-def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--repo", type=Path, required=True, help="checkout of DAVIAN-Robotics/SimbaV2")
-    flags.add_argument("--python", help="a Python that has jax and flax")
-    flags.add_argument("--csv", type=Path, default=Path(__file__).parent / "results/authors.csv", help="for the rows")
-    flags.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
-    args = flags.parse_args()
-    if args.theirs:
-        np.savez(args.theirs[2], **theirs(args.repo, args.theirs[0], dict(np.load(args.theirs[1]))))
-        return
-    from speed_rows import save
+    def rows(self, args: argparse.Namespace, suite: str, folder: Path) -> list[dict[str, str]]:
+        """Of one suite: the largest difference in each component."""
+        from deeprl import provenance
 
-    for suite in SUITES:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = compare(args, suite, Path(folder))
-        print(*("{:8}{:32}{:>12}{:>12}".format(*row.values()) for row in rows), sep="\n", flush=True)
-        save(args.csv, rows, COLUMNS, key=("suite", "component"))
+        files = [str(folder / name) for name in ("given.npz", "found.npz")]
+        np.savez(files[0], **self.inputs())
+        script = str(Path(__file__).parent / self.script)
+        subprocess.run([args.python, script, "--repo", str(args.repo), "--theirs", suite, *files], check=True)
+        found, worst = self.renamed(dict(np.load(files[1]))), dict[str, tuple[float, float]]()
+        for key, own in self.ours(suite, self.inputs(), found).items():
+            name, x, y = key.partition("|")[0], np.asarray(found[key], float), np.asarray(own, float)
+            far, scale = worst.get(name, (0.0, 0.0))
+            worst[name] = max(far, np.abs(x.reshape(y.shape) - y).max()), max(scale, np.abs(x).max())
+        git = ["git", "-C", str(args.repo), "rev-parse", "--short=10", "HEAD"]
+        revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        versions = " ".join(f"{k}={v}" for k, v in provenance.versions().items() if k in ("deeprl", "torch", "numpy"))
+        about = f"{versions} against {self.name}={revision} {found['versions|']}", provenance.commit()
+        command = f"python benchmarks/{self.script} --repo {self.name} --python AUTHORS/bin/python"
+        rows = ((suite, name, f"{far:.3g}", f"{scale:.4g}", *about, command) for name, (far, scale) in worst.items())
+        return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+    def main(self, description: str | None) -> None:
+        flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        flags.add_argument("--repo", type=Path, required=True, help=f"checkout of {self.repo}")
+        flags.add_argument("--python", help="a Python that has jax and flax")
+        flags.add_argument(
+            "--csv", type=Path, default=Path(__file__).parent / "results/authors.csv", help="for the rows"
+        )
+        flags.add_argument("--theirs", nargs=3, help=argparse.SUPPRESS)
+        args = flags.parse_args()
+        if args.theirs:
+            found = self.theirs(args.repo, args.theirs[0], dict(np.load(args.theirs[1])))
+            found["versions|"] = " ".join(f"{k}={importlib.metadata.version(k)}" for k in PACKAGES)
+            np.savez(args.theirs[2], **found)
+            return
+        from speed_rows import save
+
+        for suite in self.suites:
+            with tempfile.TemporaryDirectory() as folder:
+                rows = self.rows(args, suite, Path(folder))
+            print(*("{:8}{:32}{:>12}{:>12}".format(*row.values()) for row in rows), sep="\n", flush=True)
+            save(args.csv, rows, COLUMNS, key=("suite", "component"))
 
 
 if __name__ == "__main__":
-    main()
+    here = Comparison("authors.py", "DAVIAN-Robotics/SimbaV2", SUITES, inputs, theirs, renamed, ours)
+    here.main(__doc__)

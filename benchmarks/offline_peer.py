@@ -46,6 +46,7 @@ COLUMNS = [
     *("commit", "config_hash", "torch", "device", "command"),
 ]
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+AUTHORS = {"expectile": 0.7, "temperature": 3.0}  # their mujoco_config.py, where it is not their default
 EPOCH = 1_000  # steps over which losses are averaged
 Policy = Callable[[Any], Any]  # one observation -> its action, without noise
 Losses = list[tuple[int, dict[str, float]]]
@@ -101,17 +102,9 @@ def train_d3rlpy(args: argparse.Namespace, seed: int) -> tuple[str, Policy, Loss
 
 def train_authors(args: argparse.Namespace, seed: int) -> tuple[str, Policy, Losses]:
     """IQL by the code of its authors."""
-    import flax
-    import gymnasium
-    import jax
     import numpy as np
 
-    jax.tree_multimap = jax.tree_util.tree_map
-    flax.config.update("flax_return_frozendict", True)
-    stand_in = ModuleType("d4rl")
-    stand_in.qlearning_dataset = transitions  # type: ignore[attr-defined]
-    sys.modules |= {"gym": gymnasium, "d4rl": stand_in}
-    sys.path.insert(0, str(args.repo))
+    give_back_names(args.repo)
     from dataset_utils import D4RLDataset
     from learner import Learner
 
@@ -133,6 +126,20 @@ def train_authors(args: argparse.Namespace, seed: int) -> tuple[str, Policy, Los
         losses.append((step // EPOCH, {d3: float(np.mean([x[own] for x in seen])) for own, d3 in names.items()}))
     commit = git("-C", str(args.repo), "rev-parse", "--short", "HEAD")
     return f"authors {commit}", lambda obs: agent.sample_actions(obs, temperature=0.0), losses
+
+
+def give_back_names(repo: Path) -> None:
+    """Make their modules importable: with what newer jax and flax have dropped, and our reader in place of d4rl's."""
+    import flax
+    import gymnasium
+    import jax
+
+    jax.tree_multimap = jax.tree_util.tree_map
+    flax.config.update("flax_return_frozendict", True)
+    stand_in = ModuleType("d4rl")
+    stand_in.qlearning_dataset = transitions  # type: ignore[attr-defined]
+    sys.modules |= {"gym": gymnasium, "d4rl": stand_in}
+    sys.path.insert(0, str(repo))
 
 
 def transitions(path: str) -> dict[str, Any]:
