@@ -1,10 +1,10 @@
-"""Tables of the offline benchmark from its rows: scores on each dataset, their average, and d3rlpy beside ours.
+"""Tables of the offline benchmark from its rows: scores on each dataset, their average, and peers beside ours.
 
     python benchmarks/offline_table.py benchmarks/results/offline.csv benchmarks/results/offline_cql.csv \
         --peer benchmarks/results/offline_peer.csv
 
 Markdown on stdout. D4RL's normalised scores of the final policies; mean over seeds and its 95 % Student t interval. The
-average is taken over the datasets seed by seed first. Beside d3rlpy: the difference of the means, two standard errors
+average is taken over the datasets seed by seed first. Beside a peer: the difference of the means, two standard errors
 of it, and whether ours is no further below than that.
 """
 
@@ -57,16 +57,16 @@ def table(scores: Scores) -> None:
 
 
 def beside(ours: Scores, theirs: Scores) -> None:
-    header = ("dataset", "algorithm", "deeprl", "d3rlpy", "difference", "two standard errors", "not below")
+    header = ("dataset", "algorithm", "deeprl", "peer", "", "difference", "two standard errors", "not below")
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    for (peer, name), their_seeds in theirs.items():
-        algorithm = peer.partition(":")[0]
+    for (label, name), their_seeds in theirs.items():
+        algorithm, _, peer = label.partition(":")
         if (algorithm, name) not in ours:
             continue
         own, other = (np.array(list(seeds.values())) for seeds in (ours[algorithm, name], their_seeds))
         difference = own.mean() - other.mean()
         error = 2.0 * math.sqrt(sum(x.var(ddof=1) / len(x) for x in (own, other) if len(x) > 1))
-        cells = (cell(own.tolist()), cell(other.tolist()), f"{difference:+.1f}", f"{error:.1f}")
+        cells = (cell(own.tolist()), peer, cell(other.tolist()), f"{difference:+.1f}", f"{error:.1f}")
         print(f"| {name} | {algorithm} | {' | '.join(cells)} | {'yes' if difference >= -error else 'NO'} |")
 
 
