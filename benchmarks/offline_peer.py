@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
+import os
 import shlex
 import subprocess
 import sys
@@ -40,6 +40,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from speed_rows import device_name
 
 COLUMNS = [
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
@@ -104,6 +106,8 @@ def train_authors(args: argparse.Namespace, seed: int) -> tuple[str, Policy, Los
     """IQL by the code of its authors."""
     import numpy as np
 
+    eigen = f"--xla_cpu_multi_thread_eigen={str(args.threads > 1).lower()}"
+    os.environ.setdefault("XLA_FLAGS", f"{eigen} intra_op_parallelism_threads={args.threads}")
     give_back_names(args.repo)
     from dataset_utils import D4RLDataset
     from learner import Learner
@@ -183,8 +187,8 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     values = (
         *(f"{args.algorithm}:{peer}", name, seed, args.steps),
         *(mean_return(policy, args.env, args.episodes, seed), "", round(wall, 1), round(args.steps / wall, 1)),
-        *(git("rev-parse", "--short", "HEAD"), "", "" if args.repo else version("torch"), platform.machine()),
-        f"python {shlex.join(sys.argv)}",
+        *(git("rev-parse", "--short", "HEAD"), "", "" if args.repo else version("torch")),
+        *(f"cpu ({device_name('cpu')}, {args.threads} threads)", f"python {shlex.join(sys.argv)}"),
     )
     return dict(zip(COLUMNS, values, strict=True))
 
