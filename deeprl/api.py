@@ -17,10 +17,10 @@ import deeprl
 from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
 from deeprl.directory import read_about
-from deeprl.envs.make import load_object
 from deeprl.errors import DeeprlError, nearest
 from deeprl.memory import Needs, rehearse
 from deeprl.nets import FixedNorm
+from deeprl.objects import load_object
 from deeprl.population import member as take_member
 from deeprl.population import stack
 from deeprl.recipes import with_recipe

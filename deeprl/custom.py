@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deeprl.envs.make import load_object
 from deeprl.errors import DeeprlError
+from deeprl.objects import load_object
 from deeprl.spec import EnvSpec
 
 

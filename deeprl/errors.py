@@ -24,3 +24,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; the name of its type if it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """All that an error says, in one line, without backticks."""
+    return str(error).replace("\n", " ").replace("`", "").strip()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from deeprl import checkpoint
-from deeprl.envs.make import EnvFactory, load_object, make_env
+from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.pool import EnvPoolVector
 from deeprl.envs.population import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
+from deeprl.objects import load_object
 from deeprl.spaces import env_spec, require, to_env_action
 from deeprl.spec import EnvSpec
 

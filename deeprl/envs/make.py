@@ -14,7 +14,8 @@ import gymnasium as gym
 
 from deeprl.envs.atari import make_atari
 from deeprl.envs.dmc import DMControl
-from deeprl.errors import DeeprlError, nearest
+from deeprl.errors import DeeprlError, nearest, one_line
+from deeprl.objects import load_object, see_working_directory
 
 MakeEnv = Callable[[], gym.Env]
 
@@ -49,7 +50,7 @@ def make_env(
         if not os.environ.get("DISPLAY"):  # headless: MuJoCo renders through EGL, SDL without a screen
             os.environ.setdefault("MUJOCO_GL", "egl")
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    _see_working_directory()
+    see_working_directory()
     _warn_once_per_text()
     if (namespace := env.partition("/")[0]) in _NAMESPACES:
         _register(namespace)
@@ -58,19 +59,19 @@ def make_env(
         made = SeededStart(made) if namespace == "MinAtar" else made
         made = FreshWorld(made) if type(made.unwrapped).__module__.endswith("box2d.bipedal_walker") else made
     except gym.error.DependencyNotInstalled as error:
-        raise DeeprlError(f"{env}: {_one_line(error)}{_install_hint(str(error))}") from error
+        raise DeeprlError(f"{env}: {one_line(error)}{_install_hint(str(error))}") from error
     except (gym.error.UnregisteredEnv, gym.error.Error) as error:
         raise DeeprlError(_unknown(env, error)) from error
     except ModuleNotFoundError as error:
-        reason = f"cannot import {error.name!r}" if error.name else _one_line(error)
+        reason = f"cannot import {error.name!r}" if error.name else one_line(error)
         raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
     except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
-        raise DeeprlError(f"{env} with arguments {kwargs}: {_one_line(error)}") from error
+        raise DeeprlError(f"{env} with arguments {kwargs}: {one_line(error)}") from error
     for wrapper in wrappers:
         try:
             made = load_object(wrapper, "wrapper")(made)
         except (TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise DeeprlError(f"wrapper {wrapper}: {_one_line(error)}") from error
+            raise DeeprlError(f"wrapper {wrapper}: {one_line(error)}") from error
         if not isinstance(made, gym.Env):
             raise DeeprlError(f"wrapper {wrapper}: gives {type(made).__name__}, not an environment")
     return made
@@ -115,22 +116,6 @@ class FreshWorld(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
 
-def load_object(path: str, what: str) -> Any:
-    """The object that `module:name` names. Raises DeeprlError that says what is wrong with it."""
-    _see_working_directory()
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DeeprlError(f"{what} {path!r}: expected module:name; {_one_line(error)}") from error
-
-
-def _see_working_directory() -> None:
-    """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-
-
 @functools.cache
 def _warn_once_per_text() -> None:
     """MuJoCo's warnings once each on stderr, instead of a MUJOCO_LOG.TXT wherever the user stands.
@@ -149,10 +134,6 @@ def _warn_once_per_text() -> None:
         told.add(text)
 
     mujoco.set_mju_user_warning(warn)
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).replace("\n", " ").replace("`", "").strip()
 
 
 def _install_hint(text: str) -> str:
@@ -174,4 +155,4 @@ def _register(namespace: str) -> None:
 
 
 def _unknown(env: str, error: Exception) -> str:
-    return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({_one_line(error)})'}"
+    return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({one_line(error)})'}"

@@ -1,0 +1,26 @@
+"""What users name as `module:name`: own networks, wrappers, environments in modules of their own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from deeprl.errors import DeeprlError, one_line
+
+
+def load_object(path: str, what: str) -> Any:
+    """The object that `module:name` names. Raises DeeprlError that says what is wrong with it."""
+    see_working_directory()
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DeeprlError(f"{what} {path!r}: expected module:name; {one_line(error)}") from error
+
+
+def see_working_directory() -> None:
+    """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
