@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     },  # settings, device state
     {
         "spaces",
+        "objects",
         "envs",
         "evaluate",
         "logger",
