@@ -9,11 +9,12 @@
    settings of each agent; K = 5 critics for all (the paper has 3 in some cells). `--kind` says whose settings.
 3. Trains IQL in the same way, as the paper ran it: deterministic policy, observations as they are. Unlike theirs, which
    is CORL's, it has its own authors' order (targets and policy see the new V) and orthogonal critics.
-4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table.
+4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table of what is in there;
+   with an empty `--algorithms`, only that.
 
 What exists is not made again: a second call goes on where the first was stopped. Two processes of one thread each
-(OMP_NUM_THREADS=1) are faster than one of two: once the first trains RIQL, start a second with `--algorithms iql`. The
-one that ends last prints the table.
+(OMP_NUM_THREADS=1) are faster than one of two: once the data are made, run `--attacks random` beside
+`--attacks adversarial`, each with an `--out` of its own (the folder `data` of the first copied or linked into it).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from offline_table import Scores, cell, final_scores
 
 import deeprl
 from deeprl.data.datasets import load_dataset
@@ -34,7 +36,6 @@ from deeprl.make_data.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
 from deeprl.offline import riql
 from deeprl.recipes import RECIPES
 from deeprl.rows import results, write_rows
-from deeprl.stats import mean_interval
 
 CASES = [(attack, element) for attack in ATTACKS for element in ELEMENTS]
 CLEAN = {key: getattr(riql.Config, key) for key in ("quantile", "huber_threshold")}  # where no attack is named
@@ -114,49 +115,39 @@ def population(options: Options, files: dict[tuple[str, int], str], algorithm: s
     return common | varied | {"critics": 5}
 
 
-def table(options: Options, files: dict[tuple[str, int], str], rows: list[dict[str, Any]]) -> None:
-    """Scores of each case and of all attacks together: means, and the 95 % interval of the difference over seeds."""
-    final = max(row["step"] for row in rows)
-    found = {
-        (row["algorithm"], row["env"], row["seed"]): row["return"] if row["score"] is None else row["score"]
-        for row in rows
-        if row["step"] == final
-    }
-    theirs = PAPER[options.kind]
-    paper = {f"{a}-{e}": pair for a in ATTACKS for e, pair in zip(ELEMENTS, theirs[a], strict=True)}
-    print(
-        f"{'case':28}{'IQL':>10}{'RIQL':>10}{'difference':>14}   {'95 % interval':18}published: IQL, RIQL, difference"
-    )
-    attacked: dict[str, np.ndarray] = {}  # [2, seeds]
-    for case in dict.fromkeys(case for case, _ in files):
-        mine = [(Path(path).stem, seed) for (c, seed), path in files.items() if c == case]
-        scores = np.array([[found[algorithm, *key] for key in mine] for algorithm in ("iql", "riql")])
-        attacked |= {case: scores} if case in paper else {}
-        print(line(case, scores, paper.get(case)))
-    published = np.array([paper[case] for case in attacked]).mean(0)
-    print(line("average of the attacks", np.mean(list(attacked.values()), 0), published))
+def table(options: Options, scores: Scores) -> None:
+    """Markdown. Of each case whose seeds are all there, and of these attacks together: both means, and their difference
+    seed by seed with its 95 % interval."""
+    paper = {f"{a}-{e}": PAPER[options.kind][a][i] for a in ATTACKS for i, e in enumerate(ELEMENTS)}
+    name, attacked = Path(options.dataset).stem, []
+    print("| case | IQL | RIQL | difference | published: IQL, RIQL, difference |\n|---|---|---|---|---|")
+    for case in ("clean", *paper):
+        files = [name if case == "clean" else f"{name}-{case}-{seed}" for seed in range(options.seeds)]
+        found = [[scores.get((which, file), {}).get(i) for i, file in enumerate(files)] for which in ("iql", "riql")]
+        if any(score is None for seeds in found for score in seeds):
+            continue
+        print(line(case, np.array(found), paper.get(case)))
+        attacked += [(np.array(found), paper[case])] if case in paper else []
+    if attacked:
+        ours, theirs = (np.mean(part, 0) for part in zip(*attacked, strict=True))
+        print(line("average of these attacks", ours, theirs))
 
 
 def line(name: str, scores: np.ndarray, paper: Any) -> str:
     """scores: of IQL and RIQL, [2, seeds]. paper: theirs, if there are any."""
     iql, riql = scores
-    low, high = mean_interval(riql - iql)
     theirs = f"{paper[0]:.1f}, {paper[1]:.1f}, {paper[1] - paper[0]:.1f}" if paper is not None else ""
-    ours = f"{name:28}{iql.mean():10.1f}{riql.mean():10.1f}{(riql - iql).mean():14.1f}"
-    return f"{ours}   {f'{low:.1f} to {high:.1f}':18}{theirs}".rstrip()
+    return f"| {name} | {iql.mean():.1f} | {riql.mean():.1f} | {cell((riql - iql).tolist())} | {theirs} |"
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    files = corrupted_files(options)
+    files = corrupted_files(options) if options.algorithms else {}
     for algorithm in options.algorithms:
         run = deeprl.train(algorithm, **population(options, files, algorithm))
         command = shlex.join(["python", "benchmarks/corrupted.py", *sys.argv[1:]])
         write_rows(options.csv, [row | {"command": command} for row in results(run.directory)])
-    runs = [path for algorithm in ("riql", "iql") if (path := Path(options.out) / algorithm).exists()]
-    rows = [row for path in runs for row in results(path)]  # only finished runs are evaluated
-    if {row["algorithm"] for row in rows} == {"riql", "iql"}:
-        table(options, files, rows)
+    table(options, final_scores([Path(options.csv)]))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def final_scores(files: list[Path]) -> Scores:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 seeds = found.setdefault((row["algorithm"], row["env"]), {})
-                score = normalized(float(row["return"]), score_range("", row["env"]))
-                seeds[int(row["seed"])] = max(seeds.get(int(row["seed"]), (-1, 0.0)), (int(row["step"]), score))
+                score = row.get("score") or normalized(float(row["return"]), score_range("", row["env"]))
+                seeds[int(row["seed"])] = max(seeds.get(int(row["seed"]), (-1, 0.0)), (int(row["step"]), float(score)))
     return {key: {seed: score for seed, (_, score) in seeds.items()} for key, seeds in found.items()}
 
 

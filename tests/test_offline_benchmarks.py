@@ -12,6 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import corrupted
 import offline_table
 from offline_peer import transitions
 
@@ -39,11 +40,11 @@ def test_the_authors_code_learns_from_the_rows_that_deeprl_learns_from(file):
     np.testing.assert_array_equal(theirs["next_observations"][going_on], ours.next_obs.numpy()[going_on])
 
 
-def rows_file(path, returns):
+def rows_file(path, returns, column="return"):
     """returns: of (algorithm, dataset) -> those of seeds 0, 1, ... at step 2; at step 1 all are 0."""
     with path.open("w", newline="") as made:
         writer = csv.writer(made)
-        writer.writerow(("algorithm", "env", "seed", "step", "return"))
+        writer.writerow(("algorithm", "env", "seed", "step", column))
         for (algorithm, env), values in returns.items():
             for seed, value in enumerate(values):
                 writer.writerows((algorithm, env, seed, step, value * (step - 1)) for step in (2, 1))
@@ -78,3 +79,21 @@ def test_a_peer_is_beside_ours_with_two_standard_errors_of_the_difference(tmp_pa
     assert (cells[4], cells[6:9]) == ("d3rlpy 2", ["-3.1", "8.7", "yes"])
     assert far.startswith("| hopper-expert | iql |")
     assert far.endswith("| NO |")
+
+
+def test_riql_is_compared_with_iql_seed_by_seed_where_all_seeds_are_there(tmp_path, capsys):
+    own = {("iql", "hopper-medium"): (0.0, 0.0), ("riql", "hopper-medium"): (100.0, 100.0)}
+    for case, ours, theirs in (("random-reward", 100.0, 300.0), ("random-action", 200.0, 100.0)):
+        for seed in range(2):  # of each file only the seed of its name is a row that counts
+            own["iql", f"hopper-medium-{case}-{seed}"] = (ours, ours)
+            own["riql", f"hopper-medium-{case}-{seed}"] = (theirs, theirs)
+    own["iql", "hopper-medium-random-dynamics-0"] = own["riql", "hopper-medium-random-dynamics-0"] = (1.0, 1.0)
+    rows = rows_file(tmp_path / "rows.csv", own, column="score")
+    options = corrupted.Options("somewhere/hopper-medium.hdf5", seeds=2)
+    corrupted.table(options, offline_table.final_scores([rows]))
+    _, _, *lines = (line.split(" | ") for line in capsys.readouterr().out.splitlines())
+    cases = ["clean", "random-action", "random-reward", "average of these attacks"]
+    assert [line[0].strip("| ") for line in lines] == cases
+    assert [float(line[3].split()[0]) for line in lines] == pytest.approx([100.0, -100.0, 200.0, 50.0])
+    assert lines[2][4].startswith("69.7, 84.8, 15.1")
+    assert lines[3][4].startswith("73.0, 87.7, 14.7")  # (76.3 + 69.7) / 2, (90.6 + 84.8) / 2
