@@ -9,8 +9,8 @@
    settings of each agent; K = 5 critics for all (the paper has 3 in some cells). `--kind` says whose settings.
 3. Trains IQL in the same way, as the paper ran it: deterministic policy, observations as they are. Unlike theirs, which
    is CORL's, it has its own authors' order (targets and policy see the new V) and orthogonal critics.
-4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table of what is in there;
-   with an empty `--algorithms`, only that.
+4. Writes the rows of the final policies to `benchmarks/results/corrupted.csv` and prints the table of what is in there
+   after `--steps`; with an empty `--algorithms`, only that.
 
 What exists is not made again: a second call goes on where the first was stopped. Two processes of one thread each
 (OMP_NUM_THREADS=1) are faster than one of two: split the `--cases`, each part with an `--out` of its own. Making
@@ -75,14 +75,21 @@ class Options:
     csv: str = "benchmarks/results/corrupted.csv"
 
 
+def dataset_name(options: Options, case: str, seed: int) -> str:
+    name = Path(options.dataset).stem
+    return name if case == "clean" else f"{name}-{case}-{seed}"
+
+
 def dataset_files(options: Options) -> dict[tuple[str, int], str]:
     """A file for each case and seed; those of the corrupted are made here."""
-    folder, name = Path(options.out), Path(options.dataset).stem
     files, dataset, adversary = {}, None, ""
     for case, seed in itertools.product(options.cases, range(options.seeds)):
-        path = folder / "data" / f"{name}-{case}-{seed}.hdf5"
-        files[case, seed] = options.dataset if case == "clean" else str(path)
-        if case == "clean" or path.exists():
+        if case == "clean":
+            files[case, seed] = options.dataset
+            continue
+        path = Path(options.out) / "data" / f"{dataset_name(options, case, seed)}.hdf5"
+        files[case, seed] = str(path)
+        if path.exists():
             continue
         attack, _, element = case.partition("-")
         dataset = dataset or load_dataset(options.dataset)
@@ -118,11 +125,11 @@ def table(options: Options, scores: Scores) -> None:
     """Markdown. Of each case whose seeds are all there, and of these attacks together: both means, and their difference
     seed by seed with its 95 % interval."""
     paper = {f"{a}-{e}": PAPER[options.kind][a][i] for a in ATTACKS for i, e in enumerate(ELEMENTS)}
-    name, attacked = Path(options.dataset).stem, []
+    attacked = []
     print("| case | IQL | RIQL | difference | published: IQL, RIQL, difference |\n|---|---|---|---|---|")
     for case in CASES:
-        files = [name if case == "clean" else f"{name}-{case}-{seed}" for seed in range(options.seeds)]
-        found = [[scores.get((which, file), {}).get(i) for i, file in enumerate(files)] for which in ("iql", "riql")]
+        names = [dataset_name(options, case, seed) for seed in range(options.seeds)]
+        found = [[scores.get((which, name), {}).get(i) for i, name in enumerate(names)] for which in ("iql", "riql")]
         if any(score is None for seeds in found for score in seeds):
             continue
         print(line(case, np.array(found), paper.get(case)))
@@ -146,7 +153,7 @@ def main() -> None:
         run = deeprl.train(algorithm, **population(options, files, algorithm))
         command = shlex.join(["python", "benchmarks/corrupted.py", *sys.argv[1:]])
         write_rows(options.csv, [row | {"command": command} for row in results(run.directory)])
-    table(options, final_scores([Path(options.csv)]))
+    table(options, final_scores([Path(options.csv)], options.steps))
 
 
 if __name__ == "__main__":

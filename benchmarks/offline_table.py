@@ -23,12 +23,14 @@ from deeprl.stats import mean_interval
 Scores = dict[tuple[str, str], dict[int, float]]  # (algorithm, dataset) -> seed -> score
 
 
-def final_scores(files: list[Path]) -> Scores:
-    """Of the last step of each agent."""
+def final_scores(files: list[Path], step: int | None = None) -> Scores:
+    """Of the last step of each agent, or of those that have one numbered `step`."""
     found: dict[tuple[str, str], dict[int, tuple[int, float]]] = {}
     for path in files:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                if step is not None and int(row["step"]) != step:
+                    continue
                 seeds = found.setdefault((row["algorithm"], row["env"]), {})
                 score = row.get("score") or normalized(float(row["return"]), score_range("", row["env"]))
                 seeds[int(row["seed"])] = max(seeds.get(int(row["seed"]), (-1, 0.0)), (int(row["step"]), float(score)))

@@ -61,6 +61,8 @@ def test_a_table_holds_the_last_step_and_averages_seed_by_seed(tmp_path):
     )
     scores = offline_table.final_scores([path])
     assert scores["bc", "hopper-expert"] == pytest.approx({0: score(1000.0), 1: score(3000.0)})
+    first = offline_table.final_scores([path], step=1)
+    assert first["bc", "hopper-expert"] == pytest.approx({0: score(0.0), 1: score(0.0)})
     averages = offline_table.averages(scores, "bc", ["hopper-medium", "hopper-expert"])
     assert averages == pytest.approx([score(500.0), score(1550.0)])
 
