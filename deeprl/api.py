@@ -16,10 +16,11 @@ import torch
 import deeprl
 from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
+from deeprl.custom import with_fixed
 from deeprl.directory import read_about
 from deeprl.errors import DeeprlError, nearest
 from deeprl.memory import Needs, rehearse
-from deeprl.nets import FixedNorm
+from deeprl.nets import FixedNorm, put
 from deeprl.objects import load_object
 from deeprl.population import member as take_member
 from deeprl.population import stack
@@ -127,7 +128,7 @@ def load_population(
     fresh = [module.init(modules, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
     state = tree_map(lambda leaf: leaf.to(device), stack(fresh))
     try:
-        load_flat(state, found[1]["agents"], "state.")
+        load_flat(state, with_fixed(found[1]["agents"], modules, state.fixed, "state."), "state.")
     except DeeprlError as error:
         raise DeeprlError(f"{directory}: {error}") from error
     digests = found[1].get("data", {}).get("digests", {})
@@ -185,7 +186,7 @@ class Policy:
             values = getattr(self._state, {"obs_norm": "obs_stats", "q": "params"}.get(name, name), None)
             if isinstance(module, torch.nn.Module) and values is not None:
                 found[name] = copy.deepcopy(module)
-                found[name].load_state_dict(values, strict=False)  # buffers and shared weights are not among them
+                put(found[name], values | self._state.fixed.get(name, {}))
         if getattr(self._config, "normalize_obs", False) in (False, "off"):
             found.pop("obs_norm", None)
         elif facts := getattr(self._state, "facts", None):

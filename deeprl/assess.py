@@ -12,7 +12,7 @@ from deeprl.api import MakeNet, load_population
 from deeprl.data.scores import normalized
 from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
-from deeprl.progress import Progress
+from deeprl.progress import Progress, show
 
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 
@@ -36,8 +36,11 @@ def assess(
     make = evaluated_in(read_about(Path(run_dir)))
     evaluator = Evaluator(make, seeds, episodes)
     progress = Progress(f"evaluating in {make.env}", episodes * len(seeds))
-    played = evaluator(greedy_policy(population.act(), population.state), _COUNTER, progress.update)
+    policy = greedy_policy(population.act(), population.state)
+    played = evaluator(policy, _COUNTER, lambda ended, step: progress.update(ended))
     progress.close()
+    if evaluator.cut:
+        show(evaluator.cut)
     evaluator.close()
     returns = np.array([e.ret for e in played]).reshape(len(seeds), episodes)
     for about, own in zip(population.members, returns, strict=True):

@@ -109,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def train_from_shell(algorithm: str) -> None:
+    """`python -m deeprl.online.sac ...`: as `deeprl train sac ...`."""
+    sys.exit(main(["train", algorithm, *sys.argv[1:]]))
+
+
 def _train(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         raise DeeprlError(f"train: name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from deeprl.errors import DeeprlError, nearest
-from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds
+from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds, plain_json
 
 __all__ = [
     "Json",
@@ -29,9 +29,11 @@ __all__ = [
     "PerAgentText",
     "RunConfig",
     "Seeds",
+    "added",
     "build",
     "config_hash",
     "identity",
+    "identity_of",
     "parse_seeds",
     "per_agent",
     "per_agent_fields",
@@ -39,9 +41,17 @@ __all__ = [
 C = TypeVar("C", bound="RunConfig")
 
 
-def per_agent(default: Any) -> Any:
-    """A field that may differ between the agents of one population."""
-    return field(default=default, metadata={"per_agent": True})
+def per_agent(default: Any, added: bool = False) -> Any:
+    """A field that may differ between the agents of one population. added: see there."""
+    return field(default=default, metadata={"per_agent": True, "added": added})
+
+
+def added(default: Any) -> Any:
+    """A field that came when there were runs without it. Its default is what these do.
+
+    At its default it is no part of `config_hash`, so that older runs are found under the same name.
+    """
+    return field(default=default, metadata={"added": True})
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class RunConfig:
     """On a GPU, compiled functions are recorded and replayed with one launch each."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "env_kwargs", plain_json("env_kwargs", self.env_kwargs))  # a copy of our own
         _require(len(self.seeds) > 0, "seeds: at least one is needed")
         _require(all(0 <= s < 2**32 for s in self.seeds), "seeds: must be in 0 .. 2^32 - 1")
         _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
@@ -124,9 +135,10 @@ class RunConfig:
         return dataclasses.replace(self, seeds=(self.seeds[index],), **own)
 
     def require_within(self, name: str, low: float, high: float) -> None:
-        """Raise DeeprlError unless a numeric setting, of every agent, is in [low, high]."""
+        """Raise DeeprlError unless a numeric setting, of every agent, is in [low, high], or `auto`."""
         value = getattr(self, name)
-        outside = [v for v in (value if isinstance(value, tuple) else (value,)) if not low <= v <= high]
+        values = value if isinstance(value, tuple) else (value,)
+        outside = [v for v in values if v != "auto" and not low <= v <= high]
         _require(not outside, f"{name}: must be in {low:g} .. {high:g}, not {outside[0] if outside else ''}")
 
     def require_positive(self, *names: str) -> None:
@@ -207,9 +219,23 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in plain.items() if k not in NOT_IDENTITY}
 
 
+def identity_of(stored: Mapping[str, Any], config: type[RunConfig]) -> dict[str, Any]:
+    """`identity` of stored settings. Those that the version which stored them did not have are at their defaults."""
+    return {k: stored.get(k, default) for k, default in _defaults(config).items() if k not in NOT_IDENTITY}
+
+
+def _defaults(config: type[RunConfig]) -> dict[str, Any]:
+    fields = dataclasses.fields(config)
+    made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+    return json.loads(json.dumps(made))
+
+
 def config_hash(algorithm: str, config: RunConfig) -> str:
     """Twelve hex digits that name (algorithm, settings)."""
-    text = json.dumps([algorithm, identity(config)], sort_keys=True)
+    default = _defaults(type(config))
+    late = {f.name for f in dataclasses.fields(config) if f.metadata.get("added")}
+    named = {k: v for k, v in identity(config).items() if k not in late or v != default[k]}
+    text = json.dumps([algorithm, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -265,5 +291,5 @@ def _name(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return ", ".join(map(str, typing.get_args(option)))
     if typing.get_origin(option) is tuple:
-        return f"a list of {_name(typing.get_args(option)[0])}"
+        return f"a list of {'/'.join(map(_name, _options(typing.get_args(option)[0])))}"
     return {type(None): "nothing"}.get(option, getattr(option, "__name__", str(option)))

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from deeprl.errors import DeeprlError
+from deeprl import nets
+from deeprl.errors import DeeprlError, first_line
+from deeprl.nets.agent import drawing_from
 from deeprl.objects import load_object
-from deeprl.spec import EnvSpec
+from deeprl.population import Execution
+from deeprl.spec import EnvSpec, Params
+from deeprl.tree import tree_leaves, tree_map
+
+_INPUTS = {"actor": 1, "critic": 2, "value": 1, "q": 1}  # networks of a `Net`: of (obs), or of (obs, action)
 
 
 def name_of(make: Callable[..., Any]) -> str:
@@ -22,23 +32,37 @@ def name_of(make: Callable[..., Any]) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+# --- making them ---
+
+
 def make_modules(
     default: Callable[..., Any], spec: EnvSpec, config: Any, custom: Callable[..., Any] | None, wanted: str
-) -> tuple[nn.Module, ...]:
+) -> tuple[tuple[nn.Module, ...], nets.Remake]:
     """What `custom`, else the function that `config.net` names, else `default` returns for (spec, config), as a tuple.
 
+    And how own networks are built anew for each agent, from its seed; None for those of `default`.
+
     wanted: what the modules are, such as "actor, critic". Raises DeeprlError for any other number of modules, for sizes
-    that a network refuses (ValueError), and for layers that keep statistics or draw random numbers: they would not be
-    pure functions of their parameters.
+    that a network refuses (ValueError), for layers that keep statistics or draw random numbers, for parameters that
+    have no sizes yet, and for modules that share a tensor: each has an optimizer of its own.
     """
-    make = custom or (load_object(config.net, "net") if config.net else default)
+    own = custom or (load_object(config.net, "net") if config.net else None)
+    remake = functools.partial(_built, own or default, spec, config, wanted)
+    # A copy: the run moves it to its device, and a rehearsal (`memory.rehearse`) to one without memory.
+    modules = copy.deepcopy(remake(0))
+    _check_apart(modules, wanted.split(", "))
+    return modules, remake if own else None
+
+
+def _built(make: Any, spec: EnvSpec, config: Any, wanted: str, seed: int) -> tuple[nn.Module, ...]:
+    """The networks that `make` returns where torch draws from `seed`."""
     try:
         inspect.signature(make).bind(spec, config)
-        made = make(spec, config)
+        with drawing_from(seed):
+            made = make(spec, config)
     except (TypeError, ValueError) as error:
         raise DeeprlError(f"net: {error}") from error
-    # A copy: the run moves it to its device, and a rehearsal (`memory.rehearse`) to one without memory.
-    modules = copy.deepcopy(made if isinstance(made, tuple) else (made,))
+    modules = made if isinstance(made, tuple) else (made,)
     if len(modules) != len(wanted.split(", ")):
         raise DeeprlError(f"net: must return {wanted} as torch modules, not {len(modules)} of them")
     for module in modules:
@@ -51,6 +75,22 @@ def make_modules(
                     f"net: {type(layer).__name__} keeps state or draws numbers of its own; it is not supported"
                 )
     return modules
+
+
+def _check_apart(modules: Sequence[nn.Module], names: Sequence[str]) -> None:
+    """Raise DeeprlError for parameters without sizes, for a network with none to train, and for tensors of two."""
+    owners: dict[int, str] = {}
+    for name, module in zip(names, modules, strict=True):
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        for key, tensor in tensors:
+            if is_lazy(tensor):
+                raise DeeprlError(f"net: {key} of the {name} has no sizes yet: give them to its layer")
+            if (owner := owners.setdefault(id(tensor), name)) != name:
+                raise DeeprlError(
+                    f"net: {owner} and {name} share {key}, but each is trained by its own loss: give each a copy"
+                )
+        if tensors and not any(p.requires_grad for p in module.parameters()):
+            raise DeeprlError(f"net: no parameter of the {name} is to be trained (requires_grad)")
 
 
 def output_shape(module: nn.Module, *inputs: Any) -> Any:
@@ -77,3 +117,132 @@ def check_critic(critic: nn.Module, spec: EnvSpec, bins: int = 0) -> None:
     if not isinstance(found, tuple) or found[1:] != batch:
         what = "logits [critics, batch, bins]" if bins else "values [critics, batch]"
         raise DeeprlError(f"net: the critic must return {what}, such as {(2, *batch)}, not {found}")
+
+
+# --- one trial, when a run begins ---
+
+
+def try_out(net: Any, state: Any, execution: Execution) -> None:
+    """Try own networks as they will be used. Does nothing for those of the library.
+
+    net, state: `Net` and `State` of a population. Raises DeeprlError unless they are pure functions of their inputs and
+    tensors, which backend and compiler can take, and start from nothing but the agent's seed.
+    """
+    if net.remake is None:
+        return
+    names = [name for name in _INPUTS if hasattr(net, name)]
+    _check_start(net.remake, names)
+    for name in names:
+        inputs = _trial_inputs(net.spec, execution.device)[: _INPUTS[name]]
+        params = getattr(state, "params" if name == "q" else name)
+        _try(name, getattr(net, name), (params, state.fixed.get(name, {})), inputs, execution)
+
+
+def _check_start(remake: Callable[[int], tuple[nn.Module, ...]], names: Sequence[str]) -> None:
+    first, again, other = remake(0), remake(0), remake(1)
+    for name, one, same, else_ in zip(names, first, again, other, strict=True):
+        if one is same:
+            raise DeeprlError(f"net: returns the same {name} at every call: build new modules in it, for each agent")
+        for key, value in _tensors(one).items():
+            if not _equal(value, _tensors(same).get(key)):
+                raise DeeprlError(f"net: {key} of the {name} differs from call to call: draw from torch's generator")
+        loose, elsewhere = _loose(one), (_loose(same), _loose(else_))
+        for key, value in loose.items():
+            if not all(_equal(value, there.get(key)) for there in elsewhere):
+                raise DeeprlError(f"net: {key} of the {name} is random, but would not be saved: use register_buffer")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def _loose(module: nn.Module) -> dict[str, Any]:
+    """Numbers and arrays that a module and its children hold as plain attributes."""
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, child in module.named_modules()
+        for key, value in vars(child).items()
+        if isinstance(value, Tensor | np.ndarray | float | int)
+    }
+
+
+def _trial_inputs(spec: EnvSpec, device: str) -> tuple[Tensor, Tensor]:
+    """Observations [3, *O] and actions [3, A] that are not all alike."""
+    generator = torch.Generator().manual_seed(0)
+    if spec.obs_dtype == "float32":
+        obs = torch.randn((3, *spec.obs_shape), generator=generator)
+    else:
+        high = 2 if spec.obs_dtype == "bool" else 256
+        obs = torch.randint(high, (3, *spec.obs_shape), generator=generator).to(getattr(torch, spec.obs_dtype))
+    action = 2.0 * torch.rand((3, spec.action_dim), generator=generator) - 1.0
+    return obs.to(device), action.to(device)
+
+
+def _try(
+    name: str, module: nn.Module, tensors: tuple[Params, Params], inputs: Sequence[Tensor], execution: Execution
+) -> None:
+    who = f"net: the {name} ({type(module).__name__})"
+    alone = copy.deepcopy(module)
+    params, fixed = tree_map(lambda leaf: leaf[0], tensors)
+    nets.put(alone, params | fixed)
+    before = {key: value.clone() for key, value in _tensors(alone).items()}
+    with torch.no_grad():
+        outputs = alone(*inputs), alone(*inputs)
+    for key, value in _tensors(alone).items():
+        if not _equal(value, before[key]):
+            raise DeeprlError(f"{who} changes its {key} when it is called; it must be a pure function of its inputs")
+    if not all(map(_equal, *(_flat(output) for output in outputs))):
+        raise DeeprlError(f"{who} gives another output at a second call: it draws random numbers or keeps state")
+
+    def output(params: Params, fixed: Params, *inputs: Tensor) -> Any:
+        return torch.func.functional_call(module, {**fixed, **params}, inputs)
+
+    def slopes(params: Params, *rest: Any) -> Params:
+        return torch.func.grad(lambda p: torch.stack([x.sum() for x in _flat(output(p, *rest))]).sum())(params)
+
+    of_all = execution.backend == "vmap"
+    arguments = (*(tensors if of_all else (params, fixed)), *inputs)
+    for function in (output, slopes):  # acting, learning
+        run = torch.vmap(function, in_dims=(0, 0, *(None for _ in inputs))) if of_all else function
+        what, remedy = "run for a population", "it must not branch on values; --backend loop takes recurrent layers"
+        try:
+            run(*arguments)
+            if execution.compile:
+                what, remedy = "compiled", "--compile off takes it"
+                torch.compile(run, backend="eager", fullgraph=True, dynamic=False)(*arguments)
+        except Exception as error:  # PyTorch's transforms and its compiler fail in ways of their own
+            reason = textwrap.shorten(first_line(error), 120, placeholder=" ...")
+            raise DeeprlError(f"{who} cannot be {what} ({reason}): {remedy}") from error
+
+
+def _flat(output: Any) -> list[Tensor]:
+    return tree_leaves(output if isinstance(output, tuple) else (output,))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are the same numbers, NaN included."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        one, other = (x.detach().to("cpu", torch.float64).numpy() for x in (one, other))
+    return bool(np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind == "f"))
+
+
+# --- older checkpoints ---
+
+
+def with_fixed(saved: Mapping[str, Tensor], net: Any, fixed: nets.Fixed, prefix: str) -> Mapping[str, Tensor]:
+    """A checkpoint's leaves, with the fixed tensors that one of an earlier version lacks.
+
+    Parameters that were trained there although they should not have been are those of the checkpoint; buffers are those
+    of the constructor. Raises DeeprlError for buffers that the constructor draws at random: they were never saved.
+    """
+    found = dict(saved)
+    for network, tensors in fixed.items():
+        for key in (key for key in tensors if f"{prefix}fixed.{network}.{key}" not in saved):
+            trained = saved.get(f"{prefix}{'params' if network == 'q' else network}.{key}")
+            if trained is None:
+                number = [name for name in _INPUTS if hasattr(net, name)].index(network)
+                one, other = (_tensors(net.remake(seed)[number])[key] for seed in (0, 1))
+                if not _equal(one, other):
+                    raise DeeprlError(f"net: {key} of the {network} is random, and the checkpoint does not have it")
+            found[f"{prefix}fixed.{network}.{key}"] = tensors[key] if trained is None else trained
+    return found

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from deeprl import checkpoint, provenance
-from deeprl.config import RunConfig, config_hash, identity
+from deeprl.config import RunConfig, config_hash, identity, identity_of
 from deeprl.envs.make import EnvFactory
-from deeprl.errors import DeeprlError, first_line
+from deeprl.errors import DeeprlError, InUseError, first_line
+from deeprl.lock import Lock
 from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
 
@@ -38,9 +39,7 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
         return None
     stored = read_about(directory)
     here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
-    there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | {
-        k: stored["config"].get(k) for k in identity(config)
-    }
+    there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | identity_of(stored["config"], type(config))
     differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
     if differ:
         was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
@@ -121,6 +120,45 @@ def write_about(
         "execution": dataclasses.asdict(execution),
     }
     write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
+
+
+def claimed(
+    directory: Path,
+    stored: dict[str, Any] | None,
+    config: RunConfig,
+    execution: Execution,
+    begin: Callable[[], None],
+    closing: contextlib.ExitStack,
+) -> tuple[tuple[int, dict[str, Any]] | None, list[str]]:
+    """Take a run's directory until `closing`; bring its `config.json` up to date, which `begin` writes of a new one.
+
+    stored: what `stored_run` gave. Returns the newest checkpoint (step, content), and lines about what was found.
+    Raises InUseError if another process works in it.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = Lock(directory)
+        news = [lock.acquire()]
+        closing.callback(lock.release)
+        found = checkpoint.load(directory / "checkpoints")
+        if stored is not None:
+            news.append(note_changes(directory, stored, config, execution, found[0] if found else 0))
+        elif (directory / "config.json").exists():
+            raise InUseError(f"{directory}: another process has just begun this run; try again")
+        else:
+            begin()
+    return found, news
+
+
+@contextlib.contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """Within: whatever a checkpoint of another kind may cause becomes a DeeprlError that says so of `what`."""
+    try:
+        yield
+    except DeeprlError:
+        raise
+    except Exception as error:  # what a forged one may raise knows no bounds
+        raise DeeprlError(f"{what} does not fit this run ({type(error).__name__}: {first_line(error)})") from error
 
 
 def note_changes(directory: Path, stored: dict[str, Any], config: RunConfig, execution: Execution, step: int) -> str:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from deeprl import rng
-from deeprl.envs.make import MakeEnv
+from deeprl.envs.dmc import DMControl
+from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.population import Episode, env_seeds
 from deeprl.population import Execution, over_agents
+from deeprl.progress import Progress
 from deeprl.spaces import env_spec, to_env_action
 from deeprl.tree import tree_leaves
 
@@ -21,7 +23,24 @@ from deeprl.tree import tree_leaves
 # rows of finished episodes are ignored.
 PopulationPolicy = Callable[[np.ndarray, np.ndarray, Tensor], np.ndarray]
 
+LONGEST = 10_000  # steps: where an episode ends at the latest in an environment that names no time limit
+
 _PARALLEL_EPISODES = 10  # environments kept per agent; more episodes run in rounds of as many
+
+
+class StoppedError(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
+def names_time_limit(env: gym.Env) -> bool:
+    """Whether episodes are known to end: by Gymnasium's `TimeLimit`, or by the limit of a suite that deeprl knows."""
+    base: Any = env.unwrapped
+    limited = bool(env.spec and env.spec.max_episode_steps) or isinstance(base, DMControl)
+    if type(base).__module__ == "ale_py.env":
+        limited = base.ale.getInt("max_num_frames_per_episode") > 0
+    while isinstance(env, gym.Wrapper):
+        limited, env = limited or isinstance(env, gym.wrappers.TimeLimit), env.env
+    return limited
 
 
 def greedy_policy(
@@ -51,27 +70,42 @@ class Evaluator:
     The start of episode e of the agent with seed s in evaluation number `counter` depends on (s, e, counter) alone.
     Environments are made at the first call and kept; keep=False makes new ones for every call, so that wrappers with
     a memory cannot carry it from one evaluation to the next. Those with a `state_dict` may have one too.
+    Where no time limit is known, episodes are cut after `LONGEST` steps; `cut` is a line about those of the last call.
     """
 
     def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int, keep: bool = True):
         self._make, self._seeds, self._episodes, self._keep = make, list(seeds), episodes, keep
         self._envs: list[list[gym.Env]] = []
+        self.cut = ""
 
     def __call__(
-        self, policy: PopulationPolicy, counter: int = 0, progress: Callable[[int], None] | None = None
+        self,
+        policy: PopulationPolicy,
+        counter: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> list[Episode]:
         """Episodes ordered by member and episode number. counter: 0 <= counter < 2^32, usually the training step.
 
-        progress: called with the number of finished episodes.
+        progress: called at every step with the number of finished episodes and that of the step. stop: asked at every
+        step; raises StoppedError where it is true.
         """
         starts = [env_seeds(seed, "eval", self._episodes, counter) for seed in self._seeds]
         episodes: list[Episode] = []
         for first in range(0, self._episodes, _PARALLEL_EPISODES):
             width = min(_PARALLEL_EPISODES, self._episodes - first)
-            for ended in self._round(policy, [s[first : first + width] for s in starts], first, counter):
+            rounds = self._round(policy, [s[first : first + width] for s in starts], first, counter)
+            for step, ended in enumerate(rounds, 1):
                 episodes += ended
                 if progress is not None:
-                    progress(len(episodes))
+                    progress(len(episodes), step)
+                if stop is not None and stop():
+                    self.close()
+                    raise StoppedError
+        count = sum(e.length >= LONGEST for e in episodes) if self._endless else 0
+        remedy = """another limit: --env-kwargs '{"max_episode_steps": 1000}'"""
+        what = f"evaluation episodes cut after {LONGEST:,} steps, as no time limit is named"
+        self.cut = f"{what}: {count} of {len(episodes)}; {remedy}" if count else ""
         if not self._keep or hasattr(self._envs[0][0].unwrapped, "state_dict"):
             self.close()
         return sorted(episodes)
@@ -82,6 +116,7 @@ class Evaluator:
         """Play one episode in each of S x E environments; yields the episodes that ended, step by step."""
         envs = self._made(len(starts[0]))
         spec = env_spec(envs[0][0])
+        self._endless = not names_time_limit(envs[0][0])
         shape = (len(starts), len(starts[0]))
         obs = np.zeros((*shape, *spec.obs_shape), spec.obs_dtype)
         is_first = np.ones(shape, bool)
@@ -99,6 +134,7 @@ class Evaluator:
                 obs[m, e], reward, terminated, truncated, info = envs[m][e].step(action[m, e])
                 returns[m, e] += float(reward)
                 lengths[m, e] += 1
+                truncated = truncated or (self._endless and bool(lengths[m, e] >= LONGEST))
                 if not (terminated or truncated):
                     continue
                 if info.get("game_over", True) or truncated:
@@ -122,3 +158,45 @@ class Evaluator:
             for env in row:
                 env.close()
         self._envs = []
+
+
+class Evaluations:
+    """Those of a run: when they are due, and in what.
+
+    make: how their environments are made, None before `begin` and in a run without. at: the step of the last one.
+    """
+
+    def __init__(self, seeds: Sequence[int], episodes: int, every: int):
+        self.make: EnvFactory | None = None
+        self.at = -1
+        self._seeds, self._episodes, self._every = seeds, episodes, every
+        self._evaluator: Evaluator | None = None
+
+    def begin(self, make: EnvFactory, keep: bool) -> str:
+        """Set them up; keep: in the same environments each time. Returns a line about what the user should know."""
+        self.make, self._evaluator = make, Evaluator(make, self._seeds, self._episodes, keep)
+        env = make()
+        limited = self._episodes == 0 or names_time_limit(env)
+        env.close()
+        return "" if limited else f"{make.env} names no time limit: evaluation episodes are cut after {LONGEST:,} steps"
+
+    def due(self, step: int, before: int, last: bool) -> bool:
+        """Whether there is one to do now. before: the step before this one; last: there will be no other."""
+        now = last or (self._every > 0 and step // self._every > before // self._every)
+        return self._evaluator is not None and self._episodes > 0 and now and self.at != step
+
+    def run(self, policy: PopulationPolicy, step: int, progress: Progress, stop: Callable[[], bool]) -> list[Episode]:
+        """The episodes of the evaluation of a step. Raises StoppedError where `stop` says so."""
+        assert self._evaluator is not None
+        count = self._episodes * len(self._seeds)
+        episodes = self._evaluator(
+            policy, step, lambda n, t: progress.meanwhile(f"evaluating: {n} of {count} episodes, step {t:,}"), stop
+        )
+        if self._evaluator.cut:
+            progress.say(self._evaluator.cut)
+        self.at = step
+        return episodes
+
+    def close(self) -> None:
+        if self._evaluator is not None:
+            self._evaluator.close()

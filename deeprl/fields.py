@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from deeprl.errors import DeeprlError
+
 
 def parse_seeds(words: Iterable[str]) -> tuple[int, ...]:
     """Seeds from words such as "0-3", "7" or "0,2,5-9"."""
@@ -23,8 +25,30 @@ def parse_seeds(words: Iterable[str]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _numbers_or_auto(words: list[str]) -> float | tuple[float, ...] | str:
-    return "auto" if words == ["auto"] else _numbers(words)
+def plain_json(name: str, value: Any) -> Any:
+    """A copy of `value` that is what JSON gives back, with lists in place of tuples; name: what messages call it.
+
+    Raises DeeprlError for what JSON would change or cannot hold: keys that are no text, NumPy's arrays and numbers,
+    objects.
+    """
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str:
+                raise DeeprlError(f"{name}: has the key {key!r}; settings are kept as JSON, whose keys are text")
+        return {key: plain_json(f"{name}.{key}", v) for key, v in value.items()}
+    if type(value) in (list, tuple):
+        return [plain_json(f"{name}[{i}]", v) for i, v in enumerate(value)]
+    if type(value) in (bool, int, float, str, type(None)):
+        return value
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    raise DeeprlError(
+        f"{name}: is of type {kind}; settings are kept as JSON: numbers, text, true, false, lists, objects"
+    )
+
+
+def _numbers_or_auto(words: list[str]) -> float | tuple[float | str, ...] | str:
+    values = tuple(w if w == "auto" else float(w) for w in words)
+    return values[0] if len(values) == 1 else values
 
 
 def _numbers(words: list[str]) -> float | tuple[float, ...]:
@@ -74,10 +98,10 @@ PerAgentText = Annotated[
     ),
 ]
 PerAgentOrAuto = Annotated[
-    float | tuple[float, ...] | Literal["auto"],
+    float | tuple[float | Literal["auto"], ...] | Literal["auto"],
     PrimitiveConstructorSpec(
         nargs="*",
-        metavar="auto | FLOAT [FLOAT ...]",
+        metavar="auto|FLOAT [auto|FLOAT ...]",
         instance_from_str=_numbers_or_auto,
         is_instance=lambda x: x == "auto" or isinstance(x, float | int | tuple),
         str_from_instance=_words,

@@ -37,6 +37,7 @@ def look(agents: Agents) -> None:
     Also of those that a metric or an action froze, which only followed from it.
     """
     leaves = {name: leaf for name, leaf in flatten(agents.state).items() if leaf.is_floating_point()}
+    leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("fixed.")}  # a mask may be infinite
     if torch.stack([leaf.sum() for leaf in leaves.values()]).isfinite().all():  # much faster than what follows
         return
     finite = torch.stack([leaf.isfinite().reshape(len(leaf), -1).all(1) for leaf in leaves.values()])
@@ -49,13 +50,18 @@ def look(agents: Agents) -> None:
             agents.cause[member] = cause_code(cause)  # also of one that was frozen before
 
 
-def records(agents: Agents, seeds: Sequence[int], step: int) -> list[Record]:
-    """What is known of every frozen agent. step: the steps of each agent so far."""
+def found(agents: Agents, seeds: Sequence[int], step: int, known: Sequence[Record]) -> list[Record]:
+    """What is to be said of agents that have been frozen, `look` included, and are not known yet.
+
+    step: the steps of each agent so far.
+    """
+    look(agents)
+    members = {record["member"] for record in known}
     frozen_at, cause = agents.frozen_at.tolist(), agents.cause.tolist()
     return [
         {"member": i, "seed": seed, "update": frozen_at[i], "step": step, "cause": cause_name(cause[i])}
         for i, seed in enumerate(seeds)
-        if frozen_at[i] >= 0
+        if frozen_at[i] >= 0 and i not in members
     ]
 
 

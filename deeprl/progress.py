@@ -30,6 +30,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, factor: int = 1, start: int = 0):
         self._title, self._total, self._factor, self._start = title, total, factor, start
+        self._done = start
         self._begun = self._shown = time.monotonic()
         self._note = ""
         self._bar: Any = None
@@ -38,9 +39,17 @@ class Progress:
 
     def update(self, done: int, note: str | None = None) -> None:
         """Show the new state; cheap to call at every step."""
-        now = time.monotonic()
         news = note is not None and note != self._note
         self._note = note if note is not None else self._note
+        self._done = done
+        self._show(done, self._note, news)
+
+    def meanwhile(self, note: str) -> None:
+        """Show what goes on within a step, no more often than steps are shown."""
+        self._show(self._done, note, False)
+
+    def _show(self, done: int, note: str, news: bool) -> None:
+        now = time.monotonic()
         if now - self._begun < 2.0 or (now - self._shown < (0.2 if self._terminal else _LINE_SECONDS) and not news):
             return
         self._shown = now
@@ -48,9 +57,9 @@ class Progress:
         left = (self._total - done) / max(rate, 1e-9)
         speed = f"{rate * self._factor:,.0f} steps/s"
         if self._terminal:
-            self._draw(done, f"{speed}  {_clock(left)} left  {self._note}")
+            self._draw(done, f"{speed}  {_clock(left)} left  {note}")
         else:
-            show(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {self._note}")
+            show(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {note}")
 
     def _draw(self, done: int, text: str) -> None:
         if self._bar is None:

@@ -7,6 +7,7 @@ and `snapshots/` if asked for. Opening one continues its run from the newest che
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shlex
 import time
@@ -16,17 +17,15 @@ from typing import Any
 
 from torch import Tensor
 
-from deeprl import checkpoint, health, memory, rng, snapshots
+from deeprl import checkpoint, custom, health, memory, rng, snapshots
 from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
-from deeprl.custom import name_of
-from deeprl.directory import execution_of, note_changes, stored_run, write_about, write_json, writing
+from deeprl.directory import claimed, execution_of, fitting, stored_run, write_about, write_json, writing
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.population import Episode, PopulationEnvs
-from deeprl.errors import DeeprlError, InUseError, first_line
-from deeprl.evaluate import Evaluator, PopulationPolicy
+from deeprl.errors import DeeprlError, first_line
+from deeprl.evaluate import Evaluations, PopulationPolicy, StoppedError
 from deeprl.interrupts import Interrupts
-from deeprl.lock import Lock
 from deeprl.logger import RunLogs
 from deeprl.population import Agents
 from deeprl.progress import Progress
@@ -55,7 +54,7 @@ class Run:
         callback: Callback | None = None,
     ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
-        self._custom_net = name_of(net) if net else ""
+        self._custom_net = custom.name_of(net) if net else ""
         self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
@@ -69,12 +68,12 @@ class Run:
         self._attached: dict[str, Any] = {}
         self.frozen: list[health.Record] = []
         self._clock = Clock()
-        self._saved_at, self._evaluated = time.monotonic(), -1
+        self._saved_at, self._saved = time.monotonic(), (-1, -1)  # the step of the last checkpoint and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
-        self._make_env: EnvFactory | None = None
-        self._evaluator: Evaluator | None = None
+        self._evaluations = Evaluations(config.seeds, config.eval_episodes, config.eval_every)
+        self._news: list[str] = []
 
     # --- opening and closing ---
 
@@ -98,7 +97,6 @@ class Run:
         """The environments that the agents act in; they are evaluated in others like them."""
         config: Any = self.config  # that of an online algorithm
         make = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
-        make().close()  # a clear error before S x N environments are made
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
         self.evaluate_in(make, keep=envs.restorable != "no")
@@ -106,46 +104,37 @@ class Run:
 
     def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:
         """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
-        keep = keep and not self.config.wrappers  # one that may remember would be another after a resume
-        self._make_env = make
-        self._evaluator = Evaluator(make, self.config.seeds, self.config.eval_episodes, keep=keep)
-        self._closing.callback(self._evaluator.close)
+        # A wrapper may remember, and would be another after a resume.
+        self._news.append(self._evaluations.begin(make, keep and not self.config.wrappers))
+        self._closing.callback(self._evaluations.close)
 
-    def restore(self, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any) -> None:
+    def restore(
+        self, net: Any, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any
+    ) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
 
-        envs or data: what the agents learn from, with such methods too, and a `spec`. data is shared by the agents.
+        net: the agents' `Net`; own networks are tried first. envs or data: what the agents learn from, with such
+        methods too, and a `spec`. data is shared by the agents.
 
-        Raises DeeprlError if another process works in the directory, or what is in it cannot be read.
+        Raises DeeprlError for networks that cannot be trained, and for a directory that is in use or cannot be read.
         """
         if self.execution.device == "meta":
             raise memory.MetaDeviceError(memory.needs_of(len(self.config.seeds), "meta", agents, **parts))
-        source = {"data": data} if envs is None else {"envs": envs}
-        self._attached = {"agents": TreeState(agents), **source, **parts}
+        custom.try_out(net, agents.state, self.execution)
+        self._attached = {"agents": TreeState(agents), **({"envs": envs} if envs else {"data": data}), **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
-        with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            lock = Lock(self.directory)
-            news = [lock.acquire()]
-            self._closing.callback(lock.release)
-            found = checkpoint.load(self.directory / "checkpoints")
-            if self._stored is not None:
-                step = found[0] if found else 0
-                news.append(note_changes(self.directory, self._stored, self.config, self.execution, step))
-            elif (self.directory / "config.json").exists():
-                raise InUseError(f"{self.directory}: another process has just begun this run; try again")
-            else:
-                about = ((envs or data).spec, self.execution, self._custom_net, self._make_env)
-                write_about(self.directory, self.algorithm, self.config, *about)
+        about = ((envs or data).spec, self.execution, self._custom_net, self._evaluations.make)
+        begin = functools.partial(write_about, self.directory, self.algorithm, self.config, *about)
+        found, news = claimed(self.directory, self._stored, self.config, self.execution, begin, self._closing)
+        news = [*self._news, *news]
         if found:
-            news += self._resume(*found)
+            news += self._resume(net, *found)
         elif self._stored is not None:
             news.append(f"{self.directory} has no checkpoint: the run begins anew")
         elif envs is not None and envs.restorable == "no":
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
-            marks = found[1]["run"]["logs"] if found else {}
-            news += self._logs.begin(self.step if found else None, marks)
+            news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
         title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step)
         self._closing.callback(self._logs.close)
@@ -155,25 +144,23 @@ class Run:
         self._opened = True
         self._write_status("running")
 
-    def _resume(self, step: int, content: dict[str, Any]) -> list[str]:
+    def _resume(self, net: Any, step: int, content: dict[str, Any]) -> list[str]:
         """Take everything back to a checkpoint. Returns lines about what could not be."""
-        try:
+        with fitting(f"the checkpoint of step {step:,} in {self.directory}"):
             own = content["run"]
             self.updates = own["updates"]
             self._clock.resume(own["wall_s"], own["learning_s"])
             self._episodes = [Episode(*e) for e in own["episodes"]]
-            self._metrics_before, self._evaluated = own["metrics"], own["evaluated"]
+            self._metrics_before, self._evaluations.at = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             health.know(own["causes"])
             done = step >= self.config.steps or self.diverged
             parts = ["agents"] if done else list(self._attached)
+            fixed = self._attached["agents"].tree.state.fixed
+            content["agents"] = custom.with_fixed(content["agents"], net, fixed, "state.")
             restored = {name: self._attached[name].load_state_dict(content[name]) for name in parts}
-        except DeeprlError:
-            raise
-        except Exception as error:  # what a forged one may raise knows no bounds
-            where = f"the checkpoint of step {step:,} in {self.directory}"
-            raise DeeprlError(f"{where} does not fit this run ({type(error).__name__}: {first_line(error)})") from error
-        self.step = self._resumed_at = step
+        self.step, self._resumed_at, self._previous_step = step, step, step - self._width
+        self._saved = (step, self._evaluations.at)
         anew = restored.get("envs")
         return [f"{self.config.env} cannot be restored exactly: {anew} episodes start anew"] if anew else []
 
@@ -182,9 +169,12 @@ class Run:
     def running(self) -> bool:
         """Whether the loop goes on: steps are left, and no callback, `max_hours` or signal has stopped it."""
         stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
+        return self.step < self.config.steps and not (stopped or self.diverged or self._to_stop())
+
+    def _to_stop(self) -> bool:
+        """Whether a signal has come, or the time is over, but for the first step of a session."""
         out_of_time = 0 < self.config.max_hours <= self._clock.session_s() / 3600 and self.step > self._resumed_at
-        stopped = stopped or out_of_time or self.diverged or self._interrupts.signum is not None
-        return self.step < self.config.steps and not stopped
+        return out_of_time or self._interrupts.signum is not None
 
     def advance(self, episodes: Sequence[Episode] = ()) -> None:
         """Count one step of all environments, or one of the gradient where there are none."""
@@ -213,6 +203,12 @@ class Run:
         """Whether the last step reached a multiple of `every` (0: never)."""
         return every > 0 and self.step // every > self._previous_step // every
 
+    def end_step(self, metrics: Mapping[str, Tensor], policy: PopulationPolicy) -> None:
+        """What follows a step: log, evaluate, save, each if it is time to."""
+        self.log(metrics)
+        self.evaluate(policy)
+        self.checkpoint()
+
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
         if line := self._clock.learned():
@@ -233,17 +229,25 @@ class Run:
         self._episodes = []
 
     def evaluate(self, policy: PopulationPolicy) -> None:
-        """Evaluate all agents, if it is time to or the run is at its end."""
-        due = self.due(self.config.eval_every) or self.step >= self.config.steps or self.diverged
-        if self._evaluator is None or not due or self.config.eval_episodes == 0 or self._evaluated == self.step:
+        """Evaluate all agents, if it is time to or the run is at its end.
+
+        What stops the run stops this as well: the next session then begins with it.
+        """
+        if not self._evaluation_due():
             return
-        episodes = self._evaluator(policy, self.step)
+        try:
+            episodes = self._evaluations.run(policy, self.step, self._progress, self._to_stop)
+        except StoppedError:
+            return
         with writing(self.directory):
             self._logs.evaluation(self.step, self.wall_s, episodes)
-        self._evaluated = self.step
         mean = sum(e.ret for e in episodes) / len(episodes)
         self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
         self._write_status("running")
+
+    def _evaluation_due(self) -> bool:
+        last = self.step >= self.config.steps or self.diverged
+        return self._evaluations.due(self.step, self._previous_step, last)
 
     def checkpoint(self) -> None:
         """Save everything that an exact resume needs, if it is time to, and a snapshot of the agents, if one is due."""
@@ -260,24 +264,24 @@ class Run:
             parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
             own = {
                 "updates": self.updates, "wall_s": self.wall_s, "learning_s": self._clock.learning_s(),
-                "frozen": self.frozen, "episodes": [tuple(e) for e in self._episodes], "evaluated": self._evaluated,
-                "metrics": self._metrics_before, "diverged": self.diverged, "logs": self._logs.marks(),
+                "frozen": self.frozen, "episodes": [tuple(e) for e in self._episodes], "diverged": self.diverged,
+                "metrics": self._metrics_before, "evaluated": self._evaluations.at, "logs": self._logs.marks(),
                 "causes": health.causes(self._attached["agents"].tree),
             }  # fmt: skip
             keep = self.config.keep_checkpoints if only is None else 1
             checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved = time.monotonic(), (self.step, self._evaluations.at)
         self._write_status("running")
 
     def _finish(self) -> None:
-        self.finished = self.step >= self.config.steps
-        done = self.finished or self.diverged
+        self.finished = self.step >= self.config.steps and not self._evaluation_due()
+        done = self.finished or (self.diverged and not self._evaluation_due())
         if done:
             self._report_frozen()
-        if self.step > self._resumed_at or self.step == 0:
+        if self._saved != (self.step, self._evaluations.at):
             self.save(only=("agents", "data") if done else None)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
-        self._write_status("finished" if self.finished else "diverged" if self.diverged else "stopped")
+        self._write_status("finished" if self.finished else "diverged" if done else "stopped")
 
     @property
     def wall_s(self) -> float:
@@ -285,13 +289,10 @@ class Run:
         return self._clock.wall_s()
 
     def _report_frozen(self) -> None:
-        agents = self._attached["agents"].tree
-        health.look(agents)
-        known = {f["member"] for f in self.frozen}
-        for record in health.records(agents, self.config.seeds, self.step):
-            if record["member"] not in known:
-                self.frozen.append(record)
-                self._progress.say(f"{self.algorithm} {self.config.task}: {health.sentence(record)}")
+        new = health.found(self._attached["agents"].tree, self.config.seeds, self.step, self.frozen)
+        self.frozen += new
+        for record in new:
+            self._progress.say(f"{self.algorithm} {self.config.task}: {health.sentence(record)}")
 
     def _write_status(self, state: str) -> None:
         status = {"state": state, "step": self.step, "frozen": self.frozen}

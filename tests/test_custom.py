@@ -20,13 +20,14 @@ DISCRETE = EnvSpec((3,), 0, (), (), actions=2)
 
 
 def made(make: Callable[..., Any], wanted: str = "Q network") -> tuple[nn.Module, ...]:
-    return make_modules(make, BOX, dqn.Config(), None, wanted)
+    return make_modules(make, BOX, dqn.Config(), None, wanted)[0]
 
 
 def test_modules_come_back_as_a_tuple() -> None:
     layer = nn.Linear(3, 2)
     assert [type(m) for m in made(lambda spec, config: layer)] == [nn.Linear]
-    assert [type(m) for m in made(lambda spec, config: (layer, layer), "actor, critic")] == [nn.Linear] * 2
+    two = (layer, nn.Linear(3, 2))
+    assert [type(m) for m in made(lambda spec, config: two, "actor, critic")] == [nn.Linear] * 2
 
 
 class Maker:

@@ -346,7 +346,7 @@ def test_look_names_the_first_bad_leaf_of_each_agent_and_blames_no_parameter_for
     agents.state.step[4] = 2**60  # integers are never looked at
     before = agents.state.value.clone()
     health.look(agents)
-    found = health.records(agents, range(5), 7)
+    found = health.found(agents, range(5), 7, ())
     assert [(r["member"], r["cause"], r["step"]) for r in found] == [
         (1, "reward", 7), (2, "parameter value", 7), (3, "parameter value", 7)
     ]  # fmt: skip
@@ -359,7 +359,7 @@ def test_agent_is_frozen_once_with_its_first_cause() -> None:
     health.freeze(agents, {1: "observation"})
     agents.state.step.fill_(5)
     health.freeze(agents, {1: "reward"})
-    assert health.records(agents, (5, 6), 9) == [
+    assert health.found(agents, (5, 6), 9, ()) == [
         {"member": 1, "seed": 6, "update": 4, "step": 9, "cause": "observation"}
     ]
 

@@ -99,7 +99,7 @@ def test_every_step_draws_other_numbers():
 
 def test_progress_counts_finished_episodes():
     counts = []
-    Evaluator(Countdown, [4, 7], 6)(half, 0, counts.append)
+    Evaluator(Countdown, [4, 7], 6)(half, 0, lambda ended, step: counts.append(ended))
     assert counts == sorted(counts)
     assert counts[-1] == 12
 

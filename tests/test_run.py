@@ -363,7 +363,8 @@ def test_max_hours_stops_each_call_and_the_run_continues(tmp_path, monkeypatch):
             break
         assert status(run.directory)["state"] == "stopped"
     assert len(reached) > 2
-    assert reached == sorted(set(reached))  # each call goes on from the one before
+    # Each call goes on from the one before, be it with the evaluation in which that was stopped.
+    assert reached[:-1] == sorted(set(reached[:-1]))
     assert reached[-1] == 90
     monkeypatch.undo()
     sac.train(config(tmp_path / "whole"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -44,7 +45,7 @@ def make_env(
     Raises DeeprlError for an unknown id (with the nearest names), a missing extra (with the command that installs it)
     and arguments that the environment refuses.
     """
-    kwargs: dict[str, Any] = dict(env_kwargs or {})
+    kwargs: dict[str, Any] = copy.deepcopy(dict(env_kwargs or {}))  # an environment may write into its own
     if render:
         kwargs["render_mode"] = "rgb_array"
         if not os.environ.get("DISPLAY"):  # headless: MuJoCo renders through EGL, SDL without a screen

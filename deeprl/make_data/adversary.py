@@ -9,12 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 from deeprl import rng
 from deeprl.api import load_population
 from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError, first_line
+from deeprl.nets import bound, functional_call
 from deeprl.population import member as take_member
 from deeprl.population import resolve_device
 
@@ -33,8 +33,8 @@ class _Agent:
 
     def __init__(self, population: Any, number: int, about: dict[str, Any]):
         self.about = about
-        self._net, self._act = population.net, population.act()
-        self._state = take_member(population.state, number)
+        self._state, self._act = take_member(population.state, number), population.act()
+        self._net = bound(population.net, self._state.fixed)
 
     def q(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B"]:
         return functional_call(self._net.critic, self._state.critic, (self._state.facts.see(obs), action))

@@ -1,6 +1,7 @@
 """Networks and layers for one agent: ordinary `torch.nn.Module`s, usable without the rest of the library."""
 
 from deeprl.nets import categorical
+from deeprl.nets.agent import Fixed, Remake, bound, functional_call, init_networks, init_params, put
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
 from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear
 from deeprl.nets.heads import (
@@ -11,7 +12,7 @@ from deeprl.nets.heads import (
     normal_log_prob,
     tanh_normal_log_prob,
 )
-from deeprl.nets.init import Start, init_params, start_layers
+from deeprl.nets.init import Start, start_layers
 from deeprl.nets.mlp import MLP
 from deeprl.nets.norm import (
     FixedNorm,
@@ -41,6 +42,7 @@ __all__ = [
     "MLP",
     "CriticEnsemble",
     "EnsembleLinear",
+    "Fixed",
     "FixedNorm",
     "GaussianActor",
     "HyperLinear",
@@ -49,6 +51,7 @@ __all__ = [
     "NatureCNN",
     "QNetwork",
     "RSNorm",
+    "Remake",
     "ReturnScale",
     "RunningNorm",
     "Scaler",
@@ -67,14 +70,18 @@ __all__ = [
     "Start",
     "TanhActor",
     "TanhGaussianActor",
+    "bound",
     "bound_log_std",
     "categorical",
+    "functional_call",
     "hyper_weights",
+    "init_networks",
     "init_params",
     "l2_normalize",
     "normal_log_prob",
     "project_",
     "projected",
+    "put",
     "start_layers",
     "tanh_normal_log_prob",
 ]

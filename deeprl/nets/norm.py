@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deeprl.nets.agent import Bound
 from deeprl.spec import Params
 
 
@@ -205,7 +206,7 @@ class Lerp(nn.Module):
         return l2_normalize(x + self.alpha(y - x))
 
 
-def hyper_weights(module: nn.Module) -> set[str]:
+def hyper_weights(module: nn.Module | Bound) -> set[str]:
     """Names of the parameters of `module` that live on the sphere."""
     found = ((name, child) for name, child in module.named_modules() if isinstance(child, HyperLinear))
     return {f"{name}.weight" if name else "weight" for name, _ in found}

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, per_agent
@@ -34,6 +34,7 @@ from deeprl.custom import make_modules, output_shape
 from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored
@@ -74,6 +75,7 @@ class Net(NamedTuple):
 
     actor: nn.Module
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], nn.Module]
@@ -88,12 +90,12 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("bc", spec, "continuous")
-    (actor,) = make_modules(make_net, spec, config, custom, "actor")
+    (actor,), remake = make_modules(make_net, spec, config, custom, "actor")
     rows = (3, spec.action_dim)
     found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if found != (rows if config.actor == "deterministic" else [rows, (spec.action_dim,)]):
         raise DeeprlError(f"net: the {config.actor} actor returns {found}, not actions {rows} (and log_std)")
-    return Net(actor.to(device), spec)
+    return Net(actor.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -104,17 +106,19 @@ class State(NamedTuple):
     facts: Facts
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    actor = nets.init_params(net.actor, rng.bits(key, (1,)).tolist()[0])
+    (actor,), fixed = nets.init_networks(net, ("actor",), rng.bits(key, (1,)).tolist())
     return State(
         actor=actor,
         actor_moments=init_moments(actor),
         facts=facts or no_facts(net.spec),
         hparams={k: torch.tensor(v) for k, v in config.scalars("actor_lr", "weight_decay").items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -130,6 +134,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: the policy's mean, or a sample of it, clipped, if `explore`."""
+    net = nets.bound(net, state.fixed)
     seen = state.facts.see(obs)
     if config.actor == "deterministic":
         return functional_call(net.actor, state.actor, (seen,)).to(obs.dtype), carry
@@ -152,7 +157,7 @@ def actor_loss(actor: Params, net: Net, config: Config, batch: Batch) -> tuple[F
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the policy."""
-    h = state.hparams
+    net, h = nets.bound(net, state.fixed), state.hparams
     batch = batch._replace(obs=state.facts.see(batch.obs))
     grads, (loss, mse) = grad_and_value(actor_loss, has_aux=True)(state.actor, net, config, batch)
     actor, moments = adam(state.actor, grads, state.actor_moments, h["actor_lr"], weight_decay=h["weight_decay"])
@@ -169,20 +174,19 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
         agents = new_agents(states, device)
-        run.restore(agents=agents, data=data)
+        run.restore(net=modules, agents=agents, data=data)
 
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
                 metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -199,8 +203,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "bc", *sys.argv[1:]]))
+    train_from_shell("bc")

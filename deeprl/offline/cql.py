@@ -42,7 +42,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, PerAgentOrAuto, per_agent
@@ -50,6 +50,7 @@ from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored
@@ -109,7 +110,7 @@ class Config(OfflineConfig):
         limits = dict.fromkeys(("actor_lr", "critic_lr", "discount", "tau"), (0.0, 1.0))
         limits |= {"cql_alpha": (0.0, 1e6), "cql_temp": (1e-6, 1e6), "init_lagrange": (1e-6, 1e6)}
         limits |= dict.fromkeys(("lagrange", "gap_floor"), (-1e9, 1e9))
-        limits |= {"target_entropy": (-1e6, 1e6)} if self.target_entropy != "auto" else {}
+        limits |= {"target_entropy": (-1e6, 1e6)}
         limits |= {"discount": (0.0, 1.0 - 1e-6)} if self.sparse_rewards else {}
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
@@ -132,6 +133,7 @@ class Net(NamedTuple):
     actor: nn.Module
     critic: nn.Module
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -148,12 +150,12 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("cql", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), spec)
+    return Net(actor.to(device), critic.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -171,12 +173,12 @@ class State(NamedTuple):
     facts: Facts
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip(net[:2], words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     names = ("cql_alpha", "lagrange", "cql_temp", "gap_floor", "actor_lr", "critic_lr", "discount", "tau")
     hparams = config.scalars(*names)
     automatic = config.target_entropy == "auto"
@@ -195,6 +197,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
         facts=facts or no_facts(net.spec),
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -236,6 +239,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net = nets.bound(net, state.fixed)
     seen = state.facts.see(obs)
     if explore:
         return policy(net, state.actor, seen, key, 1)[0].squeeze(1), carry
@@ -318,7 +322,7 @@ def update(
 
     returns: G of the rows, in the units of the critics; Cal-QL alone has them.
     """
-    h, batch = state.hparams, state.facts.batch(batch)
+    net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
     critic_key, actor_key = rng.split(key, 2)
     critic_grad, actor_grad = (grad_and_value(loss, has_aux=True) for loss in (critic_loss, actor_loss))
     c_grads, (_, parts) = critic_grad(state.critic, net, config, state, batch, returns, critic_key)
@@ -329,9 +333,8 @@ def update(
     actor, actor_moments = adam(state.actor, a_grads, state.actor_moments, h["actor_lr"])
     surplus = -(log_prob + h["target_entropy"])
     log_alpha, alpha_moments = adam({"x": state.log_alpha}, {"x": surplus}, state.alpha_moments, h["actor_lr"])
-    log_lagrange, lagrange_moments = adam(
-        {"x": state.log_lagrange}, {"x": slope}, state.lagrange_moments, h["critic_lr"]
-    )
+    multiplier = {"x": state.log_lagrange}, {"x": slope}, state.lagrange_moments
+    log_lagrange, lagrange_moments = adam(*multiplier, h["critic_lr"])
     new = state._replace(
         actor=actor,
         critic=critic,
@@ -360,21 +363,20 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         agents = new_agents(states, device)
         discounts = [config.member(i).scalars("discount")["discount"] for i in range(len(keys))]
         returns, first_return = data.returns_to_go(discounts if config.calibrated else [], config.sparse_rewards)
-        run.restore(agents=agents, data=data)
+        run.restore(net=modules, agents=agents, data=data)
 
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1, 2), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         rows = (data.first, data.size, first_return)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
                 metrics, _ = learn(agents, data.arrays, returns, rows, sample_key, update_key)
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -393,8 +395,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "cql", *sys.argv[1:]]))
+    train_from_shell("cql")

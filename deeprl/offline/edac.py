@@ -40,7 +40,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value
+from torch.func import grad, grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, PerAgentOrAuto, per_agent
@@ -48,6 +48,7 @@ from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored
@@ -84,8 +85,7 @@ class Config(OfflineConfig):
         for name in ("actor_lr", "critic_lr", "alpha_lr", "discount", "tau"):
             self.require_within(name, 0.0, 1.0)
         self.require_within("eta", 0.0, 1e6)
-        if self.target_entropy != "auto":
-            self.require_within("target_entropy", -1e6, 1e6)
+        self.require_within("target_entropy", -1e6, 1e6)
         self.require_layers("hidden")
         if self.diversified and self.critics < 2:
             raise DeeprlError(f"critics: at least 2 can differ, not {self.critics}; eta 0 needs no more than one")
@@ -107,6 +107,7 @@ class Net(NamedTuple):
     critic: nn.Module
     critics: int
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -122,7 +123,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("edac", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     obs, action = torch.zeros(3, *spec.obs_shape), torch.zeros(3, spec.action_dim)
     if (shapes := output_shape(actor, obs)) != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
@@ -132,7 +133,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
         each = output_shape(critic, *(x.expand(critics, -1, -1) for x in (obs, action)))
         if each != (critics, 3):
             raise DeeprlError(f"net: the critic must return {(critics, 3)} for inputs of each critic, not {each}")
-    return Net(actor.to(device), critic.to(device), critics, spec)
+    return Net(actor.to(device), critic.to(device), critics, spec, remake)
 
 
 class State(NamedTuple):
@@ -148,12 +149,12 @@ class State(NamedTuple):
     facts: Facts
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip(net[:2], words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     hparams = config.scalars("eta", "actor_lr", "critic_lr", "alpha_lr", "discount", "tau")
     automatic = config.target_entropy == "auto"
     hparams |= {"target_entropy": -float(net.spec.action_dim)} if automatic else config.scalars("target_entropy")
@@ -169,6 +170,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
         facts=facts or no_facts(net.spec),
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -194,6 +196,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net = nets.bound(net, state.fixed)
     seen = state.facts.see(obs)
     if explore:
         return policy(net, state.actor, seen, key)[0], carry
@@ -253,7 +256,7 @@ def critic_loss(
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of temperature, policy and critics, and one soft update of the targets."""
-    h, batch = state.hparams, state.facts.batch(batch)
+    net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
     actor_key, next_key = rng.split(key, 2)
 
     # --- temperature ---
@@ -300,20 +303,19 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
         agents = new_agents(states, device)
-        run.restore(agents=agents, data=data)
+        run.restore(net=modules, agents=agents, data=data)
 
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
                 metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -330,8 +332,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "edac", *sys.argv[1:]]))
+    train_from_shell("edac")

@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, per_agent
@@ -42,6 +42,7 @@ from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored
@@ -100,6 +101,7 @@ class Net(NamedTuple):
     critic: nn.Module
     value: nn.Module
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module, nn.Module]]
@@ -119,7 +121,7 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("iql", spec, "continuous")
-    actor, critic, value = make_modules(make_net, spec, config, custom, "actor, critic, value")
+    (actor, critic, value), remake = make_modules(make_net, spec, config, custom, "actor, critic, value")
     obs, rows = torch.zeros(3, *spec.obs_shape), (3, spec.action_dim)
     found = output_shape(actor, obs)
     if found != ([rows, (spec.action_dim,)] if config.actor == "gaussian" else rows):
@@ -129,7 +131,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     if (found := output_shape(value, obs)) != (3, 1):
         raise DeeprlError(f"net: the value must return {(3, 1)}, not {found}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), value.to(device), spec)
+    return Net(actor.to(device), critic.to(device), value.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -145,12 +147,12 @@ class State(NamedTuple):
     facts: Facts
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    words = rng.bits(key, (3,)).tolist()
-    actor, critic, value = (nets.init_params(m, s) for m, s in zip(net[:3], words, strict=True))
+    (actor, critic, value), fixed = nets.init_networks(net, ("actor", "critic", "value"), rng.bits(key, (3,)).tolist())
     names = ("expectile", "temperature", "actor_lr", "critic_lr", "value_lr", "discount", "tau")
     return State(
         actor=actor,
@@ -163,6 +165,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
         facts=facts or no_facts(net.spec),
         hparams={k: torch.tensor(v) for k, v in config.scalars(*names).items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -178,6 +181,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: the policy's mean, or a sample of it, clipped, if `explore`."""
+    net = nets.bound(net, state.fixed)
     seen = state.facts.see(obs)
     if config.actor == "deterministic":
         return functional_call(net.actor, state.actor, (seen,)).to(obs.dtype), carry
@@ -225,7 +229,7 @@ def dropout_factors(key: rng.Key, rows: int, config: Config) -> list[Float[Tenso
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the value, the policy and the critics, and one soft update of the targets."""
-    h, batch = state.hparams, state.facts.batch(batch)
+    net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
     if config.actor == "gaussian":
         batch = batch._replace(action=batch.action.clamp(-1.0 + 1e-5, 1.0 - 1e-5))
     q = functional_call(net.critic, state.target_critic, (batch.obs, batch.action)).to(batch.reward.dtype).amin(0)
@@ -269,20 +273,19 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
         agents = new_agents(states, device)
-        run.restore(agents=agents, data=data)
+        run.restore(net=modules, agents=agents, data=data)
 
         learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
                 metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -299,8 +302,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "iql", *sys.argv[1:]]))
+    train_from_shell("iql")

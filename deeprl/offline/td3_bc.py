@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import PerAgent, per_agent
@@ -39,6 +39,7 @@ from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts, open_data
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Stored
@@ -90,6 +91,7 @@ class Net(NamedTuple):
     actor: nn.Module
     critic: nn.Module
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -104,12 +106,12 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("td3_bc", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if found != (3, spec.action_dim):
         raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {found}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), spec)
+    return Net(actor.to(device), critic.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -124,12 +126,12 @@ class State(NamedTuple):
     facts: Facts
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     learning = config.scalars("alpha", "actor_lr", "critic_lr", "discount", "tau")
     noise = config.scalars("target_noise", "target_noise_clip")
     return State(
@@ -142,6 +144,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
         facts=facts or no_facts(net.spec),
         hparams={k: torch.tensor(v) for k, v in (learning | noise).items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -157,6 +160,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """The policy's actions in [-1, 1], whether exploring or not."""
+    net = nets.bound(net, state.fixed)
     return functional_call(net.actor, state.actor, (state.facts.see(obs),)).to(obs.dtype), carry
 
 
@@ -220,6 +224,7 @@ def update(
     net: Net, config: Config, state: State, batch: Batch, key: rng.Key, *, policy: bool
 ) -> tuple[State, Metrics, tuple[()]]:
     """One update of the critics; with `policy`, then one of the actor and the targets on the same batch."""
+    net = nets.bound(net, state.fixed)
     batch = state.facts.batch(batch)
     state, metrics = update_critic(net, state, batch, key)
     if policy:
@@ -237,7 +242,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
         agents = new_agents(states, device)
-        run.restore(agents=agents, data=data)
+        run.restore(net=modules, agents=agents, data=data)
 
         learn_critic, learn_both = (
             over_agents(freezing(learner(modules, config, policy)), run.execution, shared=(1,), donate=True)
@@ -246,6 +251,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             run.advance()
             for i in run.updates_due(1.0, after=0):
@@ -253,9 +259,9 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
                 sample_key, update_key = run.keys("sample", i), run.keys("update", i)
                 new, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
                 metrics = metrics | new
-            run.log(metrics if run.updates >= config.policy_delay else {})  # a row has the policy's metrics too
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(
+                metrics if run.updates >= config.policy_delay else {}, greedy
+            )  # a row has the policy's metrics too
     return run
 
 
@@ -272,8 +278,6 @@ def learner(net: Net, config: Config, policy: bool) -> Callable[..., tuple[State
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "td3_bc", *sys.argv[1:]]))
+    train_from_shell("td3_bc")

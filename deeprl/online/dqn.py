@@ -40,14 +40,14 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import OnlineConfig, PerAgent, per_agent
 from deeprl.custom import make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
-from deeprl.nets import categorical
+from deeprl.nets import categorical, functional_call
 from deeprl.optim import Moments, adam, clip_by_global_norm, global_norm, init_moments
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Extent, Stored, StoredFrames, make_replay
@@ -145,6 +145,7 @@ class Net(NamedTuple):
 
     q: nn.Module
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], nn.Module]
@@ -168,12 +169,12 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("dqn", spec, "discrete", images=True)
-    (q,) = make_modules(make_net, spec, config, custom, "Q network")
+    (q,), remake = make_modules(make_net, spec, config, custom, "Q network")
     shape = output_shape(q, torch.zeros(3, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype)))
     expected = (3, spec.actions) if config.value == "scalar" else (3, spec.actions, config.bins)
     if shape != expected:
         raise DeeprlError(f"net: the network must return {expected} for {config.value} values, not {shape}")
-    return Net(q.to(device), spec)
+    return Net(q.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -185,11 +186,12 @@ class State(NamedTuple):
     epsilon: Float[Tensor, ""]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    params = nets.init_params(net.q, int(rng.bits(key, (1,))))
+    (params,), fixed = nets.init_networks(net, ("q",), rng.bits(key, (1,)).tolist())
     hparams = config.scalars("lr", "adam_eps", "discount", "epsilon_end", "epsilon_steps")
     hparams |= config.scalars("priority_alpha", "priority_beta")
     return State(
@@ -199,6 +201,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         epsilon=torch.ones(()),
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -214,6 +217,7 @@ def act(
     explore: bool,
 ) -> tuple[Int[Tensor, " N"], tuple[()]]:
     """Greedy actions, but random ones with probability `state.epsilon`, or `eval_epsilon` without `explore`."""
+    net = nets.bound(net, state.fixed)
     greedy = values(config, outputs(net, state.params, obs)).argmax(-1)
     if not explore and config.eval_epsilon == 0.0:
         return greedy, carry
@@ -304,18 +308,13 @@ def update(
     net: Net, config: Config, state: State, batch: Batch, weight: Float[Tensor, " B"] | None = None
 ) -> tuple[State, Metrics, Float[Tensor, " B"]]:
     """One gradient step. weight: importance weights. Returns the new priorities of the batch as well."""
-    h = state.hparams
+    net, h = nets.bound(net, state.fixed), state.hparams
     target = td_target(net, config, state, batch)
     grads, (loss, errors) = grad_and_value(q_loss, has_aux=True)(state.params, net, config, batch, target, weight)
     clipped = clip_by_global_norm(grads, config.max_grad_norm) if config.max_grad_norm else grads
     params, moments = adam(state.params, clipped, state.moments, h["lr"], eps=h["adam_eps"])
-    metrics = {
-        "loss": loss,
-        "q": errors.q.mean(),
-        "td_error": errors.td.mean(),
-        "grad_norm": global_norm(grads),
-        "epsilon": state.epsilon.clone(),  # the state's own is overwritten in place
-    }
+    metrics = {"loss": loss, "q": errors.q.mean(), "td_error": errors.td.mean(), "grad_norm": global_norm(grads)}
+    metrics |= {"epsilon": state.epsilon.clone()}  # the state's own is overwritten in place
     priority = (errors.priority_error + 1e-6) ** h["priority_alpha"]
     return state._replace(params=params, moments=moments, step=state.step + 1), metrics, priority
 
@@ -331,7 +330,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         agents = new_agents([init(module, config.member(i), key) for i, key in enumerate(keys)], device)
         replay = make_replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
         priorities = Priorities(len(keys), replay.capacity if config.prioritized else 0, device)
-        run.restore(agents=agents, replay=replay, priorities=priorities, envs=envs)
+        run.restore(net=module, agents=agents, replay=replay, priorities=priorities, envs=envs)
         replay.cut(envs.is_first)
 
         explore = over_agents(explorer(module, config), run.execution, shared=(4,))
@@ -341,6 +340,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         step = torch.zeros((), dtype=torch.int64, device=device)
         seen = agents.state._replace(target={}, moments=())  # what acting looks at: every tensor costs a call some time
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             obs, first = (torch.from_numpy(x).to(device) for x in (envs.obs, envs.is_first))
             action, epsilon = explore(seen, obs, first, run.keys("explore", run.step), step.fill_(run.step))
@@ -357,9 +357,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
                     priorities.update(*drawn)
             if run.due(config.target_every):
                 write_into(agents.state.target, agents.state.params)
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -393,8 +391,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "dqn", *sys.argv[1:]]))
+    train_from_shell("dqn")

@@ -39,13 +39,14 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import OnlineConfig, PerAgent, PerAgentOrAuto, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored
@@ -93,8 +94,7 @@ class Config(OnlineConfig):
         self.require_positive("learning_starts", "utd", "batch_size", "buffer_size", "critics")
         limits = {"init_alpha": (1e-30, 1e30), "discount": (0.0, 1.0), "tau": (0.0, 1.0)}
         limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (0.0, 1.0))
-        if self.target_entropy != "auto":
-            limits["target_entropy"] = (-1e6, 1e6)
+        limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
@@ -113,6 +113,7 @@ class Net(NamedTuple):
     critic: nn.Module
     obs_norm: nets.RunningNorm
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -128,12 +129,12 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("sac", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), nets.RunningNorm(spec.obs_shape).to(device), spec)
+    return Net(actor.to(device), critic.to(device), nets.RunningNorm(spec.obs_shape).to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -149,12 +150,12 @@ class State(NamedTuple):
     obs_stats: dict[str, Tensor]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "discount", "tau")
     automatic = config.target_entropy == "auto"
     hparams |= {"target_entropy": -float(net.spec.action_dim)} if automatic else config.scalars("target_entropy")
@@ -170,6 +171,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         obs_stats={k: b.clone() for k, b in net.obs_norm.named_buffers()},
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -200,6 +202,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net = nets.bound(net, state.fixed)
     obs = normalized(net, config, state, obs)
     if explore:
         return policy(net, state.actor, obs, key)[0], carry
@@ -238,7 +241,7 @@ def alpha_loss(
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of critic, actor and temperature, and one soft target update."""
-    h = state.hparams
+    net, h = nets.bound(net, state.fixed), state.hparams
     next_key, actor_key = rng.split(key, 2)
     batch = batch._replace(
         obs=normalized(net, config, state, batch.obs), next_obs=normalized(net, config, state, batch.next_obs)
@@ -297,7 +300,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         agents = new_agents([init(modules, config.member(i), key) for i, key in enumerate(keys)], device)
         replay = Replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
-        run.restore(agents=agents, replay=replay, envs=envs)
+        run.restore(net=modules, agents=agents, replay=replay, envs=envs)
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
@@ -307,6 +310,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             key = run.keys("explore", run.step)
             if run.step < config.learning_starts:
@@ -321,9 +325,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts):
                 metrics, _ = learn(agents, replay.data, replay.size, run.keys("sample", i), run.keys("update", i))
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -340,8 +342,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "sac", *sys.argv[1:]]))
+    train_from_shell("sac")

@@ -42,13 +42,14 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import OnlineConfig, PerAgent, PerAgentOrAuto, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored
@@ -105,8 +106,7 @@ class Config(OnlineConfig):
         limits = {"init_alpha": (1e-30, 1e30), "exploration_noise": (0.0, 10.0)}
         rates = ("actor_lr", "critic_lr", "alpha_lr", "weight_decay", "discount", "tau")
         limits |= dict.fromkeys(rates, (0.0, 1.0))
-        if self.target_entropy != "auto":
-            limits["target_entropy"] = (-1e6, 1e6)
+        limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
@@ -125,6 +125,7 @@ class Net(NamedTuple):
     critic: nn.Module
     obs_norm: nets.RSNorm
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -141,13 +142,13 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("simba", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     found, action = output_shape(actor, torch.zeros(3, *spec.obs_shape)), (3, spec.action_dim)
     if found != ([action] * 2 if config.policy == "sac" else action):
         what = "mean and log_std" if config.policy == "sac" else "actions"
         raise DeeprlError(f"net: the actor of {config.policy} must return {what} of {action}, not {found}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), nets.RSNorm(spec.obs_shape).to(device), spec)
+    return Net(actor.to(device), critic.to(device), nets.RSNorm(spec.obs_shape).to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -163,12 +164,12 @@ class State(NamedTuple):
     obs_stats: dict[str, Tensor]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "weight_decay", "discount", "tau")
     hparams |= config.scalars("exploration_noise")
     automatic = config.target_entropy == "auto"
@@ -185,6 +186,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         obs_stats={k: b.clone() for k, b in net.obs_norm.named_buffers()},
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -220,6 +222,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: a sample of the policy, or without `explore` its mode."""
+    net = nets.bound(net, state.fixed)
     obs = normalized(net, config, state, obs)
     if explore:
         return sample_action(net, config, state.actor, state.hparams["exploration_noise"], obs, key)[0], carry
@@ -274,7 +277,7 @@ def critic_loss(
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of actor, temperature and critic, and one soft target update."""
-    h = state.hparams
+    net, h = nets.bound(net, state.fixed), state.hparams
     actor_key, next_key = rng.split(key, 2)
     obs, next_obs = (normalized(net, config, state, x) for x in (batch.obs, batch.next_obs))
     batch = batch._replace(obs=obs, next_obs=next_obs)
@@ -323,7 +326,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         agents = new_agents([init(modules, config.member(i), key) for i, key in enumerate(keys)], device)
         replay = Replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
-        run.restore(agents=agents, replay=replay, envs=envs)
+        run.restore(net=modules, agents=agents, replay=replay, envs=envs)
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
@@ -333,6 +336,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             key = run.keys("explore", run.step)
             if run.step < config.learning_starts:
@@ -347,9 +351,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts):
                 metrics, _ = learn(agents, replay.data, replay.size, run.keys("sample", i), run.keys("update", i))
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -366,8 +368,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "simba", *sys.argv[1:]]))
+    train_from_shell("simba")

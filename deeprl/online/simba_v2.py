@@ -38,14 +38,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import OnlineConfig, PerAgent, PerAgentOrAuto, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
-from deeprl.nets import categorical
+from deeprl.nets import categorical, functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored
@@ -103,8 +103,7 @@ class Config(OnlineConfig):
         self.require_positive("actor_width", "actor_blocks", "critic_width", "critic_blocks", "critics")
         limits = {"init_alpha": (1e-30, 1e30), "bins": (2.0, 1e4)}
         limits |= dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "final_lr_share", "discount", "tau"), (0.0, 1.0))
-        if self.target_entropy != "auto":
-            limits["target_entropy"] = (-1e6, 1e6)
+        limits["target_entropy"] = (-1e6, 1e6)
         for name, (low, high) in limits.items():
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
@@ -121,6 +120,7 @@ class Net(NamedTuple):
     obs_norm: nets.RSNorm
     return_scale: nets.ReturnScale
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -136,13 +136,13 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("simba_v2", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if shapes != [(3, spec.action_dim)] * 2:
         raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
     check_critic(critic, spec, config.bins)
     obs_norm, scale = nets.RSNorm(spec.obs_shape), nets.ReturnScale(config.envs_per_agent, config.value_bound)
-    return Net(actor.to(device), critic.to(device), obs_norm.to(device), scale.to(device), spec)
+    return Net(actor.to(device), critic.to(device), obs_norm.to(device), scale.to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -159,12 +159,12 @@ class State(NamedTuple):
     return_stats: dict[str, Tensor]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     hparams = config.scalars("actor_lr", "critic_lr", "alpha_lr", "final_lr_share", "discount", "tau")
     automatic = config.target_entropy == "auto"
     hparams |= {"target_entropy": -0.5 * net.spec.action_dim} if automatic else config.scalars("target_entropy")
@@ -181,6 +181,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         return_stats={k: b.clone() for k, b in net.return_scale.named_buffers()},
         hparams={k: torch.tensor(v) for k, v in hparams.items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -211,6 +212,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net = nets.bound(net, state.fixed)
     obs = normalized(net, config, state, obs)
     if explore:
         return policy(net, state.actor, obs, key)[0], carry
@@ -301,7 +303,7 @@ def lr_share(config: Config, state: State) -> Float[Tensor, ""]:
 
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of actor, temperature and critic, each back on its sphere, and one soft target update."""
-    h, share = state.hparams, lr_share(config, state)
+    net, h, share = nets.bound(net, state.fixed), state.hparams, lr_share(config, state)
     actor_key, next_key = rng.split(key, 2)
     batch = prepared(net, config, state, batch)
     alpha = state.log_alpha.exp()
@@ -351,7 +353,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         agents = new_agents([init(modules, config.member(i), key) for i, key in enumerate(keys)], device)
         replay = Replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
-        run.restore(agents=agents, replay=replay, envs=envs)
+        run.restore(net=modules, agents=agents, replay=replay, envs=envs)
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
@@ -360,6 +362,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             key = run.keys("explore", run.step)
             if run.step < config.learning_starts:
@@ -374,9 +377,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
             run.advance(envs.pop_episodes())
             for i in run.updates_due(config.utd, config.learning_starts):
                 metrics, _ = learn(agents, replay.data, replay.size, run.keys("sample", i), run.keys("update", i))
-            run.log(metrics)
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(metrics, greedy)
     return run
 
 
@@ -393,8 +394,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "simba_v2", *sys.argv[1:]]))
+    train_from_shell("simba_v2")

@@ -37,13 +37,14 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from deeprl import nets, rng
 from deeprl.config import OnlineConfig, PerAgent, per_agent
 from deeprl.custom import check_critic, make_modules, output_shape
 from deeprl.errors import DeeprlError
 from deeprl.evaluate import greedy_policy
+from deeprl.nets import functional_call
 from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
 from deeprl.population import freezing, new_agents, over_agents
 from deeprl.replay import Replay, Stored
@@ -108,6 +109,7 @@ class Net(NamedTuple):
     critic: nn.Module
     obs_norm: nets.RSNorm
     spec: EnvSpec
+    remake: nets.Remake = None
 
 
 MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
@@ -125,12 +127,12 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("td3", spec, "continuous")
-    actor, critic = make_modules(make_net, spec, config, custom, "actor, critic")
+    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
     found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
     if found != (3, spec.action_dim):
         raise DeeprlError(f"net: the actor must return actions {(3, spec.action_dim)}, not {found}")
     check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), nets.RSNorm(spec.obs_shape).to(device), spec)
+    return Net(actor.to(device), critic.to(device), nets.RSNorm(spec.obs_shape).to(device), spec, remake)
 
 
 class State(NamedTuple):
@@ -145,12 +147,12 @@ class State(NamedTuple):
     obs_stats: dict[str, Tensor]
     hparams: dict[str, Float[Tensor, ""]]
     step: Int[Tensor, ""]
+    fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    words = rng.bits(key, (2,)).tolist()
-    actor, critic = (nets.init_params(m, s) for m, s in zip((net.actor, net.critic), words, strict=True))
+    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
     learning = config.scalars("actor_lr", "critic_lr", "discount", "tau")
     noise = config.scalars("exploration_noise", "target_noise", "target_noise_clip")
     return State(
@@ -163,6 +165,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
         obs_stats={k: b.clone() for k, b in net.obs_norm.named_buffers()},
         hparams={k: torch.tensor(v) for k, v in (learning | noise).items()},
         step=torch.zeros((), dtype=torch.int64),
+        fixed=fixed,
     )
 
 
@@ -183,6 +186,7 @@ def act(
     explore: bool,
 ) -> tuple[Float[Tensor, "N A"], tuple[()]]:
     """Actions in [-1, 1]: the policy's, with Gaussian noise if `explore`."""
+    net = nets.bound(net, state.fixed)
     obs = normalized(net, config, state, obs)
     action = functional_call(net.actor, state.actor, (obs,)).to(obs.dtype)  # bf16 under autocast
     if explore:
@@ -252,6 +256,7 @@ def update(
     net: Net, config: Config, state: State, batch: Batch, key: rng.Key, *, policy: bool
 ) -> tuple[State, Metrics, tuple[()]]:
     """One update of the critics; with `policy`, then one of the actor and the targets on the same batch."""
+    net = nets.bound(net, state.fixed)
     obs, next_obs = (normalized(net, config, state, x) for x in (batch.obs, batch.next_obs))
     batch = batch._replace(obs=obs, next_obs=next_obs)
     state, metrics = update_critic(net, state, batch, key)
@@ -271,7 +276,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         keys = [rng.key(seed, "init") for seed in config.seeds]
         agents = new_agents([init(modules, config.member(i), key) for i, key in enumerate(keys)], device)
         replay = Replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
-        run.restore(agents=agents, replay=replay, envs=envs)
+        run.restore(net=modules, agents=agents, replay=replay, envs=envs)
 
         explore = over_agents(functools.partial(act, modules, config, explore=True), run.execution)
         uniform = torch.vmap(lambda key: rng.uniform(key, (width, envs.spec.action_dim), -1.0, 1.0))
@@ -285,6 +290,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
         metrics: Metrics = {}
 
+        run.evaluate(greedy)  # if the session before was stopped in it
         while run.running():
             key = run.keys("explore", run.step)
             if run.step < config.learning_starts:
@@ -301,9 +307,9 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
                 learn = learn_both if (i + 1) % config.policy_delay == 0 else learn_critic
                 new, _ = learn(agents, replay.data, replay.size, run.keys("sample", i), run.keys("update", i))
                 metrics = metrics | new
-            run.log(metrics if run.updates >= config.policy_delay else {})  # a row has the policy's metrics too
-            run.evaluate(greedy)
-            run.checkpoint()
+            run.end_step(
+                metrics if run.updates >= config.policy_delay else {}, greedy
+            )  # a row has the policy's metrics too
     return run
 
 
@@ -320,8 +326,6 @@ def learner(net: Net, config: Config, policy: bool) -> Callable[..., tuple[State
 
 
 if __name__ == "__main__":
-    import sys
+    from deeprl.cli import train_from_shell
 
-    from deeprl.cli import main
-
-    sys.exit(main(["train", "td3", *sys.argv[1:]]))
+    train_from_shell("td3")

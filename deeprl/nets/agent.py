@@ -1,0 +1,119 @@
+"""The networks of one agent as tensors: those that are trained, and those that stay as they are.
+
+Fixed are the buffers of a module (a random projection, a mask, constants) and its parameters with
+`requires_grad=False` (an encoder that was trained before). They are as much a part of the agent as what is trained:
+drawn from its seed, stacked, saved, restored. Losses take trained parameters alone, so that gradients, moments, target
+updates and weight decay never touch the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deeprl.spec import Params
+
+Fixed = dict[str, Params]  # name of a network -> its fixed tensors, of those networks that have any
+Remake = Callable[[int], tuple[nn.Module, ...]] | None  # own networks, built anew under a seed
+
+_DRAWING = threading.RLock()
+
+
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Within: torch's process-wide generator draws from `seed` (0 <= seed < 2^63); after it as it was before.
+
+    One thread at a time: populations that are made in several threads start as they do alone.
+    """
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would seed every GPU as well
+        yield
+
+
+def init_params(module: nn.Module, seed: int) -> Params:
+    """Fresh parameters of `module`, drawn from `seed` (0 <= seed < 2^63) by its `reset_parameters` methods.
+
+    Children are reset before their parents, so that a module's own `reset_parameters` has the last word on how its
+    layers start. `module` and torch's global generator are left as they were. Drawn on the CPU: equal on every device.
+
+    Raises ValueError for a module that holds parameters of its own without a `reset_parameters`: all agents of a
+    population would start from the same numbers.
+    """
+    return {name: parameter.detach().clone() for name, parameter in _reset(module, seed).named_parameters()}
+
+
+def _reset(module: nn.Module, seed: int) -> nn.Module:
+    """A copy of `module` on the CPU with fresh parameters, as `init_params` draws them."""
+    fresh = copy.deepcopy(module)
+    on_meta = any(p.is_meta for p in fresh.parameters())  # shapes alone, as in a rehearsal
+    fresh = fresh.to_empty(device="cpu") if on_meta else fresh.cpu()
+    with drawing_from(seed):
+        for name, child in reversed(list(fresh.named_modules())):
+            reset = getattr(child, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif next(child.parameters(recurse=False), None) is not None:
+                where = name or "the network"
+                raise ValueError(f"{where} ({type(child).__name__}) has parameters but no reset_parameters() method")
+    return fresh
+
+
+def init_networks(net: Any, names: Sequence[str], seeds: Sequence[int]) -> tuple[list[Params], Fixed]:
+    """The tensors of a new agent: the trained ones of each of the networks `names` of a `Net`, and all fixed ones.
+
+    seeds: one for each network. Own networks (`net.remake`) start as their constructors leave them, all under the first
+    seed; those of the library by `reset_parameters`, each under its own.
+    """
+    if net.remake is None:
+        modules = [_reset(getattr(net, name), seed) for name, seed in zip(names, seeds, strict=True)]
+    else:
+        modules = [module.cpu() for module in net.remake(seeds[0])]
+    tensors = [split(module) for module in modules]
+    fixed = {name: held for name, (_, held) in zip(names, tensors, strict=True) if held}
+    return [trained for trained, _ in tensors], fixed
+
+
+def split(module: nn.Module) -> tuple[Params, Params]:
+    """Copies of a module's trained tensors, and of its fixed ones: buffers, and parameters without `requires_grad`."""
+    trained = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
+    return trained, fixed | {name: b.detach().clone() for name, b in module.named_buffers()}
+
+
+@torch.no_grad()
+def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors by name into the parameters and buffers of a module; names that it has not are passed over."""
+    for name, own in (*module.named_parameters(), *module.named_buffers()):
+        if name in tensors:
+            own.copy_(tensors[name])
+
+
+class Bound(NamedTuple):
+    """A network together with an agent's own fixed tensors."""
+
+    module: nn.Module
+    fixed: Params
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Those of the network."""
+        return self.module.named_modules()
+
+
+def bound(net: Any, fixed: Fixed) -> Any:
+    """A `Net` whose networks are called with an agent's fixed tensors; `net` itself where there are none."""
+    return net._replace(**{name: Bound(getattr(net, name), held) for name, held in fixed.items()}) if fixed else net
+
+
+def functional_call(
+    network: nn.Module | Bound, params: Params, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Any:
+    """What a network returns with these trained parameters, and the fixed ones of the agent that it is bound to."""
+    if isinstance(network, Bound):
+        return torch.func.functional_call(network.module, {**network.fixed, **params}, args, kwargs)
+    return torch.func.functional_call(network, params, args, kwargs)
