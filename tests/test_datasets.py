@@ -528,20 +528,25 @@ def test_digest_changes_with_any_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".npz", ".hdf5"])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("ends", ["unknown successors", "known successors", "chain"])
 def test_a_dataset_is_never_in_memory_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, known: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, ends: str
 ) -> None:
     """What NumPy holds at most is counted; the final arrays are torch's."""
     rows = 50_000
     raw = {
-        "observations": np.ones((rows, 32)),  # float64: a copy of it is as large as all final arrays of observations
+        "observations": np.arange(rows)[:, None]
+        // 1000
+        * np.ones(32),  # float64: a copy of it is as large as all final arrays of observations
         "actions": np.zeros((rows, 4)),
         "rewards": np.zeros(rows),
         "terminals": np.zeros(rows, bool),
         "timeouts": np.arange(rows) % 1000 == 999,
     }
-    raw |= {"next_observations": raw["observations"]} if known else {}  # the last one of each episode is left out
+    if ends != "unknown successors":
+        raw["next_observations"] = raw["observations"]  # the last one of each episode is left out
+    if ends == "chain":
+        del raw["timeouts"]
     path = write(tmp_path / f"large{ending}", raw)
     monkeypatch.setattr(dataset_files, "_PIECE", 1 << 17)
     size = peek(path).bytes

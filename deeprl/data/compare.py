@@ -18,7 +18,7 @@ from deeprl.progress import show
 if TYPE_CHECKING:
     from deeprl.data.datasets import Dataset
 
-_ROWS = 1 << 16  # looked at together
+_ROWS = 1 << 12  # looked at together
 _EPISODES, _STEPS, _SECONDS = 10, 30, 1.0  # of the look: that many starts, steps from each, and in all at most so long
 
 

@@ -220,7 +220,7 @@ def _is_own(file: h5py.File) -> bool:
         return True
     try:
         said = {name: json.loads(file.attrs[name]) for name in _FORMS if name != "score_range"}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OSError, TypeError, ValueError):
         return False
     return "env" in file.attrs and all(isinstance(value, _FORMS[name]) for name, value in said.items())
 
