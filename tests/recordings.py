@@ -99,14 +99,17 @@ def flat(lengths: Sequence[int] = EPISODES, seed: int = 0) -> dict[str, np.ndarr
 
 
 def write(path: Path, arrays: dict[str, Any], **attrs: Any) -> str:
-    """A file of the kind that its suffix tells; attrs, of HDF5 alone, are stored as JSON unless they are text."""
+    """A file of the kind that its suffix tells; attrs, of HDF5 alone, make it one of our own.
+
+    They are stored as JSON unless they are text.
+    """
     if path.suffix == ".npz":
         np.savez_compressed(path, **arrays)
         return str(path)
     with h5py.File(path, "w") as file:
         for key, array in arrays.items():
             file[key] = array
-        for key, value in attrs.items():
+        for key, value in (attrs | {"deeprl": "0.1.0"} if attrs else {}).items():
             file.attrs[key] = value if isinstance(value, str) else json.dumps(value)
     return str(path)
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -331,6 +332,17 @@ def test_files_read_back_equal(mode: str, tmp_path: Path) -> None:
         assert np.array_equal(told["rows"][element], made.rows[element].numpy())
     assert sorted(told["std"]) == sorted(set(elements) - {"reward"})
     assert [p.name for p in tmp_path.iterdir()] == ["made.hdf5"]
+
+
+def test_a_name_of_others_is_no_corruption_of_ours(tmp_path: Path) -> None:
+    for number, about in enumerate((None, "[]", "collected on Monday")):
+        path = tmp_path / f"{number}.hdf5"
+        with h5py.File(path, "w") as file:
+            file["corruption"] = np.zeros(3)
+            if about is not None:
+                file.attrs["about"] = about
+        with pytest.raises(DeeprlError, match="no file of a corrupted dataset"):
+            read_corruption(path)
 
 
 def test_files_keep_units_scores_and_the_returns_of_rows_that_were_left_out(tmp_path: Path) -> None:

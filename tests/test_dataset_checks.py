@@ -59,6 +59,11 @@ def endless(a: Arrays) -> None:
     a["terminals"][:] = a["timeouts"][:] = False
 
 
+def limitless(a: Arrays) -> None:
+    """Nothing tells where episodes are cut."""
+    del a["timeouts"], a["next_observations"]
+
+
 def hopeless(a: Arrays) -> None:
     """Every row is cut, and no successor is known."""
     del a["next_observations"]
@@ -71,7 +76,7 @@ CONTENTS: dict[str, tuple[Fault, str, int]] = {
     "no_actions": (drop("actions"), "actions: missing", -1),
     "no_rewards": (drop("rewards"), "rewards: missing", -1),
     "no_terminals": (drop("terminals"), "terminals: missing", -1),
-    "no_timeouts": (drop("timeouts"), "timeouts: missing", 0),
+    "no_timeouts": (limitless, "timeouts: missing", 0),
     "observations_of_rank_1": (swap("observations", lambda x: x[:, 0]), "observations: shape (13,)", 0),
     "observations_of_rank_3": (swap("observations", lambda x: x[..., None]), "observations: shape (13, 2, 1)", 0),
     "actions_of_rank_1": (swap("actions", lambda x: x[:, 0]), "actions: shape (13,)", 0),
@@ -105,7 +110,6 @@ CONTENTS: dict[str, tuple[Fault, str, int]] = {
     "action_too_low": (put("actions", ([6, 3], [0, 1]), -9), "(numbers beyond: 2; the worst: -9 in row 3)", 3),
     "no_end": (endless, "terminals, timeouts: no episode ends anywhere", 0),
     "no_successor": (hopeless, "observations: no row has a successor", 0),
-    "both_ends": (put("terminals", 4, True), "terminals, row 4: set, and so is timeouts (1 such", 4),
     "terminal_of_2": (put("terminals", 10, 2, int), "terminals, row 10: 2 is neither 0 nor 1", 10),
     "negative_terminal": (put("terminals", 1, -1, int), "terminals, row 1: -1 is neither", 1),
     "half_a_terminal": (put("terminals", 5, 0.5, float), "terminals, row 5: 0.5 is neither", 5),
@@ -114,6 +118,7 @@ CONTENTS: dict[str, tuple[Fault, str, int]] = {
     "complex_observations": (swap("observations", lambda x: x + 1j), "observations: complex64 is no type", 0),
     "rewards_as_text": (swap("rewards", lambda x: x.astype("S5")), "rewards: |S5 is no type of numbers", 0),
     "discrete_actions": (swap("actions", lambda x: np.zeros(13, int)), "actions: discrete actions (int64", 0),
+    "discrete_flags": (swap("actions", lambda x: np.zeros(13, bool)), "actions: discrete actions (bool, from", 0),
     "structured_rewards": (swap("rewards", lambda x: np.zeros(13, "f4,f4")), "rewards: [('f0', '<f4')", 0),
 }
 
@@ -144,6 +149,54 @@ def test_bad_contents_are_refused(tmp_path: Path, name: str, ending: str) -> Non
     row_named = f"row {row}" if row >= 0 else ""
     message = refused(source, expected, row_named, env="" if name == "no_timeouts" else TOY)
     assert message.startswith(f"{source}: ")
+
+
+@pytest.mark.parametrize("ending", [".npz", ".hdf5"])
+@pytest.mark.parametrize("dtype", ["i8", "u1", "bool"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_columns_of_integers_are_discrete_actions(tmp_path: Path, ending: str, dtype: str, width: int) -> None:
+    actions = np.random.default_rng(0).integers(0, 2, (13, width)).astype(dtype)
+    source = write(tmp_path / f"column{ending}", flat() | {"actions": actions})
+    what = f"actions: discrete actions ({np.dtype(dtype)}, from row 0 on); only continuous ones are read; save"
+    refused(source, what)
+    refused(source, "actions: 1 numbers" if width == 1 else "actions: 3 numbers", env=TOY)
+
+
+def test_a_column_beside_discrete_actions_is_one_of_them(tmp_path: Path) -> None:
+    arrays = {"observations": np.zeros((13, 4)), "next_observations": np.ones((13, 4))}
+    source = write(tmp_path / "cart.npz", flat() | arrays | {"actions": np.ones((13, 1))})
+    refused(source, "actions: discrete actions (CartPole-v1 has 2 of them); only continuous", env="CartPole-v1")
+
+
+def test_integers_are_continuous_where_bounds_or_an_environment_say_so(tmp_path: Path) -> None:
+    """As of a controller that knows full thrust alone."""
+    arrays = flat() | {"actions": np.random.default_rng(0).integers(-2, 3, (13, 2))}
+    for dataset in (
+        load_dataset(write(tmp_path / "toy.npz", arrays), TOY),
+        load_dataset(write(tmp_path / "own.hdf5", arrays, action_low=[-2, -2], action_high=[2, 2])),
+    ):
+        np.testing.assert_array_equal(dataset.data.action, arrays["actions"] / 2)
+
+
+def test_where_the_bounds_come_from_is_told_and_how_to_name_them(tmp_path: Path) -> None:
+    many = flat() | {"actions": np.full((13, 2), 50.0)}
+    source = write(tmp_path / "units.npz", many)
+    message = refused(
+        source, "beyond the bounds [-1, 1], which are taken as no environment is named (numbers beyond: 26"
+    )
+    assert message.endswith("; name the environment (--env), or scale the actions to [-1, 1]")
+    given = {"observations": np.zeros((400, 2)), "rewards": np.zeros(400), "terminals": np.arange(400) % 20 == 19}
+    given |= {"actions": np.zeros((400, 2)), "timeouts": np.zeros(400, bool)}
+    given["actions"][:8] = (1.01, 0)  # one in a hundred, and by a two-hundredth of the width
+    clips = "; clip=True (--clip-actions) clips them"
+    assert refused(write(tmp_path / "few.npz", given), "(--env), or scale").endswith(clips)
+    given["actions"][8] = 0, -1.01
+    assert "clip" not in refused(write(tmp_path / "more.npz", given))
+    given["actions"][:8], given["actions"][8] = 0, (2, 0)
+    assert "clip" not in refused(write(tmp_path / "far.npz", given))
+    assert refused(source, "beyond the bounds [-2, 2] (numbers", env=TOY).endswith(clips)
+    absent = write(tmp_path / "own.hdf5", many, env="no_such_package:Some-v0")
+    refused(absent, "which are taken as the environment cannot be made here (no_such_package:Some-v0: No module named")
 
 
 # --- damaged files ---
@@ -372,6 +425,21 @@ def test_only_ids_are_downloaded(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(minari, "download_dataset", pytest.fail)
     assert main(["dataset", "download", "door/human"]) == 2
     assert "door/human: expected the id of a Minari dataset" in capsys.readouterr().err
+
+
+def test_files_of_minari_are_told_for_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    folder = write_minari(tmp_path, "toy/plane-v0")
+    source = str(folder / "data/main_data.hdf5")
+    refused(source, f"{source}: the episodes of a Minari dataset; name its folder, {folder}, or its id")
+    (folder / "data/metadata.json").unlink()  # as Minari 0.4 wrote
+    old = "of Minari before 0.5, without the metadata.json that later ones have, which is not read; remove it and"
+    refused(source, f"{source}: the episodes of a Minari dataset {old}")
+    for name in (str(folder), str(folder / "data"), "toy/plane-v0"):
+        refused(name, f"{name}: a dataset {old} download it again")
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(Path(source).read_bytes())
+    refused(str(copy), f"{copy}: the episodes of a Minari dataset {old}")
 
 
 def parts_with(number: int, key: str, change: Callable[[np.ndarray], Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -192,11 +193,98 @@ def test_a_dataset_without_any_successor_is_refused(tmp_path: Path) -> None:
 
 def test_without_timeouts_episodes_end_at_the_limit(tmp_path: Path) -> None:
     raw = flat((5, 3, 5, 5, 2))  # the limit of the environment is 5; the second and the fourth episode terminate
-    del raw["timeouts"]
+    del raw["timeouts"], raw["next_observations"]
     dataset = load_dataset(write(tmp_path / "old.hdf5", raw), TOY)
-    assert dataset.ends.tolist() == [5, 8, 13, 18, 20]
-    assert dataset.data.terminated.nonzero().flatten().tolist() == [7, 17]
+    assert dataset.ends.tolist() == [4, 7, 11, 16, 17]  # of those that were cut the last row is left out
+    assert dataset.data.terminated.nonzero().flatten().tolist() == [6, 15]
     assert "timeouts: absent; episodes end at the limit of 5 steps" in problems(dataset)[0]
+
+
+def as_qlearning_dataset(raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What d4rl.qlearning_dataset makes: successors are next rows, also of the next episode; rows of timeouts go."""
+    kept = np.flatnonzero(~raw["timeouts"][:-1])
+    arrays = {key: raw[key][kept] for key in ("observations", "actions", "rewards", "terminals")}
+    return arrays | {"next_observations": raw["observations"][kept + 1]}
+
+
+@pytest.mark.parametrize("ending", [".npz", ".hdf5"])
+@pytest.mark.parametrize("piece", [1, 40, 1 << 22])
+def test_without_timeouts_episodes_end_where_the_chain_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, ending: str
+) -> None:
+    monkeypatch.setattr(dataset_files, "_PIECE", piece)
+    raw = flat((5, 3, 5, 5, 4))  # the second and the fourth terminate
+    path = write(tmp_path / f"made{ending}", as_qlearning_dataset(raw))
+    dataset = load_dataset(path, TOY)
+    # Rows 0-3 of the first, 0-2 of the second, 0-3 of the third, 0-4 of the fourth, 0-2 of the fifth.
+    assert dataset.ends.tolist() == [4, 7, 11, 16, 19]
+    assert dataset.data.terminated.nonzero().flatten().tolist() == [6, 15]
+    assert dataset.data.truncated.nonzero().flatten().tolist() == [3, 10, 18]
+    sums = [raw["rewards"][a:b].sum() for a, b in ((0, 4), (5, 8), (8, 12), (13, 18), (18, 21))]
+    np.testing.assert_allclose(dataset.returns, sums)
+    assert dataset.notes == ("timeouts: absent; episodes end where next_observations do not go on in the next row: 3",)
+    raw["actions"] /= 2  # [-1, 1]: no limit is needed, and so no environment
+    assert load_dataset(write(tmp_path / f"halved{ending}", as_qlearning_dataset(raw))).ends.tolist() == [
+        4,
+        7,
+        11,
+        16,
+        19,
+    ]
+
+
+def test_a_termination_at_a_break_stays_one(tmp_path: Path) -> None:
+    raw = flat((5, 3, 2))
+    del raw["timeouts"]  # every row is there, and its true successor
+    dataset = load_dataset(write(tmp_path / "whole.npz", raw), TOY)
+    assert dataset.ends.tolist() == [5, 8, 10]
+    assert dataset.data.terminated.nonzero().flatten().tolist() == [7]
+    assert dataset.data.truncated.nonzero().flatten().tolist() == [4, 9]
+
+
+@pytest.mark.parametrize(("obs", "after"), [("f8", "f4"), ("f4", "f8"), ("f2", "f4"), ("f8", "f2"), (">f8", "g")])
+def test_chains_hold_across_types(tmp_path: Path, obs: str, after: str) -> None:
+    """A number and what rounding has made of it are one."""
+    raw = as_qlearning_dataset(flat((5, 3, 5, 5, 4)))
+    exact = raw["observations"] + np.random.default_rng(0).normal(size=raw["observations"].shape) * 1e-9
+    chained = (raw["next_observations"][:-1] == raw["observations"][1:]).all(1)
+    after_exact = raw["next_observations"].astype(np.float64)
+    after_exact[:-1][chained] = exact[1:][chained]
+    raw |= {"observations": exact.astype(obs), "next_observations": after_exact.astype(after)}
+    assert load_dataset(write(tmp_path / "mixed.npz", raw), TOY).ends.tolist() == [4, 7, 11, 16, 19]
+
+
+def test_one_chain_is_one_episode_and_longer_ones_than_the_limit_are_told(tmp_path: Path) -> None:
+    raw = flat((9,))  # the limit of the environment is 5
+    del raw["timeouts"]
+    dataset = load_dataset(write(tmp_path / "long.npz", raw), TOY)
+    assert dataset.ends.tolist() == [9]
+    assert dataset.notes == (
+        "timeouts: absent; episodes end where next_observations do not go on in the next row: 1; longer than the limit"
+        f" of 5 steps of {TOY}: 1",
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_row_with_both_flags_is_a_termination(tmp_path: Path, known: bool) -> None:
+    raw = flat()  # 5 rows, cut; 1 row, terminated; 7 rows, cut
+    raw["terminals"][4] = raw["timeouts"][5] = True
+    if not known:
+        del raw["next_observations"]
+    dataset = load_dataset(write(tmp_path / "both.npz", raw), TOY)
+    assert dataset.data.terminated.nonzero().flatten().tolist() == [4, 5]
+    assert dataset.data.truncated.nonzero().flatten().tolist() == [len(dataset) - 1]
+    assert dataset.ends.tolist() == [5, 6, 13 if known else 12]
+    assert dataset.notes[0] == "rows that are both terminations and truncations, taken as terminations: 2"
+
+
+@pytest.mark.parametrize("ending", [".npz", ".hdf5"])
+@pytest.mark.parametrize("dtype", ["g", "f2", "i8", "u8"])
+def test_rewards_of_any_type_are_read(tmp_path: Path, ending: str, dtype: str) -> None:
+    raw = flat() | {"rewards": np.arange(ROWS).astype(dtype)}
+    dataset = load_dataset(write(tmp_path / f"long{ending}", raw), TOY)
+    assert dataset.data.reward.tolist() == list(range(ROWS))
+    assert dataset.returns.tolist() == [10.0, 5.0, 63.0]  # 0 + ... + 4, 5, 6 + ... + 12
 
 
 # --- actions, environments, what files say of themselves ---
@@ -238,6 +326,55 @@ def test_a_file_of_our_own_says_where_it_comes_from(tmp_path: Path) -> None:
         load_dataset(path, env_kwargs={"big": True})
 
 
+def test_names_of_others_are_not_taken_for_our_own(tmp_path: Path) -> None:
+    """Arrays and attributes of the library count in what the library wrote."""
+    raw = flat() | {"actions": np.zeros((ROWS, 2))}
+    path = write(tmp_path / "hopper_of_mine.hdf5", raw | {"episode_returns": np.array([1.0, 0.0, 0.0])})
+    theirs: dict[str, Any] = {
+        "about": "collected on Monday", "env": "my robot", "env_kwargs": 3, "action_low": "none", "score_range": [1],
+    }  # fmt: skip
+    with h5py.File(path, "a") as file:
+        file.attrs.update(theirs)
+    dataset = load_dataset(path)
+    np.testing.assert_allclose(dataset.returns, [p["rewards"].sum() for p in episodes()], rtol=1e-6)
+    assert (dataset.env, dataset.env_kwargs, dataset.about, dataset.spec.score_range) == ("", {}, {}, ())
+    assert dataset.notes == ()
+
+
+def test_files_from_before_the_mark_are_our_own(tmp_path: Path) -> None:
+    """They have all five attributes, JSON but for the first one."""
+    raw, said = longer()
+    told = said | {"env_kwargs": {}, "action_low": [-2, -2], "action_high": [2, 2]}
+    path = write(tmp_path / "old.hdf5", raw | {"episode_returns": np.array([7.0, 8.0, 9.0])}, **told)
+    with h5py.File(path, "a") as file:
+        del file.attrs["deeprl"]
+    dataset = load_dataset(path)
+    assert (dataset.env, dataset.about, dataset.returns.tolist()) == (TOY, told["about"], [7.0, 8.0, 9.0])
+    for name in ("env", "env_kwargs", "action_low", "action_high", "about"):
+        with h5py.File(path, "a") as file:
+            value = file.attrs[name]
+            del file.attrs[name]
+        assert load_dataset(path, clip=True).env == "", name
+        with h5py.File(path, "a") as file:
+            file.attrs[name] = value
+    assert load_dataset(path).env == TOY
+
+
+def test_metadata_of_others_are_not_taken_for_our_own(minari_root: Path) -> None:
+    theirs = {"corruption": "none, I hope", "wrappers": "none", "seed": 3, "recipe": "soup", "algorithm_name": "SAC"}
+    write_minari(minari_root, **theirs)
+    dataset = load_dataset("toy/plane-v0")
+    assert "corruption" not in dataset.about
+    assert "\norigin: algorithm SAC\n" in describe(dataset)
+    assert not any("corrupted" in line for line in problems(dataset))
+
+
+def test_steps_of_minari_are_counted_not_believed(minari_root: Path) -> None:
+    write_minari(minari_root, total_steps=5)
+    assert peek("toy/plane-v0").rows == ROWS
+    assert load_dataset("toy/plane-v0").notes == (f"metadata.json counts 5 steps; the episodes have {ROWS}",)
+
+
 def test_an_environment_that_is_not_here_does_not_keep_a_dataset_from_loading(tmp_path: Path) -> None:
     path = write(tmp_path / "own.hdf5", flat(), env="no_such_package:Some-v0", action_low=[-2] * 2, action_high=[2] * 2)
     dataset = load_dataset(path)
@@ -254,7 +391,7 @@ def test_an_environment_that_is_not_here_does_not_keep_a_dataset_from_loading(tm
         ("hopper_medium_replay-v2", 11, 3, "Hopper-v4", {}, 3234.3),
         ("halfcheetah_random-v0", 17, 6, "HalfCheetah-v4", {}, 12135.0),
         ("walker2d-full_replay-v1", 17, 6, "Walker2d-v4", {}, 4592.3),
-        ("ant_medium_expert-v2", 111, 8, "Ant-v4", {"use_contact_forces": True}, 3879.7),
+        ("ant_medium_expert-v2", 111, 8, "Ant-v4", {}, 3879.7),
         ("door-human-v1", 39, 28, f"{ADROIT}Door-v1", {}, 2880.5693087298737),
         ("pen-cloned-v1", 45, 24, f"{ADROIT}Pen-v1", {"max_episode_steps": 100}, 3076.8331017826877),
     ],
@@ -391,20 +528,25 @@ def test_digest_changes_with_any_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".npz", ".hdf5"])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("ends", ["unknown successors", "known successors", "chain"])
 def test_a_dataset_is_never_in_memory_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, known: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, ends: str
 ) -> None:
     """What NumPy holds at most is counted; the final arrays are torch's."""
     rows = 50_000
     raw = {
-        "observations": np.ones((rows, 32)),  # float64: a copy of it is as large as all final arrays of observations
+        "observations": np.arange(rows)[:, None]
+        // 1000
+        * np.ones(32),  # float64: a copy of it is as large as all final arrays of observations
         "actions": np.zeros((rows, 4)),
         "rewards": np.zeros(rows),
         "terminals": np.zeros(rows, bool),
         "timeouts": np.arange(rows) % 1000 == 999,
     }
-    raw |= {"next_observations": raw["observations"]} if known else {}  # the last one of each episode is left out
+    if ends != "unknown successors":
+        raw["next_observations"] = raw["observations"]  # the last one of each episode is left out
+    if ends == "chain":
+        del raw["timeouts"]
     path = write(tmp_path / f"large{ending}", raw)
     monkeypatch.setattr(dataset_files, "_PIECE", 1 << 17)
     size = peek(path).bytes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import assert_equal
 from offline_helpers import SPEC, made, made_dataset, write_made
-from recordings import write
+from recordings import write, write_minari
 
 import deeprl
 from deeprl import cli, rng
@@ -268,6 +268,20 @@ def test_datasets_of_one_population_must_be_of_one_kind(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"{name}.hdf5", made(), env=ENV, env_kwargs=kwargs) for name, kwargs in KWARGS.items()]
     with pytest.raises(DeeprlError, match=r"kinds: its arguments \{'max_episode_steps': 7\} and \{\}$"):
         train(tmp_path / "run", dataset=sources, seeds=[0, 1])
+
+
+def test_a_population_of_minari_datasets_counts_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their metadata may count fewer; the arrays of all were then too short."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    for name, count in (("toy/one-v0", 13), ("toy/two-v0", 3)):
+        write_minari(tmp_path, name, total_steps=count)
+    sizes: list[Any] = []
+    run = train(
+        tmp_path / "run", "bc", dataset=["toy/one-v0", "toy/two-v0"], seeds=[0, 0], steps=2,
+        callback=lambda run: sizes.append(run._attached["data"].size.tolist()),
+    )  # fmt: skip
+    assert run.finished
+    assert sizes[0] == [13, 13]
 
 
 def test_a_run_evaluates_in_the_wrappers_that_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from deeprl.errors import DeeprlError
 
 _REQUIRED = KEYS[:4]
 _VECTORS = ("observations", "actions", "next_observations")
+DISCRETE = "discrete actions ({}); only continuous ones are read"
+_FEW, _LITTLE = 0.01, 0.05  # share of the actions' numbers beyond their bounds, and how far, relative to their width
 _SLACK = 1e-6  # of a bound: what rounding may have added to an action
 
 
@@ -47,8 +49,8 @@ def _check_type(file: str, key: str, column: Column) -> None:
         raise DeeprlError(f"{file}: {name}: {what}, which are not read, from row 0 on; save plain numbers")
     if dtype.kind not in "fiub":
         raise DeeprlError(f"{file}: {name}: {dtype} is no type of numbers, from row 0 on")
-    if key == "actions" and len(shape) == 1 and dtype.kind in "iu":
-        raise DeeprlError(f"{file}: {name}: discrete actions ({dtype}, from row 0 on); only continuous ones are read")
+    if key == "actions" and len(shape) == 1 and dtype.kind in "iub":
+        raise DeeprlError(f"{file}: {name}: {DISCRETE.format(f'{dtype}, from row 0 on')}")
     rank = 2 if key in _VECTORS else 1
     if len(shape) != rank and not (rank == 1 and len(shape) == 2 and shape[1] == 1):
         expected = "[rows, numbers]" if rank == 2 else "[rows]"
@@ -84,16 +86,16 @@ def flags(file: str, column: Column) -> np.ndarray:
     return held
 
 
+def check_continuous(recording: Recording) -> None:
+    """Raise DeeprlError where actions are integers and nothing says that they are continuous."""
+    actions = recording.columns["actions"]
+    if actions.dtype.kind in "iub":
+        what = DISCRETE.format(f"{actions.dtype}, from row 0 on")
+        raise DeeprlError(f"{recording.file}: {actions.key}: {what}; save continuous ones as floats")
+
+
 def check_ends(recording: Recording, terminal: np.ndarray, timeout: np.ndarray) -> None:
-    """Some episode ends, and none in both ways. terminal, timeout: [N] bool."""
-    columns = recording.columns
-    both = terminal & timeout
-    if both.any() and not recording.both:
-        row = int(np.argmax(both))
-        raise DeeprlError(
-            f"{recording.file}: {columns['terminals'].where(row)}: set, and so is timeouts ({int(both.sum()):,} such"
-            f" rows); an episode ends in one way"
-        )
+    """Some episode ends. terminal, timeout: [N] bool."""
     if recording.lengths is None and not terminal.any() and not timeout.any():
         raise DeeprlError(
             f"{recording.file}: terminals, timeouts: no episode ends anywhere, from row 0 to row {len(terminal) - 1}"
@@ -128,11 +130,12 @@ def scaled(
     clip: bool,
     clipped: list[int],
     exempt: bool = False,
+    assumed: str = "",
 ) -> Iterator[np.ndarray]:
     """Pieces of actions [n, A], rescaled from their bounds to [-1, 1], float32; unchanged if these are the bounds.
 
     Appends the number of actions beyond the bounds to `clipped`. Raises DeeprlError at the end if there are any and
-    not `clip`. exempt: leave them as they are.
+    not `clip`. exempt: leave them as they are. assumed: why the bounds are not known, and [-1, 1] are taken.
     """
     below, above = np.asarray(low), np.asarray(high)
     slack = _SLACK * (above - below)
@@ -152,8 +155,13 @@ def scaled(
         yield (inside if plain else (inside - below) / (above - below) * 2 - 1).astype(np.float32, copy=False)
     clipped.append(count)
     if count and not clip and not exempt:
-        bounds = f"[{below.min():g}, {above.max():g}]"
+        bounds = f"[{below.min():g}, {above.max():g}]" + (f", which are taken as {assumed}" if assumed else "")
+        few = count <= _FEW * row * len(below) and most <= _LITTLE * float((above - below).max())
+        clips = "clip=True (--clip-actions) clips them"
+        if assumed:
+            names = "name the environment (--env), or scale the actions to [-1, 1]"
+            clips = f"{names}; {clips}" if few else names
         raise DeeprlError(
             f"{file}: {column.where(first)}: beyond the bounds {bounds} (numbers beyond: {count:,}; the worst:"
-            f" {worst:g} in row {at}); clip=True (--clip-actions) clips them"
+            f" {worst:g} in row {at}); {clips}"
         )

@@ -6,6 +6,7 @@ It is read in pieces straight into these arrays: no second copy of it is ever ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeprl.data import checks
+from deeprl.data.compare import differences
+from deeprl.data.d4rl import WRAPPERS
 from deeprl.data.files import SUFFIXES, Recording, open_file
-from deeprl.data.minari import minari_sizes, open_minari
+from deeprl.data.minari import open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import score_range
 from deeprl.envs.make import make_env
@@ -73,6 +77,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.data.reward)
 
+    @property
+    def wrappers(self) -> tuple[str, ...]:
+        """What `env` is wrapped in, innermost first, as in `make_env`."""
+        return tuple(self.about.get("wrappers", ()))
+
     def digest(self) -> str:
         """Eight hex digits that change with any number of the data."""
         made = hashlib.blake2b(digest_size=4)
@@ -95,9 +104,7 @@ def dataset_name(source: str) -> str:
 
 def peek(source: str) -> Peek:
     """Sizes of a dataset, from its file's headers alone. Raises DeeprlError as `load_dataset` does."""
-    if not _is_file(source):
-        return Peek(*minari_sizes(source))
-    with open_file(source) as recording:
+    with _opened(source) as recording:
         checks.check_headers(recording)
         obs, action = (recording.columns[key].shape for key in ("observations", "actions"))
         return Peek(obs[0], obs[1], action[1])
@@ -123,22 +130,26 @@ def load_dataset(
     Without `next_observations` the successor of a row is the next row of its episode; the last row of an episode that
     did not terminate has none, and is left out. So is one whose `next_observations` repeat its observation, as some
     recorders write what they have not seen; where the world just stands still, a row of each episode is lost. Without
-    `timeouts` episodes end at the environment's time limit.
+    `timeouts` episodes end where `next_observations` is not the observation of the next row; without both, at the
+    environment's time limit.
 
     Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
     observations or actions.
     """
-    with _opened(source) as opened:
+    with _opened(source) as opened, contextlib.ExitStack() as closing:
         checks.check_headers(opened)
-        notes: list[str] = []
+        notes = list(opened.notes)
         recording = _evaluated_in(opened, env, env_kwargs, tuple(wrappers), notes)
-        spec, limit, problem = _spec(recording, dataset_name(source), bool(env or wrappers))
+        made, problem = _made(recording, bool(env or wrappers), closing)
+        spec, assumed = _spec(recording, dataset_name(source), made, problem)
         if outline:
             data, ends, returns = no_rows(spec)
         else:
-            terminal, last = episode_ends(recording, limit, notes)
             with np.errstate(over="ignore"):  # numbers too large for float32 are reported by file, key and row
-                data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes)
+                terminal, last = episode_ends(recording, _limit(made), notes)
+                data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes, assumed)
+            if made is not None:
+                notes += differences(data.obs.numpy(), made, _wrapped(recording.env, recording.wrappers))
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
             recording.about, tuple(notes),
@@ -162,8 +173,12 @@ def _evaluated_in(
 ) -> Recording:
     """The recording with the environment that policies are evaluated in: its own where no other is asked for."""
     problem = ""
-    kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if env in ("", opened.env) else {}
-    if opened.env and opened.wrappers and not (env or wrappers):
+    same = env in ("", opened.env)
+    kwargs = env_kwargs if env_kwargs is not None else opened.env_kwargs if same else {}
+    if WRAPPERS.issuperset(opened.wrappers):  # they belong to the environment; those that are named come around them
+        own = opened.wrappers if same and env_kwargs is None else ()
+        wrappers = (*(wrapper for wrapper in own if wrapper not in wrappers), *wrappers)
+    elif opened.env and not (env or wrappers):
         wrappers = opened.wrappers
         problem = f"{opened.env} was wrapped in {', '.join(wrappers)}; name them with --wrappers"
     env = env or opened.env
@@ -179,39 +194,53 @@ def _wrapped(env: str, wrappers: Sequence[str]) -> str:
     return f"{env} wrapped in {', '.join(wrappers)}" if wrappers else env
 
 
-def _spec(recording: Recording, name: str, required: bool) -> tuple[EnvSpec, int | None, str]:
-    """Shapes and bounds; the environment's time limit; why it cannot be made. Raises DeeprlError if it is another."""
+def _made(recording: Recording, required: bool, closing: contextlib.ExitStack) -> tuple[gym.Env | None, str]:
+    """The environment, which `closing` closes, or why there is none. Raises DeeprlError if it is required."""
+    if not recording.env or recording.env_problem:
+        return None, recording.env_problem
+    try:
+        made = make_env(recording.env, recording.env_kwargs, recording.wrappers)
+        closing.callback(made.close)
+        env_spec(made)
+    except DeeprlError as error:
+        if required:
+            raise
+        return None, str(error)
+    return made, ""
+
+
+def _limit(env: gym.Env | None) -> int | None:
+    """Steps of an environment's time limit, if it is known."""
+    return env.spec.max_episode_steps if env is not None and env.spec is not None else None
+
+
+def _spec(recording: Recording, name: str, env: gym.Env | None, problem: str) -> tuple[EnvSpec, str]:
+    """Shapes and bounds, and why [-1, 1] are taken for the bounds if nothing gives them.
+
+    Raises DeeprlError if the environment is another one than was recorded, and for discrete actions.
+    """
     obs_dim, action_dim = (recording.columns[key].shape[1] for key in ("observations", "actions"))
     scores = recording.score_range or score_range(recording.env, name)
-    made, limit, problem = None, None, recording.env_problem
-    if recording.env and not problem:
-        try:
-            made, limit = _made(recording)
-        except DeeprlError as error:
-            if required:
-                raise
-            problem = str(error)
+    made = env_spec(env) if env is not None else None
     low = recording.low or (made.action_low if made else (-1.0,) * action_dim)
     high = recording.high or (made.action_high if made else (1.0,) * action_dim)
     if made:
         _check_same(recording, made, (obs_dim, action_dim), (low, high))
-        return replace(made, score_range=scores), limit, problem
+        return replace(made, score_range=scores), ""
+    why = f"the environment cannot be made here ({problem})" if problem else "no environment is named"
+    assumed = "" if recording.low else why
+    if assumed:
+        checks.check_continuous(recording)
     checks.check_bounds(recording.file, low, high, action_dim)
-    return EnvSpec((obs_dim,), action_dim, low, high, score_range=scores), limit, problem
-
-
-def _made(recording: Recording) -> tuple[EnvSpec, int | None]:
-    env = make_env(recording.env, recording.env_kwargs, recording.wrappers)
-    try:
-        return env_spec(env), env.spec.max_episode_steps if env.spec else None
-    finally:
-        env.close()
+    return EnvSpec((obs_dim,), action_dim, low, high, score_range=scores), assumed
 
 
 def _check_same(
     recording: Recording, made: EnvSpec, sizes: tuple[int, int], bounds: tuple[tuple[float, ...], tuple[float, ...]]
 ) -> None:
     env = _wrapped(recording.env, recording.wrappers)
+    if made.discrete and sizes[1] == 1:
+        raise DeeprlError(f"{recording.file}: actions: {checks.DISCRETE.format(f'{env} has {made.actions} of them')}")
     theirs = "x".join(map(str, made.obs_shape)), f"{made.actions} discrete ones" if made.discrete else made.action_dim
     for key, size, other in zip(("observations", "actions"), sizes, theirs, strict=True):
         if str(size) != str(other):

@@ -2,15 +2,15 @@
 
 A file holds flat arrays with one row per step, episodes one after the other: `observations`, `actions`, `rewards`,
 `terminals`, and where there are any `timeouts` and `next_observations`; other keys are ignored. An HDF5 file that
-`deeprl` wrote says in its attributes `env`, `env_kwargs`, `action_low`, `action_high`, `score_range` and `about` where
-it comes from, and has `episode_returns` where they are not the sums of its rewards.
+`deeprl` wrote says so in its attribute `deeprl`, tells in `env`, `env_kwargs`, `action_low`, `action_high`,
+`score_range` and `about` where it comes from, and has `episode_returns` where they are not the sums of its rewards. In
+files of others these names are as good as any.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,26 +23,21 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
+from deeprl.data.d4rl import recorded_in
 from deeprl.errors import DeeprlError, first_line
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 _PIECE = 1 << 22  # bytes of a piece
-_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
-
-# D4RL's own names of data sets of which Gymnasium has the environment: Gym's v0 .. v2 of it are nearest to v4.
-_D4RL_NAMES = (
-    (
-        r"(halfcheetah|hopper|walker2d|ant)[-_](?:random|expert|(?:medium|full)(?:[-_](?:replay|expert))?)-v[012]",
-        "{}-v4",
-    ),
-    (r"(pen|door|hammer|relocate)[-_](?:human|cloned|expert)-v[01]", "gymnasium_robotics:AdroitHand{}-v1"),
+OLD_MINARI = (
+    "of Minari before 0.5, without the metadata.json that later ones have, which is not read; remove it and download"
+    " it again (deeprl dataset download ID)"
 )
-_TITLES = {"halfcheetah": "HalfCheetah", "walker2d": "Walker2d"}
-_D4RL_KWARGS: dict[str, dict[str, Any]] = {
-    "Ant-v4": {"use_contact_forces": True},  # D4RL's ants observe 111 numbers
-    "gymnasium_robotics:AdroitHandPen-v1": {"max_episode_steps": 100},  # as in D4RL, also in its references; else 200
-}
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+MARK = "deeprl"  # the attribute of an HDF5 file that the library wrote, its version; the first ones had none
+_FORMS = {"env_kwargs": dict, "about": dict, "action_low": list, "action_high": list, "score_range": list}
+# Of `about`, what the library writes and goes by.
+OWN_FACTS = ("recipe", "policies", "noise", "seed", "wrappers", "corruption")
 
 
 class Column(NamedTuple):
@@ -68,8 +63,8 @@ class Recording:
 
     wrappers: what its environment was wrapped in. lengths: rows of each episode where the file tells them apart, int64.
     low, high: bounds of the actions, empty where it does not tell. score_range: as in `EnvSpec`. returns: of each
-    episode, where the file has them; the sums of its rewards otherwise. both: a row may be the end of its episode in
-    both ways. own: the library wrote it, and its next observations are the true ones.
+    episode, where the file has them; the sums of its rewards otherwise. own: the library wrote it, and its next
+    observations are the true ones. notes: what is odd about it.
     """
 
     file: str
@@ -84,8 +79,8 @@ class Recording:
     score_range: tuple[float, ...] = ()
     returns: np.ndarray | None = None
     lengths: np.ndarray | None = None
-    both: bool = False
     own: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -106,8 +101,7 @@ def open_file(source: str) -> Iterator[Recording]:
             file = stack.enter_context(_opened(source, lambda: h5py.File(path, "r")))
             columns, said = _hdf5_columns(source, file), _attributes(source, file)
         if "env" not in said:
-            said["env"] = env = _d4rl_env(path.stem)
-            said["env_kwargs"] = _D4RL_KWARGS.get(env, {})
+            said["env"], said["env_kwargs"], said["wrappers"] = recorded_in(path.stem)
         yield Recording(source, columns, **said)
 
 
@@ -122,13 +116,6 @@ def _opened(source: str, opener: Callable[[], Any]) -> Any:
         return opener()
     except _DAMAGE as error:
         raise cannot_read(source, error) from error
-
-
-def _d4rl_env(stem: str) -> str:
-    for pattern, env in _D4RL_NAMES:
-        if found := re.fullmatch(pattern, stem):
-            return env.format(_TITLES.get(found[1], found[1].title()))
-    return ""
 
 
 def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -217,18 +204,37 @@ def hdf5_pieces(source: str, key: str, array: h5py.Dataset, first: int = 0, last
 
 
 def _hdf5_columns(source: str, file: h5py.File) -> dict[str, Column]:
-    return {key: hdf5_column(source, file, key) for key in KEYS if key in file}
+    columns = {key: hdf5_column(source, file, key) for key in KEYS if key in file}
+    if not columns and any(name.startswith("episode_") and name[8:].isdigit() for name in file):
+        place = Path(source).expanduser().absolute().parent
+        if not (place / "metadata.json").is_file():
+            raise DeeprlError(f"{source}: the episodes of a Minari dataset {OLD_MINARI}")
+        folder = place.parent if place.name == "data" else place
+        raise DeeprlError(f"{source}: the episodes of a Minari dataset; name its folder, {folder}, or its id")
+    return columns
+
+
+def _is_own(file: h5py.File) -> bool:
+    """Whether the library wrote a file: it is marked, or has all of what the library wrote before there was a mark."""
+    if MARK in file.attrs:
+        return True
+    try:
+        said = {name: json.loads(file.attrs[name]) for name in _FORMS if name != "score_range"}
+    except (KeyError, OSError, TypeError, ValueError):
+        return False
+    return "env" in file.attrs and all(isinstance(value, _FORMS[name]) for name, value in said.items())
 
 
 def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
     """What a file of our own says of itself."""
     said: dict[str, Any] = {}
+    if not _is_own(file):
+        return said
     if isinstance(file.get("episode_returns"), h5py.Dataset):
         said["returns"] = file["episode_returns"][()]
     if "env" in file.attrs:
         said["env"] = str(file.attrs["env"])
-    kinds = {"env_kwargs": dict, "about": dict} | dict.fromkeys(("action_low", "action_high", "score_range"), list)
-    for name, kind in kinds.items():
+    for name, kind in _FORMS.items():
         if name not in file.attrs:
             continue
         try:
@@ -242,7 +248,7 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
         if name == "score_range" and value and not (len(value) == 2 and -math.inf < value[0] < value[1] < math.inf):
             raise DeeprlError(f"{source}: attribute score_range: expected a lower and a higher return, not {value}")
         said[name.removeprefix("action_")] = tuple(map(float, value)) if kind is list else value
-    said["own"] = "about" in file.attrs
+    said["own"] = True
     said["wrappers"] = tuple(wrappers := said.get("about", {}).get("wrappers", []))
     if not (isinstance(wrappers, list) and all(isinstance(w, str) for w in wrappers)):
         raise DeeprlError(f"{source}: attribute about: wrappers: expected a list of names, not {str(wrappers)[:40]}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeprl.data.compare import numbered
 from deeprl.data.datasets import Dataset
 from deeprl.data.scores import normalized
 
@@ -84,10 +85,10 @@ def problems(dataset: Dataset) -> list[str]:
     obs, action = coverage(dataset.data.obs.numpy()), coverage(dataset.data.action.numpy())
     for what, columns in (("observations", obs), ("actions", action)):
         if columns.constant.any():
-            found.append(f"{what} that are constant: {_numbers(columns.constant)}")
+            found.append(f"{what} that are constant: {numbered(np.flatnonzero(columns.constant))}")
     scale = np.maximum(np.abs(obs.low), np.abs(obs.high))
     if (huge := scale > _HUGE).any():
-        found.append(f"observations beyond {_HUGE:,.0f}: {_numbers(huge)}, up to {scale.max():.3g}")
+        found.append(f"observations beyond {_HUGE:,.0f}: {numbered(np.flatnonzero(huge))}, up to {scale.max():.3g}")
     reward = dataset.data.reward
     if bool((reward == reward[0]).all()):
         found.append(f"all rewards are {float(reward[0]):g}")
@@ -107,7 +108,7 @@ def describe(dataset: Dataset) -> str:
     at_bounds = sum(int((np.abs(data.action[rows].numpy()) >= 1).sum()) for rows in _pieces(len(dataset)))
     found = problems(dataset)
     kwargs = f" with {dataset.env_kwargs}" if dataset.env_kwargs else ""
-    wrappers = f", wrapped in {', '.join(w)}" if (w := dataset.about.get("wrappers")) else ""
+    wrappers = f", wrapped in {', '.join(w)}" if (w := dataset.wrappers) else ""
     lines = [
         f"{dataset.name}: {len(dataset):,} transitions in {len(lengths):,} episodes, {size / 2**20:,.1f} MiB,"
         f" digest {dataset.digest()}",
@@ -156,12 +157,6 @@ def _listed(value: Any) -> str:
 
 def _pieces(rows: int) -> Iterator[slice]:
     return (slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS))
-
-
-def _numbers(which: np.ndarray) -> str:
-    """Numbers of columns, the first twelve of them."""
-    numbers = np.flatnonzero(which)
-    return ", ".join(map(str, numbers[:12])) + (f" and {len(numbers) - 12} more" if len(numbers) > 12 else "")
 
 
 def _spread(values: np.ndarray) -> str:

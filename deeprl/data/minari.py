@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from gymnasium import spaces
 
-from deeprl.data.files import Column, Recording, cannot_read, hdf5_column, hdf5_pieces
+from deeprl.data.files import OLD_MINARI, OWN_FACTS, Column, Recording, cannot_read, hdf5_column, hdf5_pieces
 from deeprl.errors import DeeprlError, first_line, nearest
 
 # D4RL's names: Minari's, and the first row of an episode's array that counts.
@@ -39,11 +39,15 @@ def find_minari(source: str) -> Path:
         for place in (path, path / "data"):
             if (place / "metadata.json").is_file():
                 return place
+            if (place / "main_data.hdf5").is_file():
+                raise DeeprlError(f"{source}: a dataset {OLD_MINARI}")
         raise DeeprlError(f"{source}: not a Minari dataset: there is no metadata.json in it, nor in its folder data")
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
     place = root / source / "data"
     if (place / "metadata.json").is_file():
         return place
+    if (place / "main_data.hdf5").is_file():
+        raise DeeprlError(f"{source}: a dataset {OLD_MINARI}")
     known = [str(found.parent.parent.relative_to(root)) for found in root.glob("**/data/metadata.json")]
     hint = f" (to download it: deeprl dataset download {source})" if _is_id(source) else ""
     raise DeeprlError(
@@ -78,21 +82,6 @@ def download(source: str) -> Path:
     return find_minari(source).parent
 
 
-def minari_sizes(source: str) -> tuple[int, int, int]:
-    """Transitions, and numbers of an observation and of an action, from the metadata alone."""
-    metadata = _metadata(source, find_minari(source))
-    sizes = [metadata.get("total_steps")]
-    for key in ("observation_space", "action_space"):
-        space = _box(source, metadata, key)
-        sizes.append(space.shape[0] if space else None)
-    rows, obs_dim, action_dim = sizes
-    if type(rows) is int and obs_dim is not None and action_dim is not None:
-        return rows, obs_dim, action_dim
-    with open_minari(source) as recording:
-        shapes = [recording.columns[key].shape for key in ("observations", "actions")]
-    return shapes[0][0], shapes[0][1], shapes[1][1]
-
-
 @contextmanager
 def open_minari(source: str) -> Iterator[Recording]:
     """A local Minari dataset, open for reading. Raises DeeprlError for what is not one, or has another layout."""
@@ -119,10 +108,10 @@ def open_minari(source: str) -> Iterator[Recording]:
             wrappers=wrappers,
             low=tuple(action.low.tolist()) if action is not None and bounded else (),
             high=tuple(action.high.tolist()) if action is not None and bounded else (),
-            about={k: v for k, v in metadata.items() if k not in ("observation_space", "action_space")},
+            about={k: v for k, v in metadata.items() if k not in ("observation_space", "action_space", *OWN_FACTS)},
             score_range=_score_range(metadata),
             lengths=lengths,
-            both=True,
+            notes=_miscounted(metadata, int(lengths.sum())),
         )
 
 
@@ -153,6 +142,11 @@ def _box(source: str, metadata: dict[str, Any], key: str) -> spaces.Box | None:
         return space
     hint = "; observations of several parts are not read, from row 0 on" if isinstance(space, spaces.Dict) else ""
     raise DeeprlError(f"{source}: {key}: {' '.join(str(space).split())}; supported are flat Box spaces{hint}")
+
+
+def _miscounted(metadata: dict[str, Any], rows: int) -> tuple[str, ...]:
+    told = metadata.get("total_steps", rows)
+    return () if told == rows else (f"metadata.json counts {told} steps; the episodes have {rows:,}",)
 
 
 def _score_range(metadata: dict[str, Any]) -> tuple[float, ...]:
@@ -191,18 +185,21 @@ def _episodes(source: str, file: h5py.File) -> list[str]:
 def _length(source: str, group: h5py.Group) -> int:
     """Steps of an episode, whose arrays must all be there and have as many rows."""
     name = group.name.strip("/")
+    rows = {}
     for key in ("observations", "actions", "rewards", "terminations", "truncations"):
-        if key not in group:
+        array = group.get(key)
+        if array is None:
             raise DeeprlError(f"{source}: {name}/{key}: missing, from row 0 on")
-        if not isinstance(group[key], h5py.Dataset):
+        if not isinstance(array, h5py.Dataset):
             raise DeeprlError(f"{source}: {name}/{key}: a group, not an array, from row 0 on")
-    steps = len(group["rewards"])
-    for key in ("observations", "actions", "terminations", "truncations"):
+        rows[key] = len(array)
+    steps = rows.pop("rewards")
+    for key, count in rows.items():
         expected = steps + (key == "observations")
-        if len(group[key]) != expected:
+        if count != expected:
             raise DeeprlError(
-                f"{source}: {name}/{key}: {len(group[key])} rows, not {expected}; rewards has {steps}, and the first"
-                f" row that not both have is row {min(len(group[key]), expected)}"
+                f"{source}: {name}/{key}: {count} rows, not {expected}; rewards has {steps}, and the first"
+                f" row that not both have is row {min(count, expected)}"
             )
     return steps
 

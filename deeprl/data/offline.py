@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeprl.config import PerAgentText, RunConfig, per_agent
+from deeprl.data.compare import evaluation_of
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
-from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
 from deeprl.progress import show
 from deeprl.replay import Stored
@@ -177,7 +177,8 @@ class _Part(NamedTuple):
 class OfflineData:
     """The datasets of a population on its device, each read when its turn comes and copied into its place.
 
-    datasets: pairs of a name in `config.dataset` and what it names. rows: how many they have together, or more.
+    datasets: pairs of a name in `config.dataset` and what it names. rows: how many they have together, or more, if they
+    are several.
     arrays: the rows of all of them, one dataset after the other. Agent i learns from the size[i] rows from first[i] on
     (both [S] int64). facts: those of each agent's dataset. spec: what they are recorded in.
     """
@@ -254,7 +255,8 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
     config: Any = run.config  # an `OfflineConfig`
     if "" in config.datasets():
         raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
-    rows = sum(peek(source).rows for source in config.datasets())
+    several = config.datasets() if len(config.datasets()) > 1 else []
+    rows = sum(peek(source).rows for source in several)
     return OfflineData(_read(run, config, best), rows, config, run.execution.device)
 
 
@@ -271,7 +273,7 @@ def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, D
         if not kind:
             name, kind = dataset.name, own
             if dataset.env and not dataset.env_problem:
-                run.evaluate_in(EnvFactory(dataset.env, dataset.env_kwargs, config.wrappers))
+                run.evaluate_in(evaluation_of(dataset, run.directory))
             else:
                 problem = dataset.env_problem or f"{name} names no environment; give one with --env"
                 show(f"no evaluations: {problem}")
@@ -287,6 +289,7 @@ def _kind(dataset: Dataset) -> dict[str, Any]:
     return {
         "environment": dataset.env or "not named",
         "its arguments": dataset.env_kwargs,
+        "its wrappers": dataset.wrappers or "none",
         "numbers of an observation": spec.obs_dim,
         "numbers of an action": spec.action_dim,
         "lower bounds of actions": spec.action_low,

@@ -31,13 +31,15 @@ def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> t
     terminal = checks.flags(file, columns["terminals"])
     if "timeouts" in columns:
         timeout = checks.flags(file, columns["timeouts"])
-        checks.check_ends(recording, terminal, timeout)
         if both := int((terminal & timeout).sum()):
             notes.append(f"rows that are both terminations and truncations, taken as terminations: {both:,}")
+    elif "next_observations" in columns:
+        timeout = _breaks(recording) & ~terminal
+        notes.append(_told_of_breaks(recording, terminal, timeout, limit))
     else:
         timeout = _timeouts(recording, terminal, limit)
         notes.append(f"timeouts: absent; episodes end at the limit of {limit} steps of {recording.env}")
-        checks.check_ends(recording, terminal, timeout)
+    checks.check_ends(recording, terminal, timeout)
     last = terminal | timeout
     if recording.lengths is not None:
         last[np.cumsum(recording.lengths)[recording.lengths > 0] - 1] = True
@@ -64,6 +66,48 @@ def _timeouts(recording: Recording, terminal: np.ndarray, limit: int | None) -> 
     return timeout & ~terminal
 
 
+def _breaks(recording: Recording) -> np.ndarray:
+    """Rows whose next observation is not the observation of the following row, and the last row: [raw rows] bool.
+
+    Numbers of two types are compared as those of the shorter one.
+    """
+    obs, after = (recording.columns[key] for key in ("observations", "next_observations"))
+    short = min((c.dtype if c.dtype.kind == "f" else np.dtype("f4") for c in (obs, after)), key=lambda d: d.itemsize)
+    short = min(short, np.dtype("f4"), key=lambda d: d.itemsize)  # what is kept of both
+    found, row = np.ones(obs.shape[0], bool), 0
+    for following, reached in _side_by_side(_without_first_row(obs.pieces()), after.pieces()):
+        here = slice(row, row + len(reached))
+        found[here] = (following.astype(short, copy=False) != reached.astype(short, copy=False)).any(1)
+        row += len(reached)
+    return found
+
+
+def _told_of_breaks(recording: Recording, terminal: np.ndarray, timeout: np.ndarray, limit: int | None) -> str:
+    told = f"timeouts: absent; episodes end where next_observations do not go on in the next row: {timeout.sum():,}"
+    ends = np.flatnonzero(terminal | timeout)
+    longer = 0 if limit is None else int((np.diff(ends, prepend=-1) > limit).sum())
+    return f"{told}; longer than the limit of {limit} steps of {recording.env}: {longer:,}" if longer else told
+
+
+def _without_first_row(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    first = 1
+    for piece in pieces:
+        yield piece[first:]
+        first = 0
+
+
+def _side_by_side(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of two arrays, cut so that both have as many rows, as long as there are rows of both."""
+    ours, theirs = next(first, None), next(second, None)
+    while ours is not None and theirs is not None:
+        count = min(len(ours), len(theirs))
+        if count:
+            yield ours[:count], theirs[:count]
+        ours, theirs = ours[count:], theirs[count:]
+        ours = ours if len(ours) else next(first, None)
+        theirs = theirs if len(theirs) else next(second, None)
+
+
 # --- transitions ---
 
 
@@ -75,11 +119,18 @@ def no_rows(spec: EnvSpec) -> tuple[Stored, Tensor, Tensor]:
 
 
 def read_rows(
-    recording: Recording, spec: EnvSpec, terminal: np.ndarray, last: np.ndarray, clip: bool, notes: list[str]
+    recording: Recording,
+    spec: EnvSpec,
+    terminal: np.ndarray,
+    last: np.ndarray,
+    clip: bool,
+    notes: list[str],
+    assumed: str = "",
 ) -> tuple[Stored, Tensor, Tensor]:
     """All transitions, the ends [E] int64 and the returns [E] float64 of the episodes, as in `datasets.Dataset`.
 
-    terminal, last: what `episode_ends` gave. notes: what is odd is appended. Raises DeeprlError.
+    terminal, last: what `episode_ends` gave. notes: what is odd is appended. assumed: why the bounds of the actions are
+    not known, if they are not. Raises DeeprlError.
     """
     file, columns = recording.file, recording.columns
     known = "next_observations" in columns
@@ -101,7 +152,7 @@ def read_rows(
     clipped: list[int] = []
     exempt = "corruption" in recording.about and not clip  # corrupted on purpose
     bounds = spec.action_low, spec.action_high
-    _fill(action, checks.scaled(file, columns["actions"], *bounds, clip, clipped, exempt), keep)
+    _fill(action, checks.scaled(file, columns["actions"], *bounds, clip, clipped, exempt, assumed), keep)
     if clipped[0]:
         then = "left there, as this dataset is corrupted" if exempt else "clipped"
         notes.append(f"numbers of actions beyond the bounds, {then}: {clipped[0]:,}")
@@ -163,7 +214,7 @@ def _rewards(file: str, column: Column, keep: np.ndarray, last: np.ndarray, epis
         kept = values[keep[here]]
         reward.numpy()[at : at + len(kept)] = kept
         number = np.concatenate([[0], np.cumsum(last[here])])
-        sums = np.bincount(number[:-1], weights=values)
+        sums = np.bincount(number[:-1], weights=values.astype(np.float64, copy=False))
         returns[episode : episode + len(sums)] += sums
         at, row, episode = at + len(kept), row + len(values), episode + int(number[-1])
     return reward, returns

@@ -265,5 +265,5 @@ def read_corruption(path: str | Path) -> dict[str, Any]:
             group = file["corruption"]
             found = {kind: {k: v[()] for k, v in group.get(kind, {}).items()} for kind in ("rows", "std")}
             return {"protocol": json.loads(file.attrs["about"])["corruption"]} | found
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DeeprlError(f"{path}: no file of a corrupted dataset ({first_line(error)})") from error

@@ -19,6 +19,7 @@ import numpy as np
 
 import deeprl
 from deeprl.data.datasets import Dataset
+from deeprl.data.files import MARK
 from deeprl.errors import DeeprlError
 
 _SUFFIXES = (".hdf5", ".h5")
@@ -78,7 +79,8 @@ def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origi
 
 def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
     """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] float32, `terminals`,
-    `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but for `env`).
+    `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but for `env`),
+    and `deeprl`, the version of the library.
     """  # fmt: skip
     space: Any = env.action_space
     told = {"env_kwargs": origin.env_kwargs, "about": origin.about}
@@ -96,6 +98,7 @@ def _new_file(path: Path, env: str, told: Mapping[str, Any]) -> Iterator[h5py.Fi
     try:
         with h5py.File(part, "w") as file:
             yield file
+            file.attrs[MARK] = deeprl.__version__
             file.attrs["env"] = env
             for name, value in told.items():
                 file.attrs[name] = json.dumps(value)
@@ -163,15 +166,14 @@ def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin
 def _env_spec(env: gym.Env, origin: Origin) -> Any:
     """How Gymnasium makes the environment; only its name, arguments and wrappers if it has no importable constructor.
 
-    Wrappers of the library itself are left out: `make_env` puts them on again.
+    Wrappers that `make_env` puts on again by itself are left out.
     """
+    wrappers = origin.about.get("wrappers", ())
     if env.spec is not None and isinstance(env.spec.entry_point, str):
-        others = tuple(w for w in env.spec.additional_wrappers if not w.entry_point.startswith("deeprl."))
+        layers = env.spec.additional_wrappers
+        others = tuple(w for w in layers if w.entry_point in wrappers or not w.entry_point.startswith("deeprl."))
         return dataclasses.replace(env.spec, additional_wrappers=others)
-    named = tuple(
-        gym.envs.registration.WrapperSpec(wrapper.rpartition(":")[2], wrapper, None)
-        for wrapper in origin.about.get("wrappers", ())
-    )
+    named = tuple(gym.envs.registration.WrapperSpec(wrapper.rpartition(":")[2], wrapper, None) for wrapper in wrappers)
     return gym.envs.registration.EnvSpec(origin.env, kwargs=origin.env_kwargs, additional_wrappers=named)
 
 
