@@ -11,7 +11,7 @@ States are updated in place: the compiled function writes the new state into the
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import functools
 import os
 import shutil
@@ -19,7 +19,7 @@ import sys
 import types
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
+from deeprl.process import keep_freed_memory, torch_defaults
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
 
@@ -116,6 +117,13 @@ class Execution:
         # A process that trains many populations would run into dynamo's limit of variants of one function.
         if "torch._dynamo" in sys.modules:  # importing it takes two seconds
             torch.compiler.reset()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within: torch's own defaults, and the switches of `apply`; at the end all is as it was."""
+        with torch_defaults():
+            self.apply()
+            yield
 
     def fit(self, state: Any, rows: int) -> None:
         """Choose the library of `fast` products for the networks of a population's state and batches of `rows`.
@@ -248,22 +256,6 @@ def resolve_device(device: str) -> str:
         found = torch.cuda.device_count()
         raise DeeprlError(f"device {device}: this torch ({torch.__version__}) sees {found} CUDA GPUs")
     return device
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory in the process; DEEPRL_MALLOC=0 leaves its settings alone.
-
-    By default it hands activations of 1-16 MB back to the kernel after every update and faults them in again, which
-    costs a third of the speed of an in-place update.
-    """
-    if not sys.platform.startswith("linux") or os.environ.get("DEEPRL_MALLOC") == "0":
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
-    if mallopt is not None:
-        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
-            mallopt(parameter, value)
 
 
 def _write_back(state: Any, result: Any) -> Any:

@@ -26,7 +26,6 @@ from deeprl.population import (
     Agents,
     Execution,
     freezing,
-    keep_freed_memory,
     member,
     new_agents,
     over_agents,
@@ -35,6 +34,7 @@ from deeprl.population import (
     resolve_execution,
     stack,
 )
+from deeprl.process import keep_freed_memory
 from deeprl.replay import Stored
 from deeprl.tree import tree_leaves
 

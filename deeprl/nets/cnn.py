@@ -6,6 +6,7 @@ What is no float (bytes, booleans) is taken to the type of the weights; floats m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -67,8 +68,8 @@ class MinAtarCNN(nn.Module):
         return torch.relu(self.patches(patches.flatten(-3))).flatten(-3)
 
 
-def _as_floats(x: Shaped[Tensor, "*B"], layer: nn.Module) -> Float[Tensor, "*B"]:
-    return x if x.is_floating_point() else x.to(layer.get_parameter("weight").dtype)
+def _as_floats(x: Shaped[Tensor, "*B"], layer: Any) -> Float[Tensor, "*B"]:
+    return x if x.is_floating_point() else x.to(layer.weight.dtype)
 
 
 def _require_three_axes(shape: Sequence[int]) -> None:
