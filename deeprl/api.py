@@ -22,7 +22,7 @@ from deeprl.memory import Needs, rehearse
 from deeprl.nets import FixedNorm
 from deeprl.objects import load_object
 from deeprl.population import member as take_member
-from deeprl.population import stack
+from deeprl.population import resolve_device, stack
 from deeprl.process import torch_defaults
 from deeprl.recipes import with_recipe
 from deeprl.run import Callback, Run
@@ -104,7 +104,7 @@ def load_population(
 
     Raises DeeprlError where `run_dir` holds no trained agents, or none of that step.
     """
-    directory = Path(run_dir)
+    directory, device = Path(run_dir), resolve_device(device)
     about = read_about(directory)
     if about.get("custom_net") and net is None:
         raise DeeprlError(

@@ -245,17 +245,24 @@ def resolve_compile(choice: Literal["auto", "on", "off"], calls: int) -> bool:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is CUDA where there is a GPU, else the CPU. Raises DeeprlError for a device that is not there."""
+    """The device by its full name: cpu or cuda:N; `cuda` is the GPU in use, `auto` the same where there is one.
+
+    Raises DeeprlError for a device that is not there.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = None
+    with contextlib.suppress(RuntimeError):
         asked = torch.device(device)
-    except RuntimeError as error:
-        raise DeeprlError(f"device: expected cpu, cuda, cuda:N or auto, not {device!r}") from error
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+    if asked is None or asked.type not in ("cpu", "cuda", "meta"):
+        raise DeeprlError(f"device: expected cpu, cuda, cuda:N or auto, not {device!r}")
+    if asked.type != "cuda":
+        return asked.type
+    in_use = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    index, found = in_use if asked.index is None else asked.index, torch.cuda.device_count()
+    if index >= found:
         raise DeeprlError(f"device {device}: this torch ({torch.__version__}) sees {found} CUDA GPUs")
-    return device
+    return f"cuda:{index}"
 
 
 def _write_back(state: Any, result: Any) -> Any:
