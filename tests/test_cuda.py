@@ -19,9 +19,11 @@ from pretend_gpu import GpuTensor, pretended_gpus, waited
 import deeprl
 from deeprl import memory
 from deeprl.api import load_population
+from deeprl.data.datasets import load_dataset
 from deeprl.directory import execution_of
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
+from deeprl.make_data.corruption import corrupt
 from deeprl.online import sac
 from deeprl.population import Execution, resolve_device
 from deeprl.provenance import device_name
@@ -130,6 +132,21 @@ def test_an_update_waits_for_nothing_on_the_gpu(tmp_path: Path, gpus: list[int])
         new, metrics, _ = learn(state, data, size, key, key)
     assert waited == []
     assert all(isinstance(x, GpuTensor) for x in flatten((new, metrics)).values())
+
+
+@pytest.mark.slow
+def test_an_adversary_on_a_gpu_finds_what_it_finds_on_a_cpu(
+    tmp_path: Path, gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeprl.make_data.corruption.STEPS", 2)
+    run = trained("edac", tmp_path / "run", compile="off")
+    dataset = load_dataset(tmp_path / "run.npz")
+    on_cpu, on_gpu = (
+        corrupt(dataset, "adversarial", ["observation", "dynamics"], adversary=run.directory, device=device)
+        for device in ("cpu", "cuda")
+    )
+    for ours, expected in zip(on_gpu.dataset.data, on_cpu.dataset.data, strict=True):
+        assert torch.equal(ours, expected)
 
 
 # --- which GPU ---

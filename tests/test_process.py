@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from offline_helpers import write_made
 
 import deeprl
 from deeprl.assess import assess
 from deeprl.cli import main
+from deeprl.data.datasets import load_dataset
+from deeprl.data.info import describe
 from deeprl.errors import DeeprlError
 from deeprl.process import torch_defaults
 from deeprl.progress import Progress, is_terminal, show
@@ -126,6 +129,20 @@ def test_a_policy_loaded_outside_acts_in_inference_mode_and_can_be_copied(plain:
     with torch.inference_mode():
         assert np.array_equal(policy(OBS), expected)
     assert np.array_equal(copy.deepcopy(policy)(OBS), expected)
+
+
+@pytest.mark.parametrize("program", ["float64", "default device", "inference mode"])
+def test_datasets_are_the_same_whatever_the_program_has_set(program: str, tmp_path: Path) -> None:
+    file = write_made(tmp_path / "made.npz", rows=40)
+    plain = load_dataset(file)
+    with PROGRAMS[program]():
+        found = load_dataset(file)
+        told = describe(found)
+    assert told == describe(plain)
+    for ours, expected in zip((*found.data, found.returns), (*plain.data, plain.returns), strict=True):
+        assert ours.dtype == expected.dtype
+        assert torch.equal(ours, expected)
+        assert not ours.is_inference()
 
 
 def test_own_networks_may_choose_their_type_themselves() -> None:
