@@ -23,7 +23,8 @@ from deeprl.memory import Needs, rehearse
 from deeprl.nets import FixedNorm, put
 from deeprl.objects import load_object
 from deeprl.population import member as take_member
-from deeprl.population import stack
+from deeprl.population import resolve_device, stack
+from deeprl.process import torch_defaults
 from deeprl.recipes import with_recipe
 from deeprl.run import Callback, Run
 from deeprl.spaces import to_env_action
@@ -96,6 +97,7 @@ class Population(NamedTuple):
         return functools.partial(self.module.act, self.net, self.config, explore=False)
 
 
+@torch_defaults()
 def load_population(
     run_dir: str | Path, net: MakeNet = None, device: str = "cpu", step: int | None = None
 ) -> Population:
@@ -103,7 +105,7 @@ def load_population(
 
     Raises DeeprlError where `run_dir` holds no trained agents, or none of that step.
     """
-    directory = Path(run_dir)
+    directory, device = Path(run_dir), resolve_device(device)
     about = read_about(directory)
     if about.get("custom_net") and net is None:
         raise DeeprlError(
@@ -135,6 +137,7 @@ def load_population(
     return Population(module, config, modules, state, spec, about["members"], found[0], digests)
 
 
+@torch_defaults()
 def load(
     run_dir: str | Path,
     seed: int | None = None,
@@ -173,8 +176,9 @@ class Policy:
         self._net, self._config, self._act = population.net, population.config, population.act()
         self._state = take_member(population.state, member)
         self._device = self._state.step.device
-        self._key = rng.key(self.seed, "eval", device=self._device)
+        self._draws = 0
 
+    @torch_defaults()
     def modules(self) -> dict[str, torch.nn.Module]:
         """Copies of the agent's networks with its parameters, as ordinary modules: actor and critic, q of DQN, ...
 
@@ -193,6 +197,7 @@ class Policy:
             found["obs_norm"] = FixedNorm(facts.obs_mean, facts.obs_std)
         return found
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(self, obs: Any) -> np.ndarray | np.int64:
         given = np.asarray(obs)
@@ -204,8 +209,10 @@ class Policy:
             raise ValueError(f"obs has shape {values.shape}; expected {shape} or a batch of them")
         rows = torch.as_tensor(values.reshape(-1, *shape), device=self._device)
         is_first = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        self._key[3] += 1  # another draw in every call, for policies that keep some randomness
-        action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, self._key)[0].cpu().numpy())
+        self._draws += 1
+        key = rng.key(self.seed, "eval", device=self._device)
+        key[3] = self._draws  # others in every call, for policies that keep some randomness
+        action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, key)[0].cpu().numpy())
         return action[0] if values.shape == shape else action
 
 

@@ -12,11 +12,13 @@ from deeprl.api import MakeNet, load_population
 from deeprl.data.scores import normalized
 from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.process import torch_defaults
 from deeprl.progress import Progress, show
 
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 
 
+@torch_defaults()
 def assess(
     run_dir: str | Path,
     episodes: int,

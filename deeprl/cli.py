@@ -34,7 +34,7 @@ def main(args: Sequence[str] | None = None) -> int:
     agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a closed terminal.
     """
     words = list(sys.argv[1:] if args is None else args)
-    warnings.formatwarning = _warning
+    before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
             return _train(words[1:])
@@ -51,8 +51,10 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file or directory that cannot be read or written
-        print(f"deeprl: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        show(f"deeprl: {error.filename or 'file'}: {error.strerror or error}", sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = before
 
 
 def _warning(

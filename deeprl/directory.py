@@ -64,8 +64,7 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
         or values["threads"] < 1
     ):
         raise DeeprlError(f"config.json: this is no way to execute a run: {values}")
-    resolve_device(values["device"])
-    return Execution(**values)
+    return Execution(**values | {"device": resolve_device(values["device"])})
 
 
 def read_about(run_dir: Path) -> dict[str, Any]:

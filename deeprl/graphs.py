@@ -26,9 +26,14 @@ def shapes(tree: Any) -> list[tuple[torch.Size, torch.dtype]]:
 
 def record_cuda(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     """Record what `function` does on the GPU, without doing it. Returns how to do it, and where its results will be."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # On a stream of its own: torch's usual one is of the GPU where the process has recorded first, and what is done
+        # on another one would not be recorded, but done.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            results = function()
+    finally:
+        torch.cuda.set_stream(stream)  # a recording that fails leaves its own
     return graph.replay, results
 
 

@@ -11,7 +11,7 @@ States are updated in place: the compiled function writes the new state into the
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import functools
 import os
 import shutil
@@ -19,7 +19,7 @@ import sys
 import types
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
+from deeprl.process import keep_freed_memory, torch_defaults
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
 
@@ -116,6 +117,13 @@ class Execution:
         # A process that trains many populations would run into dynamo's limit of variants of one function.
         if "torch._dynamo" in sys.modules:  # importing it takes two seconds
             torch.compiler.reset()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within: torch's own defaults, and the switches of `apply`; at the end all is as it was."""
+        with torch_defaults():
+            self.apply()
+            yield
 
     def fit(self, state: Any, rows: int) -> None:
         """Choose the library of `fast` products for the networks of a population's state and batches of `rows`.
@@ -237,33 +245,24 @@ def resolve_compile(choice: Literal["auto", "on", "off"], calls: int) -> bool:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is CUDA where there is a GPU, else the CPU. Raises DeeprlError for a device that is not there."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        asked = torch.device(device)
-    except RuntimeError as error:
-        raise DeeprlError(f"device: expected cpu, cuda, cuda:N or auto, not {device!r}") from error
-    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise DeeprlError(f"device {device}: this torch ({torch.__version__}) sees {found} CUDA GPUs")
-    return device
+    """The device by its full name: cpu or cuda:N; `cuda` is the GPU in use, `auto` the same where there is one.
 
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory in the process; DEEPRL_MALLOC=0 leaves its settings alone.
-
-    By default it hands activations of 1-16 MB back to the kernel after every update and faults them in again, which
-    costs a third of the speed of an in-place update.
+    Raises DeeprlError for a device that is not there.
     """
-    if not sys.platform.startswith("linux") or os.environ.get("DEEPRL_MALLOC") == "0":
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in other C libraries
-    if mallopt is not None:
-        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
-            mallopt(parameter, value)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = None
+    with contextlib.suppress(RuntimeError):
+        asked = torch.device(device)
+    if asked is None or asked.type not in ("cpu", "cuda", "meta"):
+        raise DeeprlError(f"device: expected cpu, cuda, cuda:N or auto, not {device!r}")
+    if asked.type != "cuda":
+        return asked.type
+    in_use = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    index, found = in_use if asked.index is None else asked.index, torch.cuda.device_count()
+    if index >= found:
+        raise DeeprlError(f"device {device}: this torch ({torch.__version__}) sees {found} CUDA GPUs")
+    return f"cuda:{index}"
 
 
 def _write_back(state: Any, result: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -15,11 +16,22 @@ def show(line: str, file: Any = None) -> None:
 
     Ctrl-C also ends the `tee` of `deeprl train ... | tee log`, before the run has written its checkpoint.
     """
-    file = file or sys.stdout
+    file = file or sys.stdout  # None in a service, a window without a console: nothing is shown
     try:
-        print(line, file=file, flush=True)
+        print(line, file=file, flush=hasattr(file, "flush"))
+    except ValueError:  # closed
+        return
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered would fail again at exit
+        with contextlib.suppress(OSError, AttributeError):  # an object of the program's own may stand for no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered would fail again at exit
+
+
+def is_terminal(file: Any) -> bool:
+    """Whether a stream is a terminal; what a program has put in its place need not know, and may be None."""
+    try:
+        return bool(file.isatty())
+    except (AttributeError, ValueError):  # the latter: closed
+        return False
 
 
 class Progress:
@@ -35,7 +47,7 @@ class Progress:
         self._note = ""
         self._bar: Any = None
         self._task: Any = None
-        self._terminal = sys.stderr.isatty()
+        self._terminal = is_terminal(sys.stderr)
 
     def update(self, done: int, note: str | None = None) -> None:
         """Show the new state; cheap to call at every step."""

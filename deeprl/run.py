@@ -59,7 +59,6 @@ class Run:
         self.step = self.updates = 0
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
         self.execution = execution_of(self._stored, config, updates)
-        self.execution.apply()
         self.keys = rng.Streams(config.seeds, self.execution.device)
         self.finished = self.diverged = False
         self._episodes: list[Episode] = []
@@ -78,6 +77,7 @@ class Run:
     # --- opening and closing ---
 
     def __enter__(self) -> Run:
+        self._closing.enter_context(self.execution.applied())
         self._closing.enter_context(self._interrupts)
         return self
 

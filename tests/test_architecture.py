@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
         "config",
         "optim",
         "graphs",
+        "process",
         "population",
         "history",
         "memory",

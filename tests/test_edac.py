@@ -286,12 +286,19 @@ def test_own_networks_must_take_a_batch_for_each_critic() -> None:
         def forward(self, obs: Tensor, action: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(torch.cat([obs, action], -1)).movedim(-1, 0)
 
-    def own(spec: Any, config: edac.Config) -> tuple[nn.Module, nn.Module]:
-        return edac.make_net(spec, config)[0], OneBatch(5, 4)
+    class Deaf(OneBatch):
+        def forward(self, obs: Tensor, action: Tensor, per_critic: bool = False) -> Tensor:  # type: ignore[override]
+            return super().forward(obs, action)
 
-    assert edac.build_net(SPEC, edac.Config(eta=0.0), own).critics == 4
+    def own(kind: type[nn.Linear]) -> Any:
+        return lambda spec, config: (edac.make_net(spec, config)[0], kind(5, 4))
+
+    both = edac.Config(eta=(0.0, 1.0), seeds=(0, 1))
+    assert edac.build_net(SPEC, edac.Config(eta=0.0), own(OneBatch)).critics == 4
+    with pytest.raises(DeeprlError, match=r"^net: .* unexpected keyword argument 'per_critic'"):
+        edac.build_net(SPEC, both, own(OneBatch))
     with pytest.raises(DeeprlError, match=r"^net: the critic .* for inputs of each critic"):
-        edac.build_net(SPEC, edac.Config(eta=(0.0, 1.0), seeds=(0, 1)), own)
+        edac.build_net(SPEC, both, own(Deaf))
 
 
 def test_own_actor_of_wrong_shape_raises() -> None:

@@ -26,7 +26,6 @@ from deeprl.population import (
     Agents,
     Execution,
     freezing,
-    keep_freed_memory,
     member,
     new_agents,
     over_agents,
@@ -35,6 +34,7 @@ from deeprl.population import (
     resolve_execution,
     stack,
 )
+from deeprl.process import keep_freed_memory
 from deeprl.replay import Stored
 from deeprl.tree import tree_leaves
 
@@ -374,7 +374,7 @@ def test_compile_auto_without_a_compiler_warns_and_runs_eagerly(monkeypatch: pyt
 def test_device_auto_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda", "cuda:1", "cpu")
+    assert (resolve_device("auto"), resolve_device("cuda:1"), resolve_device("cpu")) == ("cuda:0", "cuda:1", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert (resolve_device("auto"), resolve_device("cpu")) == ("cpu", "cpu")

@@ -28,6 +28,7 @@ from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import score_range
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
+from deeprl.process import torch_defaults
 from deeprl.replay import Stored
 from deeprl.spaces import env_spec
 from deeprl.spec import EnvSpec
@@ -110,6 +111,7 @@ def peek(source: str) -> Peek:
         return Peek(obs[0], obs[1], action[1])
 
 
+@torch_defaults()
 def load_dataset(
     source: str,
     env: str = "",

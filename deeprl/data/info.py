@@ -10,6 +10,7 @@ import numpy as np
 from deeprl.data.compare import numbered
 from deeprl.data.datasets import Dataset
 from deeprl.data.scores import normalized
+from deeprl.process import torch_defaults
 
 _ROWS = 1 << 17  # rows looked at together
 _HUGE = 1e4
@@ -99,6 +100,7 @@ def problems(dataset: Dataset) -> list[str]:
     return found
 
 
+@torch_defaults()
 def describe(dataset: Dataset) -> str:
     """Several lines of text: sizes, returns and scores, lengths of episodes, coverage of each dimension, problems."""
     spec, data = dataset.spec, dataset.data

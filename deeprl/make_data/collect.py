@@ -26,6 +26,7 @@ from deeprl.evaluate import LONGEST
 from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
 from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
+from deeprl.process import torch_defaults
 from deeprl.progress import Progress, show
 from deeprl.spec import EnvSpec
 
@@ -137,6 +138,7 @@ def _measured(recorder: Recorder, candidates: Sequence[Source], seed: int) -> li
 # --- the whole ---
 
 
+@torch_defaults()
 def create(request: Request) -> Summary:
     """Make a dataset and tell what it is. The same request makes the same transitions.
 

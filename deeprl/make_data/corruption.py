@@ -50,6 +50,7 @@ from deeprl.errors import DeeprlError, first_line, nearest
 from deeprl.make_data.adversary import Adversary, opponent_of
 from deeprl.make_data.writers import write_rows
 from deeprl.population import resolve_device
+from deeprl.process import torch_defaults
 from deeprl.progress import Progress
 from deeprl.replay import Stored
 
@@ -76,6 +77,7 @@ class Corrupted:
     protocol: dict[str, Any]
 
 
+@torch_defaults()
 def corrupt(
     dataset: Dataset,
     attack: str = "random",

@@ -1,18 +1,24 @@
-"""Convolutional torsos: an image in, a flat vector of features out."""
+"""Convolutional torsos: an image in, a flat vector of features out.
+
+What is no float (bytes, booleans) is taken to the type of the weights; floats must have it already.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from deeprl.nets.shapes import as_rows
+
 
 class NatureCNN(nn.Module):
     """The torso of DQN (Mnih et al. 2015): 32 8x8 stride 4, 64 4x4 stride 2, 64 3x3 stride 1, each with a ReLU.
 
-    Takes images [B, C, H, W] (or [B, H, W, C] with channels_last). Bytes are divided by 255 here, so that replay can
+    Takes images [*B, C, H, W] (or [*B, H, W, C] with channels_last). Bytes are divided by 255 here, so that replay can
     hold bytes; floats are taken as they are. 84 x 84 gives 3136 `features`; the image must be at least 36 x 36.
     """
 
@@ -30,19 +36,20 @@ class NatureCNN(nn.Module):
             raise ValueError(f"images of shape {tuple(shape)} are too small: at least 36 x 36 is needed")
         self.features = 64 * height * width
 
-    def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
-        x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x
+    def forward(self, x: Shaped[Tensor, "*B _ _ _"]) -> Float[Tensor, "*B F"]:
+        leading, values = x.shape[:-3], _as_floats(x, self.layers[0])
+        x = as_rows(values / 255.0 if x.dtype == torch.uint8 else values, 3)
         if self.channels_last:
             x = x.movedim(-1, 1)
         for layer in self.layers:
             x = torch.relu(layer(x))
-        return x.flatten(1)
+        return x.reshape(*leading, self.features)
 
 
 class MinAtarCNN(nn.Module):
     """The torso of MinAtar's DQN (Young & Tian 2019): 16 filters of 3x3, stride 1, and a ReLU.
 
-    Takes boolean images [B, H, W, C]. Written as one matrix product over the patches, which a vmap over agents turns
+    Takes boolean images [*B, H, W, C]. Written as one matrix product over the patches, which a vmap over agents turns
     into one batched product: 20 % faster there than a grouped convolution. weight: that of a convolution, as
     [16, C * 3 * 3]. 10 x 10 gives 1024 `features`.
     """
@@ -56,9 +63,13 @@ class MinAtarCNN(nn.Module):
         self.patches = nn.Linear(9 * channels, filters)
         self.features = (height - 2) * (width - 2) * filters
 
-    def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
-        patches = x.to(torch.float32).unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H - 2, W - 2, C, 3, 3]
-        return torch.relu(self.patches(patches.flatten(3))).flatten(1)
+    def forward(self, x: Shaped[Tensor, "*B _ _ _"]) -> Float[Tensor, "*B F"]:
+        patches = _as_floats(x, self.patches).unfold(-3, 3, 1).unfold(-3, 3, 1)  # [*B, H - 2, W - 2, C, 3, 3]
+        return torch.relu(self.patches(patches.flatten(-3))).flatten(-3)
+
+
+def _as_floats(x: Shaped[Tensor, "*B"], layer: Any) -> Float[Tensor, "*B"]:
+    return x if x.is_floating_point() else x.to(layer.weight.dtype)
 
 
 def _require_three_axes(shape: Sequence[int]) -> None:

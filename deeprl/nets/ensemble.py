@@ -31,11 +31,14 @@ class EnsembleLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Float[Tensor, "E B I"], first: int | None = None) -> Float[Tensor, "E B J"]:
-        """first: compute only so many layers of the ensemble, for an x [first, B, I].
+    def forward(self, x: Float[Tensor, "E *B I"], first: int | None = None) -> Float[Tensor, "E *B J"]:
+        """first: compute only so many layers of the ensemble, for an x [first, *B, I].
 
         A single output, if a layer has but one, stays in float32 under autocast (`nets.mlp.Linear`).
         """
+        if x.dim() != 3:
+            rows = self.forward(x.reshape(len(x), -1, x.shape[-1]), first)
+            return rows.reshape(*x.shape[:-1], rows.shape[-1])
         weight, bias = self.weight[:first], self.bias[:first].unsqueeze(-2)
         if weight.shape[-1] > 1:
             return x @ weight + bias
@@ -68,14 +71,21 @@ class CriticEnsemble(nn.Module):
         start_layers(self.layers, self.start)
 
     def forward(
-        self, obs: Float[Tensor, "*E B O"], action: Float[Tensor, "*E B A"], first: int | None = None
-    ) -> Float[Tensor, "E B"]:
-        """Q values of all networks, or only of the `first` so many: [first, B].
+        self,
+        obs: Float[Tensor, "*B O"],
+        action: Float[Tensor, "*B A"],
+        first: int | None = None,
+        *,
+        per_critic: bool = False,
+    ) -> Float[Tensor, "E ..."]:
+        """Q values of all networks, [E, *B], or only of the `first` so many, [first, *B].
 
-        obs, action: one batch for all networks, or [E, B, O] and [E, B, A] with one for each.
+        per_critic: obs [E, *B, O] and action [E, *B, A] hold a batch for each network.
         """
         part = (first,) if first else ()  # layers put in place of these need not know it
-        x = torch.cat([obs, action], dim=-1).expand(first or self.critics, -1, -1)
+        x = torch.cat([obs, action], dim=-1)
+        if not per_critic:
+            x = x.expand(first or self.critics, *x.shape)
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, *part))
         return self.layers[-1](x, *part).squeeze(-1)

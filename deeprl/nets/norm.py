@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deeprl.nets.agent import Bound
+from deeprl.nets.shapes import as_rows
 from deeprl.spec import Params
 
 
@@ -42,14 +43,15 @@ class RunningNorm(nn.Module):
         return ((x - self.mean) * torch.rsqrt(self.var + self.eps)).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "N O"]) -> None:
-        """Take in a batch of observations."""
+    def update(self, x: Float[Tensor, "*N O"]) -> None:
+        """Take in a batch of observations, or a single one."""
         for name, value in self.updated(dict(self.named_buffers()), x).items():
             getattr(self, name).copy_(value)
 
     @staticmethod
-    def updated(stats: dict[str, Tensor], x: Float[Tensor, "N *O"]) -> dict[str, Tensor]:
-        """The pure form of `update`: statistics (mean, var, count) in, new ones out."""
+    def updated(stats: dict[str, Tensor], x: Float[Tensor, "..."]) -> dict[str, Tensor]:
+        """The pure form of `update`: statistics (mean, var, count) in, new ones out. x: [*N, *O]."""
+        x = as_rows(x, stats["mean"].dim())
         n = x.shape[0]
         count = stats["count"] + n
         delta = x.mean(0) - stats["mean"]
@@ -104,7 +106,7 @@ class RSNorm(_Float64Statistics, RunningNorm):
         return ((x.to(torch.float64) - self.mean) * torch.rsqrt(self.var + self.eps)).to(x.dtype)
 
     @staticmethod
-    def updated(stats: dict[str, Tensor], x: Float[Tensor, "N *O"]) -> dict[str, Tensor]:
+    def updated(stats: dict[str, Tensor], x: Float[Tensor, "..."]) -> dict[str, Tensor]:
         return RunningNorm.updated(stats, x.to(torch.float64))
 
 
@@ -203,7 +205,7 @@ class Lerp(nn.Module):
         self.alpha = Scaler(dim, init, scale)
 
     def forward(self, x: Float[Tensor, "*B D"], y: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return l2_normalize(x + self.alpha(y - x))
+        return l2_normalize(x + self.alpha(y - x)).to(self.alpha.weight.dtype)
 
 
 def hyper_weights(module: nn.Module | Bound) -> set[str]:
@@ -214,7 +216,7 @@ def hyper_weights(module: nn.Module | Bound) -> set[str]:
 
 def projected(params: Params, names: set[str]) -> Params:
     """`params` with every weight vector of the layers `names` (from `hyper_weights`) at length 1 again."""
-    return {k: l2_normalize(p) if k in names else p for k, p in params.items()}
+    return {k: l2_normalize(p).to(p.dtype) if k in names else p for k, p in params.items()}
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from deeprl.nets.mlp import MLP
 
 
 class QNetwork(nn.Module):
-    """Q(s, a) for each of A actions, [B, A]; with bins > 1 logits of K bins for each, [B, A, K].
+    """Q(s, a) for each of A actions, [*B, A]; with bins > 1 logits of K bins for each, [*B, A, K].
 
-    torso: module from observations to features [B, features] (`nn.Identity` for vectors). hidden: layers between the
+    torso: module from observations to features [*B, features] (`nn.Identity` for vectors). hidden: layers between the
     features and the values. dueling: two streams with those layers each, Q = V + A - mean_a A (Wang et al. 2016,
     Eq. 9); the gradient that enters the shared torso from them is scaled by 1/sqrt(2), as there (Sec. 4.2).
     """
@@ -34,7 +34,7 @@ class QNetwork(nn.Module):
         self.advantage = MLP(features, hidden, actions * bins)
         self.value = MLP(features, hidden, bins) if dueling else None
 
-    def forward(self, obs: Shaped[Tensor, "B *O"]) -> Float[Tensor, "B A"] | Float[Tensor, "B A K"]:
+    def forward(self, obs: Shaped[Tensor, "..."]) -> Float[Tensor, "*B A"] | Float[Tensor, "*B A K"]:
         x = self.torso(obs)
         if self.value is not None:
             x = x.detach() + (x - x.detach()) / math.sqrt(2.0)

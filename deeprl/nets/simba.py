@@ -96,7 +96,7 @@ class SimbaTanhActor(nn.Module):
 
 
 class SimbaCritic(nn.Module):
-    """E state-action values: (obs [B, O], action [B, A]) -> [E, B].
+    """E state-action values: (obs [*B, O], action [*B, A]) -> [E, *B].
 
     width, blocks: units and residual blocks of each encoder; critics: E.
     """
@@ -109,6 +109,6 @@ class SimbaCritic(nn.Module):
 
         self.critics = nn.ModuleList(one() for _ in range(critics))
 
-    def forward(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B"]:
+    def forward(self, obs: Float[Tensor, "*B O"], action: Float[Tensor, "*B A"]) -> Float[Tensor, "E *B"]:
         x = torch.cat([obs, action], dim=-1)
         return torch.stack([critic(x).squeeze(-1) for critic in self.critics])

@@ -32,7 +32,9 @@ class SimbaV2Embedding(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B W"]:
         constant = torch.full_like(x[..., :1], self.shift)
-        return l2_normalize(self.scaler(self.linear(l2_normalize(torch.cat([x, constant], -1)))))
+        dtype = self.linear.weight.dtype  # lengths are taken in float32 or wider
+        lifted = l2_normalize(torch.cat([x, constant], -1)).to(dtype)
+        return l2_normalize(self.scaler(self.linear(lifted))).to(dtype)
 
 
 class SimbaV2Block(nn.Module):
@@ -109,7 +111,7 @@ class SimbaV2Actor(nn.Module):
 
 
 class SimbaV2Critic(nn.Module):
-    """E state-action values as logits over K bins: (obs [B, O], action [B, A]) -> [E, B, K].
+    """E state-action values as logits over K bins: (obs [*B, O], action [*B, A]) -> [E, *B, K].
 
     width, blocks: units and residual blocks of each encoder; bins: K; critics: E.
     """
@@ -124,6 +126,6 @@ class SimbaV2Critic(nn.Module):
 
         self.critics = nn.ModuleList(one() for _ in range(critics))
 
-    def forward(self, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]) -> Float[Tensor, "E B K"]:
+    def forward(self, obs: Float[Tensor, "*B O"], action: Float[Tensor, "*B A"]) -> Float[Tensor, "E *B K"]:
         x = torch.cat([obs, action], dim=-1)
         return torch.stack([critic(x) for critic in self.critics])

@@ -35,7 +35,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,7 +100,7 @@ class Net(NamedTuple):
     """The modules of one agent; their parameters live in `State`.
 
     actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B]; where eta is above 0
-    also of inputs [E, B, O] and [E, B, A], one batch for each critic. critics: E.
+    also critic(obs [E, B, O], action [E, B, A], per_critic=True), one batch for each critic. critics: E.
     """
 
     actor: nn.Module
@@ -120,6 +120,17 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
     return actor, nets.CriticEnsemble(*sizes, config.critics, start="small-head")
 
 
+class _PerCritic(nn.Module):
+    """Critics as they are called with a batch for each of them: what own networks are tried as."""
+
+    def __init__(self, critic: nn.Module):
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, obs: Float[Tensor, "E B O"], action: Float[Tensor, "E B A"]) -> Any:
+        return self.critic(obs, action, per_critic=True)
+
+
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
     require("edac", spec, "continuous")
@@ -130,7 +141,7 @@ def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, devi
     check_critic(critic, spec)
     critics = output_shape(critic, obs, action)[0]
     if config.diversified:
-        each = output_shape(critic, *(x.expand(critics, -1, -1) for x in (obs, action)))
+        each = output_shape(_PerCritic(critic), *(x.expand(critics, -1, -1) for x in (obs, action)))
         if each != (critics, 3):
             raise DeeprlError(f"net: the critic must return {(critics, 3)} for inputs of each critic, not {each}")
     return Net(actor.to(device), critic.to(device), critics, spec, remake)
@@ -224,7 +235,7 @@ def action_slopes(critic: Params, net: Net, batch: Batch) -> tuple[Float[Tensor,
     obs, action = (x.expand(net.critics, -1, -1) for x in (batch.obs, batch.action))
 
     def total(action: Float[Tensor, "E B A"]) -> tuple[Float[Tensor, ""], Float[Tensor, "E B"]]:
-        qs = functional_call(net.critic, critic, (obs, action)).to(batch.reward.dtype)
+        qs = functional_call(net.critic, critic, (obs, action), {"per_critic": True}).to(batch.reward.dtype)
         return qs.sum(), qs
 
     slopes, qs = grad(total, has_aux=True)(action)
