@@ -384,10 +384,12 @@ def test_population_counts_whole_games(backend):
         assert terminated[m] == lives >= 5 * len(games)
 
 
-def test_population_goes_on_from_a_saved_state(tmp_path):
-    make = EnvFactory("ALE/Breakout-v5", {"terminal_on_life_loss": True}, ())
+@pytest.mark.parametrize(("wrappers", "kind"), [((), "captured"), (("opaque_envs:Holder",), "replayed")])
+def test_population_goes_on_from_a_saved_state(wrappers, kind, tmp_path):
+    make = EnvFactory("ALE/Breakout-v5", {"terminal_on_life_loss": True}, wrappers)
     moves = np.random.default_rng(1).integers(0, 4, (230, 2, 1))
     envs = PopulationEnvs(make, [3, 4])
+    assert envs.restorable == kind
     for move in moves[:60]:
         envs.step(move)
     checkpoint.save(tmp_path, 60, {"envs": envs.state_dict()})

@@ -181,17 +181,23 @@ class CountDecisions(gym.Wrapper):
 class EpisodicLife(gym.Wrapper):
     """Ends the learner's episode as `terminated` where a life is lost and others are left; the game goes on.
 
-    The reset after it is one no-op step, or a real one if that step ends the game. A reset with a seed is always real.
+    The reset after it is one no-op step, or a real one if that step ends the game. A reset that its caller gives a seed
+    is always real; a seed that arrives here may be one that a wrapper gives to every reset, so that `reset_as_asked`
+    tells by `new_game` what was asked for outside of all wrappers. Where nobody tells, the seed is the caller's.
     Gymnasium's own version (`AtariPreprocessing(terminal_on_life_loss=True)`) resets the game, so that nobody would
     ever learn to play with the last lives.
     """
+
+    new_game: bool | None = None  # what the next reset is to begin
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
         self.lives, self.goes_on = 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        real = seed is not None or not self.goes_on
+        asked = seed is not None if self.new_game is None else self.new_game
+        self.new_game = None
+        real = asked or not self.goes_on
         if not real:
             obs, _, terminated, truncated, info = self.env.step(0)
             real = terminated or truncated
@@ -222,3 +228,30 @@ class FireOnReset(gym.Wrapper):
         if terminated or truncated:
             obs, info = self.env.reset(options=options)
         return obs, info
+
+
+def reset_as_asked(
+    env: gym.Env, *, seed: int | None = None, options: dict[str, Any] | None = None, cut: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment from outside of all its wrappers, whatever seeds these may add or drop.
+
+    A game goes on after a lost life; it begins anew where a seed is given here, or where a time limit outside of
+    `EpisodicLife` has cut it.
+    """
+    life = _episodic_life(env)
+    if life is not None:
+        life.new_game = seed is not None or cut
+    return env.reset(seed=seed, options=options)
+
+
+def game_goes_on(env: gym.Env, info: Mapping[str, Any]) -> bool:
+    """Whether the game goes on with the next reset after a step that terminated and had this info."""
+    life = _episodic_life(env)
+    return not info.get("game_over", True) if life is None else life.goes_on
+
+
+def _episodic_life(env: gym.Env) -> EpisodicLife | None:
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper) and not isinstance(layer, EpisodicLife):
+        layer = layer.env
+    return layer if isinstance(layer, EpisodicLife) else None
