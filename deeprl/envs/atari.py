@@ -3,8 +3,9 @@
 1. the game, one frame per step, and its limit of frames (an end by it is `truncated`);
 2. `StickyActions`: with `repeat_action_probability` a frame plays the action of the frame before it;
 3. `GameRecord`: the return of the whole game, below everything that clips, cuts or hides;
-4. Gymnasium's `AtariPreprocessing`: 1 to `noop_max` no-op frames after a reset, each action for `frame_skip` frames,
-   their rewards summed, the brighter of the last two frames at each pixel, gray, resized to `screen_size` by area;
+4. `AtariPreprocessing`, Gymnasium's but for the last observation of a game that ends within an action: 1 to `noop_max`
+   no-op frames after a reset, each action for `frame_skip` frames, their rewards summed, the brighter of the last two
+   frames at each pixel, gray, resized to `screen_size` by area;
 5. `EpisodicLife`, with `terminal_on_life_loss` only;
 6. `FireOnReset`, with `fire_reset`, in games that have FIRE;
 7. `CountDecisions`: how often the agent has acted in this game;
@@ -31,6 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from deeprl.errors import DeeprlError
 
@@ -92,7 +94,7 @@ def make_atari(env: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
     game = gym.make(
         env,
         frameskip=1,
-        # Nobody reads the game's own observation; gray is a third of the bytes to convert.
+        # As `AtariPreprocessing` shows it; a third of the bytes to convert.
         obs_type="grayscale",
         repeat_action_probability=0.0,
         full_action_space=s.full_action_space,
@@ -101,9 +103,7 @@ def make_atari(env: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
     )
     if s.repeat_action_probability > 0:
         game = StickyActions(game, s.repeat_action_probability)
-    game = gym.wrappers.AtariPreprocessing(
-        GameRecord(game), noop_max=s.noop_max, frame_skip=s.frame_skip, screen_size=s.screen_size
-    )
+    game = AtariPreprocessing(GameRecord(game), noop_max=s.noop_max, frame_skip=s.frame_skip, screen_size=s.screen_size)
     if s.terminal_on_life_loss:
         game = EpisodicLife(game)
     unwrapped: Any = game.unwrapped
@@ -134,7 +134,14 @@ class StickyActions(gym.Wrapper):
 
 
 class GameRecord(gym.Wrapper):
-    """Adds the return of the whole game to the info of its steps, and the number of the game."""
+    """Adds the return of the whole game to the info of its steps, and the number of the game.
+
+    Keeps the last two frames [H, W] uint8, `frame_before` and `frame`. None where there has been none, or none since
+    the game was restored from a state of a version that did not keep them.
+    """
+
+    frame_before: np.ndarray | None = None
+    frame: np.ndarray | None = None
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -143,11 +150,13 @@ class GameRecord(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
         self.total, self.games = 0.0, self.games + 1
+        self.frame_before, self.frame = None, obs
         return obs, {**info, "game": self.games}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.total += float(reward)
+        self.frame_before, self.frame = self.frame, obs
         return (
             obs,
             reward,
@@ -155,6 +164,30 @@ class GameRecord(gym.Wrapper):
             truncated,
             {**info, "game_over": bool(terminated), "game_return": self.total, "game": self.games},
         )
+
+
+class AtariPreprocessing(gym.wrappers.AtariPreprocessing):
+    """As there, around a `GameRecord`; the last observation of a game shows the last frames that were played.
+
+    Gymnasium's version looks at the screen after the last two of `frame_skip` frames only, and so shows older frames
+    where a game ends or is cut before these are played.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            obs = self._last_frames()
+        return obs, reward, terminated, truncated, info
+
+    def _last_frames(self) -> np.ndarray:
+        """The brighter of the last two frames, or the last with a frame_skip of 1, as after any other step."""
+        import cv2
+
+        game: Any = self.env
+        pooled = game.frame
+        if self.frame_skip > 1 and game.frame_before is not None:
+            pooled = np.maximum(game.frame_before, game.frame)
+        return cv2.resize(pooled, self.screen_size, interpolation=cv2.INTER_AREA)
 
 
 class CountDecisions(gym.Wrapper):
