@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint types fast peers clean
+.PHONY: demo test lint types fast peers environments clean
 
 demo: .venv/core  ## the main job: a sweep on real environments, with its report
 	$(BIN)/deeprl sweep benchmarks/sweeps/demo.toml
@@ -40,6 +40,8 @@ SIMULATORS := "gymnasium[mujoco]==1.4.0" mujoco==4.0.0
 .peers/sb3/.done: PEER = $(SIMULATORS) minatar==1.0.15 stable-baselines3==2.9.2
 .peers/sbx/.done: PEER = $(SIMULATORS) sbx-rl==0.28.0
 .peers/d3rlpy/.done: PEER = d3rlpy==2.8.1 mujoco==4.0.0 imageio
+environments: .peers/environments/.done  ## what benchmarks/environments.py tries
+.peers/environments/.done: PEER = -c constraints.txt -e ".[atari,minatar,dmc,box2d,robotics]" minigrid highway-env panda-gym gym-pusht
 .peers/%/.done:
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/pip install --quiet torch==2.13.0

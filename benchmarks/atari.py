@@ -121,8 +121,8 @@ class Referee:
     """What a backend has to show, worked out from the bare frames of a game.
 
     The rules in which the two differ:
-    - a game that ends within a skip: ale-py keeps the frames of the step before in the place of those not played;
-      EnvPool shows what it has of the last two frames, and the picture before where it has neither;
+    - a game that ends within a skip: ale-py shows the brighter of the last two frames that were played; EnvPool what it
+      has of the last two frames of a whole skip, and the picture before where it has neither;
     - EnvPool knows the first 210 rows of the screen only;
     - FIRE on reset: a step of 4 frames after the no-op in ale-py, one frame in the place of the no-op in EnvPool;
     - after a lost life: a step of 4 no-op frames, and of FIRE, in ale-py; in EnvPool the same as after a reset.
@@ -138,11 +138,14 @@ class Referee:
         self.game: Any = made.unwrapped
         self.fire = self.fire and "FIRE" in self.game.get_action_meanings()
         self.stack: deque[np.ndarray] = deque(maxlen=4)
+        self.last_two: deque[np.ndarray] = deque(maxlen=2)
 
     def frame(self, action: int) -> tuple[np.ndarray, float, bool]:
         obs, reward, terminated, _, info = self.game.step(action)
         self.left = info["lives"]
-        return np.array(obs[:210] if self.kind == "envpool" else obs), float(reward), terminated
+        picture = np.array(obs[:210] if self.kind == "envpool" else obs)
+        self.last_two.append(picture)
+        return picture, float(reward), terminated
 
     def show(self, picture: np.ndarray, first: bool) -> np.ndarray:
         small = cv2.resize(picture, (84, 84), interpolation=cv2.INTER_AREA)
@@ -157,7 +160,6 @@ class Referee:
         """The frames after a reset of the game: one no-op, or FIRE."""
         fire = self.game.get_action_meanings().index("FIRE") if self.fire else 0
         self.last, _, _ = self.frame(fire if self.kind == "envpool" else 0)
-        self.older = np.zeros_like(self.last)
         if self.fire and self.kind == "ale-py":
             return self.show(self.skip(fire)[0], True)
         return self.show(self.last, True)
@@ -170,13 +172,10 @@ class Referee:
             picture, reward, over = self.frame(action)
             played.append(picture)
             total += reward
-        if len(played) == 4 and (self.kind == "envpool" or not over):
-            self.older, self.last = played[2], np.maximum(played[2], played[3])
-        elif self.kind == "envpool":
-            self.last = played[2] if len(played) == 3 else self.last
-        else:
-            self.older = played[2] if len(played) == 4 else self.older
-            self.last = np.maximum(self.last, self.older)
+        if len(played) == 4 or self.kind == "ale-py":
+            self.last = np.maximum(*self.last_two)
+        elif len(played) == 3:
+            self.last = played[2]
         return self.last, total, over
 
     def step(self, action: int) -> tuple[np.ndarray, np.ndarray | None, float, bool]:
@@ -264,7 +263,7 @@ def explanation(env: str, changes: dict[str, Any], tally: Tally) -> str:
     if not tally.only_last:
         height = gym.make(env).unwrapped.ale.getScreenDims()[0]  # type: ignore[attr-defined]
         return f"EnvPool resizes the first 210 of the screen's {height} rows"
-    return "last stack only: the game ended within a skip, where Gymnasium shows older frames in place of those played"
+    return "last stack only: the game ended within a skip, where EnvPool shows older frames in place of those played"
 
 
 def compare_frames(args: argparse.Namespace) -> list[dict[str, str]]:

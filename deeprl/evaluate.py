@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deeprl import rng
+from deeprl.envs.atari import reset_as_asked
 from deeprl.envs.dmc import DMControl
 from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.population import Episode, env_seeds
@@ -124,7 +125,7 @@ class Evaluator:
         running = list(np.ndindex(shape))
         keys = rng.Streams(self._seeds)("eval", counter)
         for m, e in running:
-            obs[m, e] = envs[m][e].reset(seed=starts[m][e])[0]
+            obs[m, e] = reset_as_asked(envs[m][e], seed=starts[m][e])[0]
         while running:
             keys[:, 3] = first * 2**20 + lengths.max() + 1  # 0 is what the starts were drawn from
             action = to_env_action(spec, policy(obs, is_first, keys))
@@ -141,7 +142,7 @@ class Evaluator:
                     result = info.get("game_return", returns[m, e]), info.get("game_length", lengths[m, e])
                     ended.append(Episode(m, first + e, float(result[0]), int(result[1])))
                 else:  # a life was lost
-                    obs[m, e], is_first[m, e] = envs[m][e].reset()[0], True
+                    obs[m, e], is_first[m, e] = reset_as_asked(envs[m][e])[0], True
             over = {(e.member, e.env - first) for e in ended}
             running = [place for place in running if place not in over]
             yield ended

@@ -18,6 +18,7 @@ from deeprl.errors import DeeprlError
 from deeprl.history import History
 from deeprl.spec import EnvSpec, Transition
 
+_WATCHED = 100  # steps with new frames that are compared before the order of the wrappers is trusted
 _SPARE = 16  # one spare frame for so many transitions: room for the last frames of episodes cut by a time limit
 
 
@@ -192,16 +193,12 @@ class FrameReplay(Replay):
         needs = (self.agents, rows, self.envs)  # the oldest frame that each row needs
         self._needs = np.broadcast_to(np.int64(0), needs) if str(self.device) == "meta" else np.zeros(needs, np.int64)
         self._first = np.zeros(self.agents, np.int64)  # the oldest step whose frames are all there
+        self._watched = 0  # steps with new frames that have been compared since the process began
 
     def add(self, transition: Transition) -> slice:
         """Store one step of all environments, whose observations are whole stacks [S, N, K, *frame] or frames."""
-        if self.spec.frame_stack and self._begins.any():
-            first = np.asarray(transition.obs)[self._begins]
-            if (first != first[:, -1:]).any():
-                raise DeeprlError(
-                    "an episode must begin with a stack of copies of one frame: put FrameStackObservation outermost,"
-                    " with padding_type reset"
-                )
+        if self.spec.frame_stack:
+            self._require_stacks(transition)
         self._push(transition.obs, self._begins)
         self._depth[self._begins] = 0
         newest, depth = self._written - 1, self._depth
@@ -214,6 +211,27 @@ class FrameReplay(Replay):
         self._begins = terminated | truncated
         self._skip_overwritten(step + 1)
         return rows
+
+    def _require_stacks(self, transition: Transition) -> None:
+        """Raise DeeprlError where what was seen is not what sampling would put together of the newest frames alone.
+
+        Looks at the start of every episode, and at its steps while the stack holds copies of the first frame; at all
+        steps only until enough of them have shown something new.
+        """
+        obs, next_obs = np.asarray(transition.obs), np.asarray(transition.next_obs)
+        begins = self._begins.any()
+        right = not begins or _same(obs[self._begins], obs[self._begins][:, -1:])
+        if begins or self._watched < _WATCHED or (self._depth < self.spec.frame_stack - 1).any():
+            going_on = ~np.asarray(transition.terminated)  # the last observation of the others is never looked at
+            before, after = obs[going_on], next_obs[going_on]
+            right = right and _same(before[:, 1:], after[:, :-1])
+            self._watched += not _same(before[:, -1], after[:, -1])
+        if not right:
+            raise DeeprlError(
+                "wrappers: an episode must begin with a stack of copies of one frame, and each step add one frame to"
+                " the stack, so that replay gives back what was seen: put FrameStackObservation outermost, with"
+                " padding_type reset"
+            )
 
     def cut(self, begins: np.ndarray) -> None:
         """As there; the environment's next frame begins a stack."""
@@ -277,6 +295,11 @@ class FrameReplay(Replay):
         agent, env = (np.repeat(i.ravel(), counts.ravel()) for i in np.indices(counts.shape))
         number = np.concatenate([np.arange(a, b) for a, b in zip(begin.flat, end.flat, strict=True)])
         return tuple(torch.from_numpy(i).to(self.device) for i in (agent, env, number % self.ring))
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether all numbers are equal; of images that are not finite, which is another fault, NaN equals NaN."""
+    return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all()) if a.dtype.kind == "f" else bool((a == b).all())
 
 
 def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:

@@ -71,7 +71,7 @@ def _frame_stack(env: gym.Env) -> int:
     layer: Any = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, gym.wrappers.FrameStackObservation):
-            shape = layer.observation_space.shape
+            shape = env.observation_space.shape  # which wrappers around it may have changed
             return int(layer.stack_size) if shape is not None and shape[0] == layer.stack_size else 0
         if isinstance(layer, gym.ObservationWrapper):
             return 0  # what comes out need not be a stack any more

@@ -9,6 +9,7 @@ import numpy as np
 
 from deeprl.api import MakeNet, Policy, load
 from deeprl.directory import evaluated_in, read_about
+from deeprl.envs.atari import reset_as_asked
 from deeprl.envs.make import make_env
 from deeprl.envs.population import env_seeds
 from deeprl.errors import DeeprlError
@@ -50,14 +51,14 @@ def watch(
 
 
 def _film(env: Any, policy: Policy, max_steps: int) -> tuple[list[np.ndarray], float]:
-    obs, _ = env.reset(seed=env_seeds(policy.seed, "eval", 1)[0])
+    obs, _ = reset_as_asked(env, seed=env_seeds(policy.seed, "eval", 1)[0])
     frames, total, ended = [_frame(env)], 0.0, False
     progress = Progress("filming", max_steps)
     while not ended and len(frames) <= max_steps:
         obs, reward, terminated, truncated, info = env.step(policy(obs))
         total, ended = total + float(reward), truncated or (terminated and info.get("game_over", True))
         if terminated and not ended:  # a life was lost
-            obs, _ = env.reset()
+            obs, _ = reset_as_asked(env)
         frames.append(_frame(env))
         progress.update(len(frames))
     progress.close()

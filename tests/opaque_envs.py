@@ -5,10 +5,13 @@ Workers of the backend `async` import this module, so that it imports nothing he
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from deeprl.envs.atari import CountDecisions, EpisodicLife, GameRecord
 
 
 class _World:
@@ -99,6 +102,100 @@ class SecretlyHarder(Harder):
         return self.now
 
 
-for _name, _make in (("Hidden-v0", Hidden), ("HiddenChoice-v0", HiddenChoice), ("Unseeded-v0", Unseeded)):
+class Lives(gym.Env):
+    """Games of three lives of four steps each, a reward of 1 a step. Observes the number that the seed gave the game,
+    the lives left and the steps since the reset."""
+
+    observation_space = gym.spaces.Box(0, np.inf, (3,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def _now(self) -> np.ndarray:
+        return np.array([self.number, self.lives, self.t], np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.number, self.lives, self.t = int(self.np_random.integers(10**6)), 3, 0
+        return self._now(), {"lives": 3}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.lives = 3 - self.t // 4
+        return self._now(), 1.0, self.lives == 0, False, {"lives": self.lives}
+
+
+class SavedLives(Lives):
+    """The same; its state can be read."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number, "lives": self.lives, "t": self.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update({k: int(v) for k, v in state.items()})
+
+
+def lives(base: type[Lives] = Lives) -> gym.Env:
+    """In the layers of an Atari game: a lost life ends an episode, and the game goes on after a no-op."""
+    return CountDecisions(EpisodicLife(GameRecord(base())))
+
+
+class Holder(gym.Wrapper):
+    """Does nothing, but holds what cannot be saved."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.own_random = random.Random(0)
+
+
+class OneSeed(gym.Wrapper):
+    """Gives every reset the same seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return self.env.reset(seed=7, options=options)
+
+
+class NoSeed(gym.Wrapper):
+    """Drops the seeds of resets."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return self.env.reset(options=options)
+
+
+class Silent(gym.Wrapper):
+    """Drops all infos."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return self.env.reset(seed=seed, options=options)[0], {}
+
+    def step(self, action: Any) -> Any:
+        return *self.env.step(action)[:4], {}
+
+
+class Cut(gym.wrappers.TimeLimit):
+    """Cuts games with the step that loses their first life."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env, 4)
+
+
+class Secret(gym.Wrapper):
+    """Cannot be saved, and goes another way when it is played again: counts its steps where nobody can look."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.steps = iter(range(10**9))
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = self.env.step(action)
+        return obs + 1e-3 * next(self.steps), *rest
+
+
+_MAKES = {
+    "Hidden-v0": Hidden,
+    "HiddenChoice-v0": HiddenChoice,
+    "Unseeded-v0": Unseeded,
+    "Lives-v0": lives,
+    "SavedLives-v0": lambda: lives(SavedLives),
+}
+for _name, _make in _MAKES.items():
     if _name not in gym.registry:
         gym.register(_name, _make)

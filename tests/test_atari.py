@@ -288,6 +288,62 @@ def test_observation_is_the_brighter_of_the_last_two_frames_gray_and_small():
     assert differs > 5  # shots of this game are drawn in every other frame
 
 
+def play_to_the_end(env_kwargs, moves):
+    """Rewards and ends of a game, its stacks, and its bare frames, the one after the only no-op first."""
+    kwargs = {"repeat_action_probability": 0.0, "noop_max": 1, "fire_reset": False} | env_kwargs
+    env = make_env("ALE/Breakout-v5", kwargs)
+    raw = gym.make("ALE/Breakout-v5", frameskip=1, repeat_action_probability=0.0, obs_type="grayscale")
+    limit = kwargs.get("max_num_frames_per_episode", 10**6)
+    stacks = [env.reset(seed=0)[0]]
+    raw.reset(seed=0)
+    frames, over = [raw.step(0)[0]], False
+    for move in moves:
+        played = 0
+        while played < kwargs.get("frame_skip", 4) and not over:
+            frame, _, terminated, _, _ = raw.step(move)
+            frames.append(frame)
+            played += 1
+            over = terminated or len(frames) == limit
+        obs, _, terminated, truncated, _ = env.step(move)
+        stacks.append(obs)
+        assert (terminated or truncated) == over
+        if over:
+            return stacks, frames, terminated
+    raise AssertionError("the game does not end")
+
+
+@pytest.mark.parametrize(
+    ("skip", "limit"), [(4, 101), (4, 102), (4, 103), (4, 104), (2, 102), (2, 103), (1, 100), (4, 10**6), (3, 10**6)]
+)
+def test_last_observation_of_a_game_shows_its_last_frames(skip, limit):
+    settings = {"frame_skip": skip, "max_num_frames_per_episode": limit}
+    stacks, frames, terminated = play_to_the_end(settings, [(1, 2, 3, 3)[t % 4] for t in range(1000)])
+    assert terminated == (limit == 10**6)
+    last = frames[-1] if skip == 1 else np.maximum(frames[-2], frames[-1])
+    assert np.array_equal(stacks[-1][-1], cv2.resize(last, (84, 84), interpolation=cv2.INTER_AREA))
+    assert np.array_equal(stacks[-1][:-1], stacks[-2][1:])
+
+
+def test_states_without_the_last_frames_are_read():
+    """As an older version wrote them."""
+    make = EnvFactory("ALE/Breakout-v5", {"repeat_action_probability": 0.0, "max_num_frames_per_episode": 120}, ())
+    envs, other = PopulationEnvs(make, [0]), PopulationEnvs(make, [1])
+    moves = np.ones((40, 1, 1), np.int64)
+    for move in moves[:7]:
+        envs.step(move)
+    state = envs.state_dict()
+    for memory in state["envs"][0]["wrappers"]:
+        for name in ("frame", "frame_before", "new_game"):
+            memory.pop(name, None)
+    assert other.load_state_dict(state) == 0
+    ends = 0
+    for move in moves[7:]:
+        t, t1 = envs.step(move), other.step(move)
+        assert all(np.array_equal(a, b) for a, b in zip(t, t1, strict=True))
+        ends += int(t.truncated.sum())
+    assert ends == 1
+
+
 def test_number_of_no_ops_is_1_to_30_and_drawn_from_the_seed():
     env = make_env("ALE/Pong-v5", {"fire_reset": False})
     rounds = []
@@ -384,10 +440,12 @@ def test_population_counts_whole_games(backend):
         assert terminated[m] == lives >= 5 * len(games)
 
 
-def test_population_goes_on_from_a_saved_state(tmp_path):
-    make = EnvFactory("ALE/Breakout-v5", {"terminal_on_life_loss": True}, ())
+@pytest.mark.parametrize(("wrappers", "kind"), [((), "captured"), (("opaque_envs:Holder",), "replayed")])
+def test_population_goes_on_from_a_saved_state(wrappers, kind, tmp_path):
+    make = EnvFactory("ALE/Breakout-v5", {"terminal_on_life_loss": True}, wrappers)
     moves = np.random.default_rng(1).integers(0, 4, (230, 2, 1))
     envs = PopulationEnvs(make, [3, 4])
+    assert envs.restorable == kind
     for move in moves[:60]:
         envs.step(move)
     checkpoint.save(tmp_path, 60, {"envs": envs.state_dict()})

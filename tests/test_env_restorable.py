@@ -20,13 +20,14 @@ import test_run
 from gymnasium import wrappers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opaque_envs import Harder, Hidden, HiddenChoice, SecretlyHarder, Unseeded
+from opaque_envs import Harder, Hidden, HiddenChoice, OneSeed, SecretlyHarder, Silent, Unseeded, lives
 from test_envs import PENDULUM, actions, play
 
 from deeprl import checkpoint
 from deeprl.envs.make import EnvFactory, FreshWorld, make_env
 from deeprl.envs.population import PopulationEnvs, env_seeds
 from deeprl.envs.restorable import Captured, Replayed, episode_seed, how_restorable
+from deeprl.evaluate import Evaluator
 from deeprl.online import dqn
 
 HIDDEN = EnvFactory("opaque_envs:Hidden-v0", {}, ())
@@ -39,6 +40,10 @@ MAKES = {
     "running_statistics": lambda: wrappers.NormalizeReward(wrappers.NormalizeObservation(Hidden())),
     "stack_and_limit": lambda: wrappers.TimeLimit(wrappers.FrameStackObservation(Hidden(), 3), 7),
     "counts_episodes": lambda: Harder(HiddenChoice()),
+    "lives": lives,
+    "lives_of_one_seed": lambda: OneSeed(lives()),
+    "lives_without_infos": lambda: Silent(lives()),
+    "lives_and_stack": lambda: wrappers.FrameStackObservation(lives(), 3),
     "made_by_gymnasium": lambda: gym.make("Hidden-v0"),
 }
 
@@ -296,6 +301,119 @@ def test_states_without_their_number_of_steps_are_read() -> None:
     assert moved(other, actions(20, 1, 1, 1)) == moved(envs, actions(20, 1, 1, 1))
 
 
+# --- games of several lives; the reset after a lost one is a no-op, which is a step of the game ---
+
+
+def in_layers(name: str, wrapped: tuple[str, ...]) -> EnvFactory:
+    return EnvFactory(f"opaque_envs:{name}-v0", {}, tuple(f"opaque_envs:{layer}" for layer in wrapped))
+
+
+def played_lives(make: EnvFactory, steps: int, backend: str = "sync") -> tuple[str, list, list, list]:
+    """Kind, (lives, steps since the reset) that ends left behind and that began what follows, and games reported."""
+    envs = PopulationEnvs(make, [3], 1, backend)
+    ends, begins, games = [], [], []
+    for _ in range(steps):
+        t = envs.step(np.zeros((1, 1), np.int64))
+        games += [(e.ret, e.length) for e in envs.pop_episodes()]
+        if (t.terminated | t.truncated)[0, 0]:
+            ends.append(t.next_obs[0, 0, 1:].round().astype(int).tolist())
+            begins.append(envs.obs[0, 0, 1:].round().astype(int).tolist())
+    envs.close()
+    return envs.restorable, ends, begins, games
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "backend"),
+    [
+        (in_layers("SavedLives", ()), "captured", "sync"),
+        (in_layers("SavedLives", ("OneSeed",)), "captured", "sync"),
+        (in_layers("SavedLives", ("NoSeed",)), "captured", "sync"),
+        (in_layers("SavedLives", ("Holder",)), "replayed", "sync"),
+        (in_layers("Lives", ("OneSeed",)), "replayed", "sync"),
+        (in_layers("Lives", ()), "replayed", "async"),
+        (in_layers("Lives", ("Secret",)), "no", "sync"),
+        (in_layers("Lives", ("Secret", "OneSeed")), "no", "sync"),
+    ],
+)
+def test_games_go_on_after_lost_lives_whatever_seeds_resets_have(make: EnvFactory, kind: str, backend: str) -> None:
+    # 12 steps a game, two of them the no-ops after its first two lives: 4 + 3 + 3 decisions.
+    ends = [[2, 4], [1, 8], [0, 12]] * 2
+    begins = [[2, 5], [1, 9], [3, 0]] * 2
+    assert played_lives(make, 20, backend) == (kind, ends, begins, [(12.0, 10), (12.0, 10)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        in_layers("SavedLives", ("Cut",)),
+        in_layers("Lives", ("Cut",)),
+        in_layers("Lives", ("Cut", "OneSeed")),
+        in_layers("Lives", ("Cut", "Secret")),
+    ],
+)
+def test_game_cut_by_a_limit_with_the_step_that_loses_a_life_begins_anew(make: EnvFactory) -> None:
+    _, ends, begins, games = played_lives(make, 12)
+    assert (ends, begins, games) == ([[2, 4]] * 3, [[3, 0]] * 3, [(4.0, 4)] * 3)
+
+
+def test_each_game_that_is_played_again_has_a_seed_and_its_lives_have_the_same() -> None:
+    env = Replayed(lives())
+    numbers = [env.reset(seed=5)[0][0]]
+    for _ in range(21):
+        _, _, terminated, _, _ = env.step(0)
+        if terminated:
+            numbers.append(env.reset()[0][0])
+    first, second, third = (lives().reset(seed=episode_seed(5, n))[0][0] for n in range(3))
+    assert numbers == [first] * 3 + [second] * 3 + [third]
+    assert len({first, second, third}) == 3
+    for _ in range(4):
+        env.step(0)
+    env.reset(seed=5)  # with a life lost
+    assert env.capture()["lives"] == 0
+    assert env.step(0)[0].tolist() == [first, 3, 1]
+
+
+def test_life_that_is_not_followed_by_its_reset_goes_on_with_it() -> None:
+    env, other = Replayed(lives()), Replayed(lives())
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(0)
+    state = env.capture()
+    assert state["lives"] == 0
+    assert restored(other, state, 1) is None
+    assert other.reset()[0].tolist() == env.reset()[0].tolist()
+    assert other.step(0)[0][1:].tolist() == [2, 6]
+
+
+def test_states_in_which_each_life_was_an_episode_are_read() -> None:
+    env, other = Replayed(lives()), Replayed(lives())
+    env.reset(seed=0)
+    env.step(0)
+    state = env.capture()
+    del state["lives"]
+    assert restored(other, state, 1) is None
+    assert [advance(other, 0) for _ in range(20)] == [advance(env, 0) for _ in range(20)]
+
+
+@pytest.mark.parametrize("wrapped", [("Cut",), ("Cut", "NoSeed"), ("OneSeed",)])
+def test_evaluation_begins_new_games_in_environments_that_are_kept(wrapped: tuple[str, ...]) -> None:
+    evaluator = Evaluator(in_layers("Lives", wrapped), [0], 1)
+    seen: list[list[float]] = []
+
+    def policy(obs: np.ndarray, is_first: np.ndarray, keys: Any) -> np.ndarray:
+        seen.append(obs[0, 0, 1:].tolist())
+        assert len(seen) < 100, "the game does not end"
+        return np.zeros(obs.shape[:2], np.int64)
+
+    episodes = [evaluator(policy, counter)[0] for counter in range(2)]
+    first = [[3, t] for t in range(4)]
+    if "Cut" in wrapped:  # with the step that loses the first life
+        assert ([e.length for e in episodes], seen) == ([4, 4], first * 2)
+    else:
+        game = [*first, *[[2, t] for t in range(5, 8)], *[[1, t] for t in range(9, 12)]]
+        assert ([e.length for e in episodes], seen) == ([10, 10], game * 2)
+
+
 # --- whole runs ---
 
 RUNS = {
@@ -320,9 +438,9 @@ def test_stopped_and_continued_sac_run_is_identical(case: str, tmp_path: Path, c
     assert "anew" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("backend", ["sync", "async"])
-def test_stopped_and_continued_dqn_run_is_identical(backend: str, tmp_path: Path) -> None:
-    chosen = {"env": "opaque_envs:HiddenChoice-v0", "seeds": (0,), "envs_per_agent": 2}
+@pytest.mark.parametrize(("name", "backend"), [("HiddenChoice", "sync"), ("HiddenChoice", "async"), ("Lives", "sync")])
+def test_stopped_and_continued_dqn_run_is_identical(name: str, backend: str, tmp_path: Path) -> None:
+    chosen = {"env": f"opaque_envs:{name}-v0", "seeds": (0,), "envs_per_agent": 2}
     dqn.train(test_dqn_run.config(tmp_path / "whole", **chosen))
     test_dqn_run.train_with_stops(test_dqn_run.config(tmp_path / "parts", env_backend=backend, **chosen), (24, 70))
     test_dqn_run.assert_same_run(tmp_path / "whole", tmp_path / "parts")

@@ -405,6 +405,9 @@ def test_spec_of_images_keeps_their_type_and_finds_the_frame_stack():
     assert env_spec(env).frame_stack == 0
     stacked = env_spec(gym.wrappers.FrameStackObservation(env, 4))
     assert (stacked.obs_shape, stacked.frame_stack, stacked.image) == ((4, 8, 8), 4, True)
+    last = gym.Wrapper(gym.wrappers.FrameStackObservation(env, 4))
+    last.observation_space = gym.spaces.Box(0, 255, (8, 8, 4), np.uint8)  # its first axis is no stack any more
+    assert env_spec(last).frame_stack == 0
     assert env_spec(gym.wrappers.FlattenObservation(env)).obs_dtype == "float32"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deeprl import replay as replay_module
 from deeprl import rng
+from deeprl.envs.make import EnvFactory
+from deeprl.envs.population import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
 from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
@@ -313,10 +316,107 @@ def test_replay_goes_on_after_a_restore(image: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.extent, second.extent, strict=True))
 
 
+STACKS = EnvSpec((3, 2, 2), 0, (), (), "uint8", actions=9, frame_stack=3)
+
+
 @pytest.mark.parametrize("first", [[0, 0, 5], [3, 4, 5]])
 def test_stacks_that_could_not_be_put_together_again_are_refused(first: list[int]) -> None:
-    replay = make_replay(1, 8, EnvSpec((3, 2, 2), 0, (), (), "uint8", actions=2, frame_stack=3))
+    replay = make_replay(1, 8, STACKS)
     step = World(1, 1, 3, 0.0, 0).step()
     stack = np.array(first, np.uint8)[None, None, :, None, None] * np.ones((2, 2), np.uint8)
-    with pytest.raises(DeeprlError, match="FrameStackObservation outermost"):
+    with pytest.raises(DeeprlError, match=r"^wrappers: an episode must begin .* put FrameStackObservation outermost"):
         replay.add(step._replace(obs=stack))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "refused"),
+    [
+        (("Skip", "Stack"), False),
+        (("Stack",), False),
+        (("Stack", "Skip"), True),
+        (("Stack", "Jumps"), True),
+        (("Stack", "Backwards"), True),
+    ],
+)
+def test_order_of_wrappers_gives_stacks_that_were_seen_or_is_refused(wrapped: tuple[str, ...], refused: bool) -> None:
+    make = EnvFactory("stack_envs:Numbered-v0", {}, tuple(f"stack_envs:{name}" for name in wrapped))
+    envs = PopulationEnvs(make, [0, 1], 2)
+    replay = make_replay(2, 120, envs.spec, 2)
+    assert envs.spec.frame_stack == 3
+    steps = []
+
+    def play() -> None:
+        for _ in range(60):
+            steps.append(envs.step(np.zeros((2, 2), np.int64)))
+            replay.add(steps[-1])
+
+    if refused:
+        with pytest.raises(DeeprlError, match="put FrameStackObservation outermost"):
+            play()
+        return
+    play()
+    batch = n_step(agent_of(replay, 1), torch.arange(120), Window(1, 2, 3), GAMMA)
+    terminated = np.stack([t.terminated[1] for t in steps]).reshape(-1)
+    for field in ("obs", "next_obs"):
+        seen = np.stack([getattr(t, field)[1] for t in steps]).reshape(120, 3, 2, 2)
+        keep = slice(None) if field == "obs" else ~terminated
+        assert np.array_equal(getattr(batch, field).numpy()[keep], seen[keep])
+
+
+def skipped(step: Transition, place: tuple[int, int]) -> Transition:
+    """The same step with two frames more in one environment."""
+    next_obs = step.next_obs.copy()
+    next_obs[place] = 100 + np.arange(3, dtype=np.uint8)[:, None, None]
+    return step._replace(next_obs=next_obs)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_stacks_are_compared_in_every_environment_and_after_a_resume(place: tuple[int, int], resumed: bool) -> None:
+    world = World(2, 3, 3, 0.0, 0)
+    replay = make_replay(2, 900, STACKS, 3)
+    for _ in range(150 if resumed else 50):  # of one episode; after 100 steps it is compared no more
+        replay.add(world.step())
+    if resumed:
+        saved, replay = replay.state_dict(), make_replay(2, 900, STACKS, 3)
+        replay.load_state_dict(saved)
+    with pytest.raises(DeeprlError, match="put FrameStackObservation outermost"):
+        replay.add(skipped(world.step(), place))
+
+
+def test_first_steps_of_every_episode_are_compared_and_later_ones_cost_nothing(monkeypatch: Any) -> None:
+    looked: list[int] = []
+    same = replay_module._same
+    monkeypatch.setattr(replay_module, "_same", lambda a, b: (looked.append(a.size), same(a, b))[1])
+    world = World(1, 1, 3, 0.0, 0)
+    replay = make_replay(1, 400, STACKS)
+    for _ in range(100):
+        replay.add(world.step())
+    before = len(looked)
+    for _ in range(50):
+        replay.add(world.step())
+    assert len(looked) == before
+    replay.add(world.step()._replace(truncated=np.ones((1, 1), bool)))
+    world.now[0, 0] = world.first()
+    replay.add(world.step())
+    with pytest.raises(DeeprlError, match="put FrameStackObservation outermost"):
+        replay.add(skipped(world.step(), (0, 0)))  # the second step of the second episode
+
+
+def test_frames_that_stand_still_do_not_count_as_compared() -> None:
+    replay = make_replay(1, 400, STACKS)
+    still = World(1, 1, 3, 0.0, 0).step()
+    still = still._replace(next_obs=still.obs)
+    for _ in range(200):  # such as a black screen
+        replay.add(still)
+    with pytest.raises(DeeprlError, match="put FrameStackObservation outermost"):
+        replay.add(skipped(still, (0, 0)))
+
+
+def test_what_follows_a_termination_and_what_is_not_finite_is_not_compared() -> None:
+    world = World(1, 1, 3, 0.0, 0)
+    replay = make_replay(1, 400, STACKS)
+    replay.add(skipped(world.step(), (0, 0))._replace(terminated=np.ones((1, 1), bool)))
+    floats = make_replay(1, 400, EnvSpec((3, 2, 2), 0, (), (), actions=9, frame_stack=3))
+    obs = np.full((1, 1, 3, 2, 2), np.nan, np.float32)
+    floats.add(world.step()._replace(obs=obs, next_obs=obs))  # another fault, which stops the agent

@@ -3,8 +3,9 @@
 1. the game, one frame per step, and its limit of frames (an end by it is `truncated`);
 2. `StickyActions`: with `repeat_action_probability` a frame plays the action of the frame before it;
 3. `GameRecord`: the return of the whole game, below everything that clips, cuts or hides;
-4. Gymnasium's `AtariPreprocessing`: 1 to `noop_max` no-op frames after a reset, each action for `frame_skip` frames,
-   their rewards summed, the brighter of the last two frames at each pixel, gray, resized to `screen_size` by area;
+4. `AtariPreprocessing`, Gymnasium's but for the last observation of a game that ends within an action: 1 to `noop_max`
+   no-op frames after a reset, each action for `frame_skip` frames, their rewards summed, the brighter of the last two
+   frames at each pixel, gray, resized to `screen_size` by area;
 5. `EpisodicLife`, with `terminal_on_life_loss` only;
 6. `FireOnReset`, with `fire_reset`, in games that have FIRE;
 7. `CountDecisions`: how often the agent has acted in this game;
@@ -31,6 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from deeprl.errors import DeeprlError
 
@@ -92,7 +94,7 @@ def make_atari(env: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
     game = gym.make(
         env,
         frameskip=1,
-        # Nobody reads the game's own observation; gray is a third of the bytes to convert.
+        # As `AtariPreprocessing` shows it; a third of the bytes to convert.
         obs_type="grayscale",
         repeat_action_probability=0.0,
         full_action_space=s.full_action_space,
@@ -101,9 +103,7 @@ def make_atari(env: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
     )
     if s.repeat_action_probability > 0:
         game = StickyActions(game, s.repeat_action_probability)
-    game = gym.wrappers.AtariPreprocessing(
-        GameRecord(game), noop_max=s.noop_max, frame_skip=s.frame_skip, screen_size=s.screen_size
-    )
+    game = AtariPreprocessing(GameRecord(game), noop_max=s.noop_max, frame_skip=s.frame_skip, screen_size=s.screen_size)
     if s.terminal_on_life_loss:
         game = EpisodicLife(game)
     unwrapped: Any = game.unwrapped
@@ -134,7 +134,14 @@ class StickyActions(gym.Wrapper):
 
 
 class GameRecord(gym.Wrapper):
-    """Adds the return of the whole game to the info of its steps, and the number of the game."""
+    """Adds the return of the whole game to the info of its steps, and the number of the game.
+
+    Keeps the last two frames [H, W] uint8, `frame_before` and `frame`. None where there has been none, or none since
+    the game was restored from a state of a version that did not keep them.
+    """
+
+    frame_before: np.ndarray | None = None
+    frame: np.ndarray | None = None
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -143,11 +150,13 @@ class GameRecord(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
         self.total, self.games = 0.0, self.games + 1
+        self.frame_before, self.frame = None, obs
         return obs, {**info, "game": self.games}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.total += float(reward)
+        self.frame_before, self.frame = self.frame, obs
         return (
             obs,
             reward,
@@ -155,6 +164,30 @@ class GameRecord(gym.Wrapper):
             truncated,
             {**info, "game_over": bool(terminated), "game_return": self.total, "game": self.games},
         )
+
+
+class AtariPreprocessing(gym.wrappers.AtariPreprocessing):
+    """As there, around a `GameRecord`; the last observation of a game shows the last frames that were played.
+
+    Gymnasium's version looks at the screen after the last two of `frame_skip` frames only, and so shows older frames
+    where a game ends or is cut before these are played.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated or truncated:
+            obs = self._last_frames()
+        return obs, reward, terminated, truncated, info
+
+    def _last_frames(self) -> np.ndarray:
+        """The brighter of the last two frames, or the last with a frame_skip of 1, as after any other step."""
+        import cv2
+
+        game: Any = self.env
+        pooled = game.frame
+        if self.frame_skip > 1 and game.frame_before is not None:
+            pooled = np.maximum(game.frame_before, game.frame)
+        return cv2.resize(pooled, self.screen_size, interpolation=cv2.INTER_AREA)
 
 
 class CountDecisions(gym.Wrapper):
@@ -181,17 +214,23 @@ class CountDecisions(gym.Wrapper):
 class EpisodicLife(gym.Wrapper):
     """Ends the learner's episode as `terminated` where a life is lost and others are left; the game goes on.
 
-    The reset after it is one no-op step, or a real one if that step ends the game. A reset with a seed is always real.
+    The reset after it is one no-op step, or a real one if that step ends the game. A reset that its caller gives a seed
+    is always real; a seed that arrives here may be one that a wrapper gives to every reset, so that `reset_as_asked`
+    tells by `new_game` what was asked for outside of all wrappers. Where nobody tells, the seed is the caller's.
     Gymnasium's own version (`AtariPreprocessing(terminal_on_life_loss=True)`) resets the game, so that nobody would
     ever learn to play with the last lives.
     """
+
+    new_game: bool | None = None  # what the next reset is to begin
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
         self.lives, self.goes_on = 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        real = seed is not None or not self.goes_on
+        asked = seed is not None if self.new_game is None else self.new_game
+        self.new_game = None
+        real = asked or not self.goes_on
         if not real:
             obs, _, terminated, truncated, info = self.env.step(0)
             real = terminated or truncated
@@ -222,3 +261,30 @@ class FireOnReset(gym.Wrapper):
         if terminated or truncated:
             obs, info = self.env.reset(options=options)
         return obs, info
+
+
+def reset_as_asked(
+    env: gym.Env, *, seed: int | None = None, options: dict[str, Any] | None = None, cut: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Reset an environment from outside of all its wrappers, whatever seeds these may add or drop.
+
+    A game goes on after a lost life; it begins anew where a seed is given here, or where a time limit outside of
+    `EpisodicLife` has cut it.
+    """
+    life = _episodic_life(env)
+    if life is not None:
+        life.new_game = seed is not None or cut
+    return env.reset(seed=seed, options=options)
+
+
+def game_goes_on(env: gym.Env, info: Mapping[str, Any]) -> bool:
+    """Whether the game goes on with the next reset after a step that terminated and had this info."""
+    life = _episodic_life(env)
+    return not info.get("game_over", True) if life is None else life.goes_on
+
+
+def _episodic_life(env: gym.Env) -> EpisodicLife | None:
+    layer: Any = env
+    while isinstance(layer, gym.Wrapper) and not isinstance(layer, EpisodicLife):
+        layer = layer.env
+    return layer if isinstance(layer, EpisodicLife) else None

@@ -6,11 +6,12 @@ Three kinds, found out once per run with an environment made for it (`how_restor
   of `make_env`, environments with a `state_dict`). Restored exactly, at the cost of copying the state.
 - `replayed`: any other environment that is deterministic (Box2D, environments of your own). Every episode begins with
   `reset(seed=...)`, its seed a function of the environment's own seed and the number of the episode, and its actions
-  are kept. To restore it, the episode is played again; a digest of every observation, reward and end tells whether it
+  are kept. Here an episode is a whole game: the resets after lost lives (see `atari.py`) are part of it, without seeds.
+  To restore it, the episode is played again; a digest of every observation, reward and end tells whether it
   went the same way. That costs 3 to 4 microseconds per step, the memory of one episode's actions (A numbers per step),
   and on resume the time of the steps since the episode began: an environment without ends is played again from its
   very beginning. What wrappers remember from earlier episodes (running statistics, counters, generators) is saved where
-  it is made of numbers, arrays, lists, queues and generators. Wrappers see no reset without a seed.
+  it is made of numbers, arrays, lists, queues and generators. Wrappers see no reset of a game without a seed.
 - `no`: EnvPool, and environments that go another way when they are played again: they draw from a generator that no
   seed reaches, read a clock, or remember earlier episodes in themselves. A resumed run begins a new episode in each of
   them, from a seed that the run has not used before, and says so; all else of the run is still restored exactly.
@@ -31,6 +32,7 @@ import gymnasium as gym
 import numpy as np
 
 from deeprl.envs import state as env_state
+from deeprl.envs.atari import game_goes_on, reset_as_asked
 from deeprl.envs.make import MakeEnv
 
 Restorable = Literal["captured", "replayed", "no"]
@@ -38,7 +40,22 @@ Restorable = Literal["captured", "replayed", "no"]
 _TRIAL = 50  # steps played twice to see whether an environment is deterministic
 
 
-class Captured(gym.Wrapper):
+class Outermost(gym.Wrapper):
+    """Tells a game of several lives, whatever wrappers stand between, which resets are to begin it anew."""
+
+    _cut = False  # whether the last step was truncated
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        cut, self._cut = self._cut, False
+        return reset_as_asked(self.env, seed=seed, options=options, cut=cut)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        step = self.env.step(action)
+        self._cut = step[3]
+        return step
+
+
+class Captured(Outermost):
     """An environment that `envs.state` can capture. Changes nothing of what it does.
 
     to_restore: for `restore`, a state and the seed of a new episode where that cannot be restored. An attribute,
@@ -71,25 +88,37 @@ class Replayed(Captured):
     def __init__(self, env: gym.Env):
         super().__init__(env)
         self._seed = self._episode = 0
+        self._lost_life = False  # by the last step, in a game that goes on
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """With a seed: episode 0 of it. Without: the next episode, begun with a seed of its own."""
+        """With a seed: episode 0 of it. Without: the next episode, begun with a seed of its own; or the next life."""
+        if seed is None and self._lost_life:
+            return self._next_life(options)
         self._seed, self._episode = (self._seed, self._episode + 1) if seed is None else (int(seed), 0)
         return self._begin(options)
 
     def _begin(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._memory = env_state.wrapper_memory(self.env)
         self._options, self._actions, self._form = options, bytearray(), np.zeros(())
-        obs, info = self.env.reset(seed=episode_seed(self._seed, self._episode), options=options)
+        self._lost_life, self._lives = False, 0
+        obs, info = super().reset(seed=episode_seed(self._seed, self._episode), options=options)
         self._digest = hashlib.blake2b(np.asarray(obs).tobytes(), digest_size=16)
+        return obs, info
+
+    def _next_life(self, options: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
+        self._options = self._options or options
+        self._lost_life, self._lives = False, self._lives + 1
+        obs, info = super().reset(options=options)
+        self._digest.update(np.asarray(obs).tobytes())
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self._form = np.array(action)
         self._actions += self._form.tobytes()  # before the environment can write into it
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = super().step(action)
         for part in (obs, np.float64(reward), np.array([terminated, truncated], bool)):
             self._digest.update(np.asarray(part).tobytes())
+        self._lost_life = bool(terminated and not truncated) and game_goes_on(self.env, info)
         return obs, reward, terminated, truncated, info
 
     def capture(self) -> dict[str, Any] | None:
@@ -101,6 +130,7 @@ class Replayed(Captured):
             "episode": self._episode,
             "memory": self._memory,
             "actions": actions,
+            "lives": self._lives,
             "digest": self._digest.hexdigest(),
         }
 
@@ -117,6 +147,10 @@ class Replayed(Captured):
                 return False
             _, _, terminated, truncated, _ = self.step(action)
             ended = terminated or truncated
+            # Absent in states of versions in which each life was an episode.
+            if self._lost_life and self._lives < state.get("lives", 0):
+                self.reset()
+                ended = False
         return self._digest.hexdigest() == state["digest"]
 
 
@@ -150,5 +184,4 @@ class Layered:
     kind: Restorable
 
     def __call__(self) -> gym.Env:
-        env = self.make()
-        return {"captured": Captured, "replayed": Replayed}[self.kind](env) if self.kind != "no" else env
+        return {"captured": Captured, "replayed": Replayed, "no": Outermost}[self.kind](self.make())
