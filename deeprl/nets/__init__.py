@@ -36,6 +36,7 @@ from deeprl.nets.simba_v2 import (
     SimbaV2Encoder,
     SimbaV2Head,
 )
+from deeprl.nets.torso import image_torso
 
 __all__ = [
     "MLP",
@@ -70,6 +71,7 @@ __all__ = [
     "bound_log_std",
     "categorical",
     "hyper_weights",
+    "image_torso",
     "init_params",
     "l2_normalize",
     "normal_log_prob",

@@ -42,22 +42,27 @@ class NatureCNN(nn.Module):
 class MinAtarCNN(nn.Module):
     """The torso of MinAtar's DQN (Young & Tian 2019): 16 filters of 3x3, stride 1, and a ReLU.
 
-    Takes boolean images [B, H, W, C]. Written as one matrix product over the patches, which a vmap over agents turns
-    into one batched product: 20 % faster there than a grouped convolution. weight: that of a convolution, as
-    [16, C * 3 * 3]. 10 x 10 gives 1024 `features`.
+    Takes images [B, H, W, C] (or [B, C, H, W] without channels_last). Bytes are divided by 255 here, as in `NatureCNN`;
+    booleans and floats are taken as they are. The image must be at least 3 x 3. Written as one matrix product over the
+    patches, which a vmap over agents turns into one batched product: 20 % faster there than a grouped convolution.
+    weight: that of a convolution, as [16, C * 3 * 3]. 10 x 10 gives 1024 `features`.
     """
 
-    def __init__(self, shape: Sequence[int], filters: int = 16):
+    def __init__(self, shape: Sequence[int], filters: int = 16, channels_last: bool = True):
         super().__init__()
+        self.channels_last = channels_last
         _require_three_axes(shape)
-        height, width, channels = shape
+        height, width, channels = shape if channels_last else (*shape[1:], shape[0])
         if min(height, width) < 3:
             raise ValueError(f"images of shape {tuple(shape)} are too small: at least 3 x 3 is needed")
         self.patches = nn.Linear(9 * channels, filters)
         self.features = (height - 2) * (width - 2) * filters
 
     def forward(self, x: Shaped[Tensor, "B _ _ _"]) -> Float[Tensor, "B F"]:
-        patches = x.to(torch.float32).unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H - 2, W - 2, C, 3, 3]
+        x = x.to(torch.float32) / 255.0 if x.dtype == torch.uint8 else x.to(torch.float32)
+        if not self.channels_last:
+            x = x.movedim(1, -1)
+        patches = x.unfold(1, 3, 1).unfold(2, 3, 1)  # [B, H - 2, W - 2, C, 3, 3]
         return torch.relu(self.patches(patches.flatten(3))).flatten(1)
 
 
