@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from deeprl import rng
+from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN
+from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
 from deeprl.envs.population import Episode, env_seeds
 from deeprl.population import Execution, over_agents
@@ -101,8 +103,8 @@ class Evaluator:
                 lengths[m, e] += 1
                 if not (terminated or truncated):
                     continue
-                if info.get("game_over", True) or truncated:
-                    result = info.get("game_return", returns[m, e]), info.get("game_length", lengths[m, e])
+                if info.get(GAME_OVER, True) or truncated:
+                    result = info.get(GAME_RETURN, returns[m, e]), info.get(GAME_LENGTH, lengths[m, e])
                     ended.append(Episode(m, first + e, float(result[0]), int(result[1])))
                 else:  # a life was lost
                     obs[m, e], is_first[m, e] = envs[m][e].reset()[0], True
@@ -114,7 +116,7 @@ class Evaluator:
         if not self._envs:
             self._envs = [[] for _ in self._seeds]
         for row in self._envs:
-            row.extend(self._make() for _ in range(width - len(row)))
+            row.extend(Checked(self._make()) for _ in range(width - len(row)))
         return self._envs
 
     def close(self) -> None:

@@ -17,9 +17,9 @@ that is a setting of the learner.
 
 The info of every step holds, whatever ended the learner's episode,
 
-    game_over     whether the game itself is over
-    game_return   undiscounted sum of all rewards of this game so far, those of no-op and FIRE frames too
-    game_length   decisions of the agent in this game so far; the frames that wrappers played on their own do not count
+    deeprl.game_over     whether the game itself is over
+    deeprl.game_return   undiscounted sum of all rewards of this game so far, those of no-op and FIRE frames too
+    deeprl.game_length   decisions of the agent in this game so far, without the frames that wrappers play on their own
 
 A game that ends inside a reset (in the no-op after a lost life, or by FIRE) is reported nowhere: no step saw its end.
 """
@@ -33,6 +33,10 @@ from typing import Any
 import gymnasium as gym
 
 from deeprl.errors import DeeprlError
+
+# Names of our own: an environment may tell of a `game_over` that means something else.
+GAME_OVER, GAME_RETURN, GAME_LENGTH = OWN_INFO = ("deeprl.game_over", "deeprl.game_return", "deeprl.game_length")
+_GAME = "deeprl.game"  # the number of the game, from `GameRecord` to `CountDecisions`
 
 # What the preprocessing sets for the game, and the setting to use in its place.
 _TAKEN = {
@@ -143,7 +147,7 @@ class GameRecord(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
         self.total, self.games = 0.0, self.games + 1
-        return obs, {**info, "game": self.games}
+        return obs, {**info, _GAME: self.games}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -153,7 +157,7 @@ class GameRecord(gym.Wrapper):
             reward,
             terminated,
             truncated,
-            {**info, "game_over": bool(terminated), "game_return": self.total, "game": self.games},
+            {**info, GAME_OVER: bool(terminated), GAME_RETURN: self.total, _GAME: self.games},
         )
 
 
@@ -166,15 +170,15 @@ class CountDecisions(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        if (game := info.pop("game")) != self.game:
+        if (game := info.pop(_GAME)) != self.game:
             self.game, self.length = game, 0
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.length += 1
-        del info["game"]
-        info["game_length"] = self.length
+        del info[_GAME]
+        info[GAME_LENGTH] = self.length
         return obs, reward, terminated, truncated, info
 
 

@@ -31,6 +31,7 @@ import gymnasium as gym
 import numpy as np
 
 from deeprl.envs import state as env_state
+from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
 
 Restorable = Literal["captured", "replayed", "no"]
@@ -38,8 +39,8 @@ Restorable = Literal["captured", "replayed", "no"]
 _TRIAL = 50  # steps played twice to see whether an environment is deterministic
 
 
-class Captured(gym.Wrapper):
-    """An environment that `envs.state` can capture. Changes nothing of what it does.
+class Captured(Checked):
+    """An environment that `envs.state` can capture.
 
     to_restore: for `restore`, a state and the seed of a new episode where that cannot be restored. An attribute,
     because a vector environment can set one to a value of its own in each environment, but calls all alike.
@@ -80,14 +81,14 @@ class Replayed(Captured):
     def _begin(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._memory = env_state.wrapper_memory(self.env)
         self._options, self._actions, self._form = options, bytearray(), np.zeros(())
-        obs, info = self.env.reset(seed=episode_seed(self._seed, self._episode), options=options)
+        obs, info = super().reset(seed=episode_seed(self._seed, self._episode), options=options)
         self._digest = hashlib.blake2b(np.asarray(obs).tobytes(), digest_size=16)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self._form = np.array(action)
         self._actions += self._form.tobytes()  # before the environment can write into it
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = super().step(action)
         for part in (obs, np.float64(reward), np.array([terminated, truncated], bool)):
             self._digest.update(np.asarray(part).tobytes())
         return obs, reward, terminated, truncated, info
@@ -126,11 +127,15 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def how_restorable(env: gym.Env) -> Restorable:
-    """Find out how environments such as this one, which is used up by it, can be restored."""
+    """Find out how environments such as this one, which is used up by it, can be restored.
+
+    Raises DeeprlError if its first steps break the rules that `checked` tells.
+    """
     env.action_space.seed(0)
-    env.reset(seed=0)
-    env.step(env.action_space.sample())
-    if env_state.capture(env) is not None:
+    layer = Captured(env)
+    layer.reset(seed=0)
+    layer.step(env.action_space.sample())
+    if layer.capture() is not None:
         return "captured"
     trial = Replayed(env)
     trial.reset(seed=0)
@@ -150,5 +155,4 @@ class Layered:
     kind: Restorable
 
     def __call__(self) -> gym.Env:
-        env = self.make()
-        return {"captured": Captured, "replayed": Replayed}[self.kind](env) if self.kind != "no" else env
+        return {"captured": Captured, "replayed": Replayed, "no": Checked}[self.kind](self.make())
