@@ -211,7 +211,7 @@ def test_actions_are_of_the_spaces_type_and_inside_its_bounds(dtype):
     assert all(box.contains(action) for action in sent)
     # 0.4 of float32 is 0.4000000059604645, outside of the bounds of float64
     assert sent[[0, 200]].tolist() == [box.low.tolist(), box.high.tolist()]
-    assert sent[100].tolist() == pytest.approx([0.0, 0.4], abs=np.finfo(dtype).eps)
+    assert sent[100].tolist() == pytest.approx([0.0, 0.4], abs=float(np.finfo(dtype).eps))
 
 
 def test_bounds_of_half_precision_do_not_overflow():
