@@ -35,6 +35,7 @@ from speed_rows import COLUMNS, device_name, save
 from speed_turns import busy_seconds
 
 from deeprl.envs import pool as envpool_backend
+from deeprl.envs.atari import GAME_OVER
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.pool import EnvPoolVector
 from deeprl.envs.population import EnvBackend, PopulationEnvs
@@ -234,7 +235,7 @@ def play(env: str, changes: dict[str, Any], limit: int) -> Tally:
         obs, reward, terminated, _, info = ale.step(action)
         nxt, reward2, terminated2, _, final = pool.step(np.array([action]))
         told = {k: r.step(action) for k, r in referees.items()}
-        overs = bool(info["game_over"]), bool(terminated2[0] and final.get("final_info", {})["game_over"][0])
+        overs = bool(info[GAME_OVER]), bool(terminated2[0] and final.get("final_info", {})[GAME_OVER][0])
         tally.game_over = any(overs)
         tally.rewards &= reward == reward2[0]
         tally.ends &= terminated == bool(terminated2[0]) and overs[0] == overs[1]

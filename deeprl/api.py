@@ -166,8 +166,8 @@ class Policy:
     """A trained agent without exploration: `policy(obs)` with NumPy arrays in and out.
 
     obs: [*O] or a batch [B, *O] in the environment's own units. Returns actions [A] or [B, A] in the environment's
-    units (float32), clipped to its bounds; of a discrete environment an int64 number or [B] of them. seed, settings:
-    which agent this is; spec: shapes and bounds of its environment.
+    units, clipped to its bounds, of the type of its actions (mostly float32); of a discrete environment an int64 number
+    or [B] of them. seed, settings: which agent this is; spec: shapes and bounds of its environment.
     """
 
     def __init__(self, population: Population, member: int):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from deeprl import rng
-from deeprl.envs.atari import reset_as_asked
+from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN
+from deeprl.envs.checked import Checked
 from deeprl.envs.dmc import DMControl
 from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.population import Episode, env_seeds
@@ -125,7 +126,7 @@ class Evaluator:
         running = list(np.ndindex(shape))
         keys = rng.Streams(self._seeds)("eval", counter)
         for m, e in running:
-            obs[m, e] = reset_as_asked(envs[m][e], seed=starts[m][e])[0]
+            obs[m, e] = envs[m][e].reset(seed=starts[m][e])[0]
         while running:
             keys[:, 3] = first * 2**20 + lengths.max() + 1  # 0 is what the starts were drawn from
             action = to_env_action(spec, policy(obs, is_first, keys))
@@ -138,11 +139,11 @@ class Evaluator:
                 truncated = truncated or (self._endless and bool(lengths[m, e] >= LONGEST))
                 if not (terminated or truncated):
                     continue
-                if info.get("game_over", True) or truncated:
-                    result = info.get("game_return", returns[m, e]), info.get("game_length", lengths[m, e])
+                if info.get(GAME_OVER, True) or truncated:
+                    result = info.get(GAME_RETURN, returns[m, e]), info.get(GAME_LENGTH, lengths[m, e])
                     ended.append(Episode(m, first + e, float(result[0]), int(result[1])))
                 else:  # a life was lost
-                    obs[m, e], is_first[m, e] = reset_as_asked(envs[m][e])[0], True
+                    obs[m, e], is_first[m, e] = envs[m][e].reset()[0], True
             over = {(e.member, e.env - first) for e in ended}
             running = [place for place in running if place not in over]
             yield ended
@@ -151,7 +152,7 @@ class Evaluator:
         if not self._envs:
             self._envs = [[] for _ in self._seeds]
         for row in self._envs:
-            row.extend(self._make() for _ in range(width - len(row)))
+            row.extend(Checked(self._make()) for _ in range(width - len(row)))
         return self._envs
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from deeprl.envs.checked import env_name
 from deeprl.errors import DeeprlError
 from deeprl.spec import EnvSpec
 
@@ -17,14 +18,15 @@ _FLATTEN = "try --wrappers gymnasium.wrappers:FlattenObservation"
 def env_spec(env: gym.Env) -> EnvSpec:
     """Shapes, types and bounds of an environment.
 
-    Supported are `Box` observations and `Discrete` or flat, bounded `Box` actions. Raises DeeprlError for all else.
+    Supported are `Box` observations and `Discrete` or flat, bounded `Box` actions of floats. Raises DeeprlError for all
+    else.
     """
-    name = env.spec.id if env.spec else type(env.unwrapped).__name__
-    obs, action = env.observation_space, env.action_space
+    name = env_name(env)
+    obs, action = (getattr(env, f"{kind}_space", None) for kind in ("observation", "action"))
     if not isinstance(obs, spaces.Box) or not obs.shape:
-        raise DeeprlError(f"{name} observes {obs}; supported are Box vectors and images ({_FLATTEN})")
+        raise DeeprlError(f"{name} observes {obs}; supported are Box vectors and images{_flatten_hint(obs)}")
     frame_stack = _frame_stack(env)
-    repeat = int(getattr(env.unwrapped, "action_repeat", None) or 1)
+    repeat = int(getattr(env.unwrapped, "deeprl_action_repeat", 1))
     dtype = obs.dtype.name if obs.dtype.name in ("uint8", "bool") and len(obs.shape) > 1 else "float32"
     if isinstance(action, spaces.Discrete):
         return EnvSpec(obs.shape, 0, (), (), dtype, int(action.n), int(action.start), frame_stack, repeat)
@@ -32,10 +34,37 @@ def env_spec(env: gym.Env) -> EnvSpec:
         raise DeeprlError(
             f"{name} acts in {action}; supported are Discrete and flat Box actions (wrap it to have one of them)"
         )
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise DeeprlError(f"{name} has unbounded actions {action}; wrap it so that they have finite bounds")
+    if action.dtype.kind != "f":
+        raise DeeprlError(
+            f"{name} acts in whole numbers, {action}; wrap it to take floats and round them, or Discrete actions"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = np.float32(action.high) - np.float32(action.low)
+    if not np.isfinite(width).all():
+        raise DeeprlError(f"{name} has unbounded actions {action}; wrap it so that float32 can hold bounds and range")
     low, high = tuple(action.low.tolist()), tuple(action.high.tolist())
-    return EnvSpec(obs.shape, action.shape[0], low, high, dtype, frame_stack=frame_stack, action_repeat=repeat)
+    return EnvSpec(
+        obs.shape, len(low), low, high, dtype, 0, 0, frame_stack, repeat, action_dtype=np.dtype(action.dtype).name
+    )
+
+
+def _flatten_hint(obs: gym.Space | None) -> str:
+    """What makes vectors of observations that are no Box, where that works; else the parts that are in the way."""
+    if _flattenable(obs):
+        return f" ({_FLATTEN})"
+    if not isinstance(obs, spaces.Dict):
+        return ""
+    fine = [str(key) for key, part in obs.spaces.items() if _flattenable(part)]
+    others = [str(key) for key in obs.spaces if str(key) not in fine]
+    choose = f"; choose among {', '.join(fine)} by a wrapper (--wrappers MODULE:CLASS)" if fine else ""
+    return f" (no vector can hold {', '.join(others)}{choose})"
+
+
+def _flattenable(space: gym.Space | None) -> bool:
+    try:
+        return space is not None and isinstance(spaces.flatten_space(space), spaces.Box)
+    except NotImplementedError:  # of a space that Gymnasium does not know
+        return False
 
 
 def require(algorithm: str, spec: EnvSpec, actions: Literal["continuous", "discrete"], images: bool = False) -> None:
@@ -55,15 +84,15 @@ def require(algorithm: str, spec: EnvSpec, actions: Literal["continuous", "discr
 def to_env_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     """An agent's actions in the environment's own terms.
 
-    Continuous [..., A] in [-1, 1]: rescaled to the environment's units and clipped to its bounds, float32. NaN, which
-    an agent that diverged may give, becomes 0: some simulators would never recover from it. Discrete [...] in
+    Continuous [..., A] in [-1, 1]: rescaled to the environment's units and clipped to its bounds, of its type. NaN,
+    which an agent that diverged may give, becomes 0: some simulators would never recover from it. Discrete [...] in
     0 .. n - 1: counted from the first action that the environment knows, int64.
     """
     if spec.discrete:
         return action.astype(np.int64, copy=False) + spec.action_start
-    low, high = np.asarray(spec.action_low, np.float32), np.asarray(spec.action_high, np.float32)
+    low, high = spec.action_bounds
     action = np.nan_to_num(action, nan=0.0, posinf=1.0, neginf=-1.0)
-    return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high).astype(np.float32, copy=False)
+    return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high).astype(spec.action_dtype, copy=False)
 
 
 def _frame_stack(env: gym.Env) -> int:

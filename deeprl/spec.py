@@ -6,9 +6,11 @@ B batch, T time, O observation, A action, K bins, Z latent.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -27,7 +29,8 @@ class EnvSpec:
     continuous ones; agents count them from 0, the environment from action_start. frame_stack: frames stacked along
     the first axis of an observation, 0 for a single frame or a vector. action_repeat: simulator steps of one step of
     the environment; benchmark rows count them. score_range: the returns of a random and of an expert policy, which a
-    normalised score puts at 0 and 100; empty where nobody has published them.
+    normalised score puts at 0 and 100; empty where nobody has published them. action_dtype: the type of floats that the
+    environment takes as continuous actions.
     """
 
     obs_shape: tuple[int, ...]
@@ -40,6 +43,7 @@ class EnvSpec:
     frame_stack: int = 0
     action_repeat: int = 1
     score_range: tuple[float, ...] = ()
+    action_dtype: str = "float32"
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> EnvSpec:
@@ -57,6 +61,12 @@ class EnvSpec:
     def discrete(self) -> bool:
         """Whether actions are numbers 0 .. actions - 1."""
         return self.actions > 0
+
+    @functools.cached_property
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of continuous actions, [A] each: in the type of the environment's actions, at least float32."""
+        dtype = np.promote_types(self.action_dtype, np.float32)
+        return np.asarray(self.action_low, dtype), np.asarray(self.action_high, dtype)
 
     @property
     def image(self) -> bool:

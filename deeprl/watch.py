@@ -9,7 +9,8 @@ import numpy as np
 
 from deeprl.api import MakeNet, Policy, load
 from deeprl.directory import evaluated_in, read_about
-from deeprl.envs.atari import reset_as_asked
+from deeprl.envs.atari import GAME_OVER
+from deeprl.envs.checked import Checked, env_name
 from deeprl.envs.make import make_env
 from deeprl.envs.population import env_seeds
 from deeprl.errors import DeeprlError
@@ -41,7 +42,7 @@ def watch(
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
-    env = make_env(where.env, where.env_kwargs, where.wrappers, render=True)
+    env = Checked(make_env(where.env, where.env_kwargs, where.wrappers, render=True))
     frames, episode_return = _film(env, policy, max_steps)
     fps = float(env.metadata.get("render_fps") or 30)
     env.close()
@@ -51,14 +52,14 @@ def watch(
 
 
 def _film(env: Any, policy: Policy, max_steps: int) -> tuple[list[np.ndarray], float]:
-    obs, _ = reset_as_asked(env, seed=env_seeds(policy.seed, "eval", 1)[0])
+    obs, _ = env.reset(seed=env_seeds(policy.seed, "eval", 1)[0])
     frames, total, ended = [_frame(env)], 0.0, False
     progress = Progress("filming", max_steps)
     while not ended and len(frames) <= max_steps:
         obs, reward, terminated, truncated, info = env.step(policy(obs))
-        total, ended = total + float(reward), truncated or (terminated and info.get("game_over", True))
+        total, ended = total + float(reward), truncated or (terminated and info.get(GAME_OVER, True))
         if terminated and not ended:  # a life was lost
-            obs, _ = reset_as_asked(env)
+            obs, _ = env.reset()
         frames.append(_frame(env))
         progress.update(len(frames))
     progress.close()
@@ -70,7 +71,7 @@ def _frame(env: Any) -> np.ndarray:
         frame = env.render()
     except Exception as error:  # OpenGL back ends fail in ways of their own
         raise DeeprlError(
-            f"cannot draw {env.unwrapped.spec.id}: {error}; MuJoCo needs EGL or OSMesa (MUJOCO_GL=egl or osmesa)"
+            f"cannot draw {env_name(env)}: {error}; MuJoCo needs EGL or OSMesa (MUJOCO_GL=egl or osmesa)"
         ) from error
     if not isinstance(frame, np.ndarray):
         raise DeeprlError(f"{type(env.unwrapped).__name__} has no rgb_array rendering")

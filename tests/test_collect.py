@@ -109,7 +109,7 @@ def test_every_successor_is_what_the_action_leads_to(tmp_path: Path, files: list
     d = columns(tmp_path / "d.hdf5")
     assert {k: (v.shape, v.dtype.name) for k, v in d.items()} == {
         **dict.fromkeys(("observations", "next_observations"), ((100, 2), "float32")),
-        **{"actions": ((100, 1), "float32"), "rewards": ((100,), "float32")},
+        **{"actions": ((100, 1), "float64"), "rewards": ((100,), "float32")},
         **dict.fromkeys(("terminals", "timeouts"), ((100,), "bool")),
     }
     s, a = d["observations"].astype(np.float64), d["actions"].astype(np.float64)
@@ -162,7 +162,7 @@ def test_shares(recorder: Recorder) -> None:
     shares = [Share(steady(-0.1), 1), Share(steady(0.2), 3), Share(steady(0.1), 2)]
     played = list(collect.collect(recorder, shares, 99, seed=0))
     actions = np.concatenate([e.action[:, 0] for e in played])
-    np.testing.assert_array_equal(actions, np.float32([-0.1] * 17 + [0.2] * 49 + [0.1] * 33))  # 16.5, 66, 99
+    np.testing.assert_array_equal(actions, np.float64([-0.1] * 17 + [0.2] * 49 + [0.1] * 33))  # 16.5, 66, 99
     with pytest.raises(DeeprlError, match="steps: 2 are too few for a mixture of 3"):
         list(collect.collect(recorder, shares, 2, seed=0))
 

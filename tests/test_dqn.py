@@ -336,10 +336,12 @@ def test_initial_states_differ_between_seeds_and_targets_are_copies() -> None:
         (TWO, {}, lambda s, c: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "BatchNorm1d keeps state"),
         (TWO, {}, lambda s, c: 3, "net: must return Q network as torch modules, not int"),
         (EnvSpec((2,), 1, (-1.0,), (1.0,)), {}, None, "dqn needs discrete actions, not 1 continuous"),
-        (EnvSpec((1, 35, 40), 0, (), (), "uint8", 2, 0, 1), {}, None, r"net: .*\(1, 35, 40\) are too small"),
-        (EnvSpec((2, 9, 3), 0, (), (), "bool", 2), {}, None, r"net: .*\(2, 9, 3\) are too small"),
-        (EnvSpec((84, 84), 0, (), (), "uint8", 2), {}, None, r"net: .*\(84, 84\): three axes are needed"),
-        (EnvSpec((9, 9), 0, (), (), "bool", 2), {}, None, r"net: .*\(9, 9\): three axes are needed"),
+        (EnvSpec((1, 2, 40), 0, (), (), "uint8", 2, 0, 1), {}, None, r"net: .*\(1, 2, 40\): .*at least 3 x 3; try"),
+        (EnvSpec((2, 9, 3), 0, (), (), "bool", 2), {}, None, r"net: .*\(2, 9, 3\): .*at least 3 x 3; try"),
+        (EnvSpec((84, 84), 0, (), (), "uint8", 2), {}, None, r"net: .*\(84, 84\): .*three axes .*FlattenObservation"),
+        (EnvSpec((9, 9), 0, (), (), "bool", 2), {}, None, r"net: .*\(9, 9\): .*three axes .*FlattenObservation"),
+        (EnvSpec((10, 4), 0, (), (), "float32", 2, 0, 10), {}, None, r"net: .*\(10, 4\): .*FlattenObservation"),
+        (EnvSpec((4, 84, 84, 3), 0, (), (), "uint8", 2, 0, 4), {}, None, r"net: .*84, 3\): .*three axes"),
     ],
 )
 def test_unfit_networks_and_environments_raise_in_one_line(

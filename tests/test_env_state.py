@@ -359,7 +359,7 @@ def test_atari_goes_on_from_the_step_before_the_reset_after_a_lost_life(tmp_path
     assert np.array_equal(starts[0][0], starts[1][0])
     infos = [e.step(1)[4] for e in (env, other)]
     assert infos[0] == infos[1]
-    assert infos[0]["game_length"] > 20  # the game goes on
+    assert infos[0]["deeprl.game_length"] > 20  # the game goes on
 
 
 def test_atari_with_sticky_actions_of_ale_gives_none():
@@ -421,6 +421,19 @@ def test_attribute_that_no_checkpoint_could_be_loaded_with_is_not_captured():
     env = gym.Wrapper(env)
     env.mode = Mode.EASY
     assert env_state.capture(env) is None
+
+
+def test_own_state_is_a_copy_of_arrays_that_the_environment_goes_on_with():
+    class Live(Walk):
+        def state_dict(self):
+            return {"place": self.place, "visits": self.visits}
+
+    env = Live()
+    env.reset(seed=0)
+    state = env_state.capture(env)["inner"]
+    before = state["place"].tolist(), list(state["visits"])
+    env.step(np.ones(2, np.float32))
+    assert (state["place"].tolist(), state["visits"]) == before
 
 
 def test_own_state_of_other_types_is_refused():

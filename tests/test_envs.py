@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import pickle
 import sys
 
@@ -190,6 +192,71 @@ def test_pendulum_actions_are_doubled():
     spec = env_spec(make_env("Pendulum-v1"))
     assert spec == EnvSpec((3,), 1, (-2.0,), (2.0,))
     assert to_env_action(spec, np.array([[-1.0], [0.25], [1.0], [9.0]], np.float32)).ravel().tolist() == [-2, 0.5, 2, 2]
+
+
+def boxed(box):
+    env = Count()
+    env.action_space = box
+    return env_spec(env)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_actions_are_of_the_spaces_type_and_inside_its_bounds(dtype):
+    box = gym.spaces.Box(np.array([-0.4, 0.1], dtype), np.array([0.4, 0.7], dtype), dtype=dtype)
+    spec = boxed(box)
+    assert spec.action_dtype == np.dtype(dtype).name
+    grid = np.linspace(-1.0, 1.0, 201, dtype=np.float32)
+    sent = to_env_action(spec, np.stack([grid, grid], -1))
+    assert sent.dtype == dtype
+    assert all(box.contains(action) for action in sent)
+    # 0.4 of float32 is 0.4000000059604645, outside of the bounds of float64
+    assert sent[[0, 200]].tolist() == [box.low.tolist(), box.high.tolist()]
+    assert sent[100].tolist() == pytest.approx([0.0, 0.4], abs=float(np.finfo(dtype).eps))
+
+
+def test_bounds_of_half_precision_do_not_overflow():
+    spec = boxed(gym.spaces.Box(-6e4, 6e4, (1,), np.float16))  # 12e4 is infinite there
+    assert to_env_action(spec, np.array([[-1.0], [0.5], [1.0]], np.float32)).ravel().tolist() == [-6e4, 3e4, 6e4]
+
+
+def test_float32_actions_are_the_numbers_they_were():
+    low, high = np.float32([-2.3, 0.1]), np.float32([1.7, 0.3])
+    given = np.random.default_rng(0).uniform(-1.2, 1.2, (500, 2)).astype(np.float32)
+    expected = np.clip(low + (given + 1.0) * 0.5 * (high - low), low, high)
+    sent = to_env_action(boxed(gym.spaces.Box(low, high)), given)
+    assert (sent.dtype, sent.tobytes()) == (np.float32, expected.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (gym.spaces.Box(0, 4, (2,), np.int64), r"acts in whole numbers, Box\(0, 4.*wrap it to take floats"),
+        (gym.spaces.Box(0, 1, (2,), np.uint8), r"acts in whole numbers"),
+        (gym.spaces.Box(-3e38, 3e38, (2,), np.float32), r"has unbounded actions .*float32 can hold bounds"),
+        (gym.spaces.Box(-1e300, 1e300, (2,), np.float64), r"has unbounded actions"),
+        (gym.spaces.Box(np.float32([-1, -np.inf]), np.float32([1, 1])), r"has unbounded actions"),
+    ],
+)
+def test_actions_that_floats_cannot_reach_are_refused(box, message):
+    with pytest.raises(DeeprlError, match=rf"^Count {message}"):
+        boxed(box)
+
+
+def test_spec_of_an_older_run_has_float32_actions():
+    spec = boxed(gym.spaces.Box(-0.4, 0.4, (1,), np.float64))
+    stored = json.loads(json.dumps(dataclasses.asdict(spec)))
+    assert EnvSpec.from_json(stored) == spec
+    del stored["action_dtype"]
+    assert to_env_action(EnvSpec.from_json(stored), np.ones((1, 1), np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_doubles_reach_the_environment(backend):
+    envs = PopulationEnvs(EnvFactory("odd_envs:Doubles-v0", {}, ()), [0, 1], 1, backend)
+    for action in (-1.0, 1.0, 0.25):
+        reward = envs.step(np.full((2, 1, 1), action, np.float32)).reward
+        assert reward.ravel().tolist() == [np.float32(0.4 * action)] * 2
+    envs.close()
 
 
 def test_transition_keeps_the_unscaled_action():

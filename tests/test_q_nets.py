@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deeprl.nets import MinAtarCNN, NatureCNN, QNetwork, TanhActor, init_params
+from deeprl.nets import MinAtarCNN, NatureCNN, QNetwork, TanhActor, image_torso, init_params
+from deeprl.spec import EnvSpec
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -106,3 +107,46 @@ def test_init_params_makes_every_network_anew() -> None:
 def test_tanh_actor_is_the_tanh_of_its_trunk() -> None:
     actor, obs = TanhActor(3, 2, (4,)), randn(5, 3)
     torch.testing.assert_close(actor(obs), torch.tanh(actor.trunk(obs)))
+
+
+def image_spec(shape: tuple[int, ...], dtype: str = "uint8", frame_stack: int = 0) -> EnvSpec:
+    return EnvSpec(shape, 0, (), (), dtype, 3, 0, frame_stack)
+
+
+def test_minatar_cnn_divides_bytes_by_255_and_takes_channels_first() -> None:
+    last, first = MinAtarCNN((7, 8, 3)), MinAtarCNN((3, 7, 8), channels_last=False)
+    first.load_state_dict(last.state_dict())
+    x = images(5, 7, 8, 3)
+    assert torch.equal(last(x), last(x.to(torch.float32) / 255.0))
+    torch.testing.assert_close(first(x.movedim(-1, 1)), last(x))
+    assert first.features == last.features == 5 * 6 * 16
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "channels_last", "features"),
+    [
+        (image_spec((84, 84, 3)), NatureCNN, True, 3136),
+        (image_spec((3, 84, 84)), NatureCNN, False, 3136),
+        (image_spec((4, 84, 84), frame_stack=4), NatureCNN, False, 3136),
+        (image_spec((2, 84, 84), frame_stack=2), NatureCNN, False, 3136),
+        (image_spec((1, 36, 36), "float32"), NatureCNN, False, 64),
+        (image_spec((40, 36, 50)), NatureCNN, True, 64),
+        (image_spec((7, 7, 3)), MinAtarCNN, True, 400),
+        (image_spec((3, 7, 7)), MinAtarCNN, False, 400),
+        (image_spec((4, 10, 10), frame_stack=4), MinAtarCNN, False, 1024),
+        (image_spec((35, 84, 3)), MinAtarCNN, True, 33 * 82 * 16),
+        (image_spec((8, 8, 119), "float32"), MinAtarCNN, True, 576),
+        (image_spec((3, 3, 5), "float32"), MinAtarCNN, True, 16),
+        (image_spec((10, 10, 4), "bool"), MinAtarCNN, True, 1024),
+        (image_spec((3, 10, 10), "bool"), MinAtarCNN, True, 128),  # as ever: MinAtar's booleans have channels last
+        (image_spec((84, 84, 4), "bool"), MinAtarCNN, True, 82 * 82 * 16),
+    ],
+)
+def test_torso_fits_the_image(spec: EnvSpec, kind: type, channels_last: bool, features: int) -> None:
+    torso = image_torso(spec)
+    assert (type(torso), torso.channels_last, torso.features) == (kind, channels_last, features)
+    assert torso(torch.zeros(2, *spec.obs_shape, dtype=getattr(torch, spec.obs_dtype))).shape == (2, features)
+
+
+def test_vectors_need_no_torso() -> None:
+    assert isinstance(image_torso(image_spec((7,), "float32")), nn.Identity)

@@ -18,9 +18,9 @@ that is a setting of the learner.
 
 The info of every step holds, whatever ended the learner's episode,
 
-    game_over     whether the game itself is over
-    game_return   undiscounted sum of all rewards of this game so far, those of no-op and FIRE frames too
-    game_length   decisions of the agent in this game so far; the frames that wrappers played on their own do not count
+    deeprl.game_over     whether the game itself is over
+    deeprl.game_return   undiscounted sum of all rewards of this game so far, those of no-op and FIRE frames too
+    deeprl.game_length   decisions of the agent in this game so far, without the frames that wrappers play on their own
 
 A game that ends inside a reset (in the no-op after a lost life, or by FIRE) is reported nowhere: no step saw its end.
 """
@@ -35,6 +35,10 @@ import gymnasium as gym
 import numpy as np
 
 from deeprl.errors import DeeprlError
+
+# Names of our own: an environment may tell of a `game_over` that means something else.
+GAME_OVER, GAME_RETURN, GAME_LENGTH = OWN_INFO = ("deeprl.game_over", "deeprl.game_return", "deeprl.game_length")
+_GAME = "deeprl.game"  # the number of the game, from `GameRecord` to `CountDecisions`
 
 # What the preprocessing sets for the game, and the setting to use in its place.
 _TAKEN = {
@@ -151,7 +155,7 @@ class GameRecord(gym.Wrapper):
         obs, info = self.env.reset(seed=seed, options=options)
         self.total, self.games = 0.0, self.games + 1
         self.frame_before, self.frame = None, obs
-        return obs, {**info, "game": self.games}
+        return obs, {**info, _GAME: self.games}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -162,7 +166,7 @@ class GameRecord(gym.Wrapper):
             reward,
             terminated,
             truncated,
-            {**info, "game_over": bool(terminated), "game_return": self.total, "game": self.games},
+            {**info, GAME_OVER: bool(terminated), GAME_RETURN: self.total, _GAME: self.games},
         )
 
 
@@ -199,15 +203,15 @@ class CountDecisions(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        if (game := info.pop("game")) != self.game:
+        if (game := info.pop(_GAME)) != self.game:
             self.game, self.length = game, 0
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.length += 1
-        del info["game"]
-        info["game_length"] = self.length
+        del info[_GAME]
+        info[GAME_LENGTH] = self.length
         return obs, reward, terminated, truncated, info
 
 
@@ -280,7 +284,7 @@ def reset_as_asked(
 def game_goes_on(env: gym.Env, info: Mapping[str, Any]) -> bool:
     """Whether the game goes on with the next reset after a step that terminated and had this info."""
     life = _episodic_life(env)
-    return not info.get("game_over", True) if life is None else life.goes_on
+    return not info.get(GAME_OVER, True) if life is None else life.goes_on
 
 
 def _episodic_life(env: gym.Env) -> EpisodicLife | None:

@@ -34,7 +34,8 @@ class DMControl(gym.Env):
     ):
         if type(action_repeat) is not int or action_repeat < 1:
             raise ValueError(f"action_repeat must be a positive whole number, not {action_repeat!r}")
-        self.action_repeat, self.render_mode, self._size, self._camera = action_repeat, render_mode, size, camera
+        self.deeprl_action_repeat = action_repeat  # a name of our own: other environments may mean something else
+        self.render_mode, self._size, self._camera = render_mode, size, camera
         suite = _suite()
         domain, _, task = name.partition("-")
         if (domain, task) not in suite.ALL_TASKS:
@@ -61,7 +62,7 @@ class DMControl(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         reward = 0.0
-        for _ in range(self.action_repeat):
+        for _ in range(self.deeprl_action_repeat):
             now = self._env.step(action)
             reward += float(now.reward or 0.0)
             if now.last():

@@ -57,8 +57,8 @@ def make_env(
         _register(namespace)
     try:
         made = _OWN[namespace](env, kwargs) if namespace in _OWN else gym.make(env, **kwargs)
-        made = SeededStart(made) if namespace == "MinAtar" else made
-        made = FreshWorld(made) if type(made.unwrapped).__module__.endswith("box2d.bipedal_walker") else made
+        own = _OF_MODULE.get(type(made.unwrapped).__module__)
+        made = own(made) if own else made
     except gym.error.DependencyNotInstalled as error:
         raise DeeprlError(f"{env}: {one_line(error)}{_install_hint(str(error))}") from error
     except (gym.error.UnregisteredEnv, gym.error.Error) as error:
@@ -66,13 +66,17 @@ def make_env(
     except ModuleNotFoundError as error:
         reason = f"cannot import {error.name!r}" if error.name else one_line(error)
         raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
-    except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
-        raise DeeprlError(f"{env} with arguments {kwargs}: {one_line(error)}") from error
+    except DeeprlError:
+        raise
+    except Exception as error:  # an environment may refuse its arguments by any error
+        raise DeeprlError(f"{env} with arguments {kwargs}: {_reason(error)}") from error
     for wrapper in wrappers:
         try:
             made = load_object(wrapper, "wrapper")(made)
-        except (TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise DeeprlError(f"wrapper {wrapper}: {one_line(error)}") from error
+        except DeeprlError:
+            raise
+        except Exception as error:
+            raise DeeprlError(f"wrapper {wrapper}: {_reason(error)}") from error
         if not isinstance(made, gym.Env):
             raise DeeprlError(f"wrapper {wrapper}: gives {type(made).__name__}, not an environment")
     return made
@@ -117,6 +121,10 @@ class FreshWorld(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
 
+# What the environments of other packages need; a user's own may have the same names.
+_OF_MODULE = {"minatar.gym": SeededStart, "gymnasium.envs.box2d.bipedal_walker": FreshWorld}
+
+
 @functools.cache
 def _warn_once_per_text() -> None:
     """MuJoCo's warnings once each on stderr, instead of a MUJOCO_LOG.TXT wherever the user stands.
@@ -153,6 +161,12 @@ def _register(namespace: str) -> None:
         raise DeeprlError(f"the environments of {namespace}/ are not installed; {hint}") from error
     if not any(name.startswith(f"{namespace}/") for name in gym.registry):  # once: a second time warns of each name
         getattr(module, "register_envs", lambda: None)()
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, with its type where it says little: `KeyError: 'mass'`."""
+    said = one_line(error)
+    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError | AssertionError) or not said else said
 
 
 def _unknown(env: str, error: Exception) -> str:

@@ -3,12 +3,13 @@
 EnvPool plays many environments in C++ threads and resets one in the step after that which ended it, throwing the action
 away. Here that step is taken at once, for just those that have ended, and never handed out as a transition.
 
-Atari games take the `env_kwargs` of `atari.AtariSettings` and report `game_over`, `game_return` and `game_length` in
-the info of a step that ends something, as with `make_env`. What EnvPool does otherwise and no option of it can change:
+Atari games take the `env_kwargs` of `atari.AtariSettings` and report the end, return and length of a game
+(`atari.OWN_INFO`) in the info of a step that ends something, as with `make_env`. What EnvPool does otherwise and no
+option of it can change:
 
 - after a lost life it plays no-ops again, as many as after a reset of the game (`make_env`: one step of no-op);
 - FIRE on reset lasts one frame (`make_env`: one step of `frame_skip` frames) and counts as one of the no-op frames;
-- what frames inside a reset earn is missing from `game_return`, and they do not count for the limit of frames;
+- what frames inside a reset earn is missing from the return, and they do not count for the limit of frames;
 - an action is held by ALE's own sticky actions (`make_env`: by a wrapper, with the same rule).
 
 Where a lost life ends an episode EnvPool goes on stacking across it; here the stack begins anew with copies of the
@@ -27,7 +28,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from deeprl.envs.atari import AtariSettings
+from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN, AtariSettings
 from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError, nearest
 from deeprl.spaces import env_spec
@@ -115,7 +116,7 @@ class EnvPoolVector:
         self._age[ids] = 0
         self._begin_stacks(obs)
         if self._atari:
-            final["final_info"] = {"game_over": over, "game_return": self._returns, "game_length": self._lengths}
+            final["final_info"] = {GAME_OVER: over, GAME_RETURN: self._returns, GAME_LENGTH: self._lengths}
             # The no-ops after a lost life may have ended the game: then there are more lives than before.
             new = over | truncated
             new[ids] |= begun["lives"] > info["lives"][ids]

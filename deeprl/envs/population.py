@@ -12,12 +12,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from deeprl import rng
 from deeprl.envs import restorable
 from deeprl.envs import state as env_state
+from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN
+from deeprl.envs.checked import env_name
 from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.restorable import Restorable
 from deeprl.envs.workers import async_vector
@@ -48,8 +51,8 @@ class PopulationEnvs:
 
     `obs` [S, N, *O] of `spec.obs_dtype` is what the agents see now; `is_first` [S, N] tells which of them begin an
     episode. Running returns and lengths are kept per environment; `pop_episodes` hands out the episodes finished since
-    its last call, in order; `pop_faults` tells which agents met numbers that are not finite. Where an environment
-    reports a `game_over` in its info, episodes are whole games with the returns that it reports (see `atari.py`),
+    its last call, in order; `pop_faults` tells which agents met numbers that are not finite. Where our
+    own wrappers of Atari games report the end of a game, episodes are whole games with their returns (see `atari.py`),
     however often a lost life has ended an episode for the learner. `restorable` tells whether and how
     `load_state_dict` will restore them: "captured", "replayed" or "no".
     """
@@ -114,7 +117,7 @@ class PopulationEnvs:
                     self._faults.setdefault(int(m), kind)
 
     def _record(self, ended: np.ndarray, truncated: np.ndarray, info: dict[str, Any]) -> None:
-        counted = {"game_over": ended, "game_return": self._returns, "game_length": self._lengths}
+        counted = {GAME_OVER: ended, GAME_RETURN: self._returns, GAME_LENGTH: self._lengths}
         final = info.get("final_info", {})
         over, returns, lengths = (final.get(k, own).reshape(ended.shape) for k, own in counted.items())
         for m, e in np.argwhere(ended & (over | truncated)):
@@ -178,9 +181,16 @@ def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[A
         pool = EnvPoolVector(make, seeds)
         return pool, pool.env_spec, "no"
     probe = make()
+    if not isinstance(probe, gym.Env):
+        raise DeeprlError(f"{type(probe).__name__} is no environment of Gymnasium (a gymnasium.Env)")
     spec, kind = env_spec(probe), restorable.how_restorable(probe)
     probe.close()
-    layered = restorable.Layered(make, kind)
-    if backend == "async":
-        return async_vector(layered, len(seeds)), spec, kind
-    return SyncVectorEnv([layered] * len(seeds), copy=False, autoreset_mode=AutoresetMode.SAME_STEP), spec, kind
+    layered, n = restorable.Layered(make, kind), len(seeds)
+    try:
+        if backend == "async":
+            return async_vector(layered, n), spec, kind
+        return SyncVectorEnv([layered] * n, copy=False, autoreset_mode=AutoresetMode.SAME_STEP), spec, kind
+    except RuntimeError as error:
+        if "space" not in str(error):
+            raise
+        raise DeeprlError(f"{env_name(probe)}: its spaces must be the same in all environments; {error}") from error

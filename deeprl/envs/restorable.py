@@ -32,7 +32,8 @@ import gymnasium as gym
 import numpy as np
 
 from deeprl.envs import state as env_state
-from deeprl.envs.atari import game_goes_on, reset_as_asked
+from deeprl.envs.atari import game_goes_on
+from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
 
 Restorable = Literal["captured", "replayed", "no"]
@@ -40,23 +41,8 @@ Restorable = Literal["captured", "replayed", "no"]
 _TRIAL = 50  # steps played twice to see whether an environment is deterministic
 
 
-class Outermost(gym.Wrapper):
-    """Tells a game of several lives, whatever wrappers stand between, which resets are to begin it anew."""
-
-    _cut = False  # whether the last step was truncated
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        cut, self._cut = self._cut, False
-        return reset_as_asked(self.env, seed=seed, options=options, cut=cut)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        step = self.env.step(action)
-        self._cut = step[3]
-        return step
-
-
-class Captured(Outermost):
-    """An environment that `envs.state` can capture. Changes nothing of what it does.
+class Captured(Checked):
+    """An environment that `envs.state` can capture.
 
     to_restore: for `restore`, a state and the seed of a new episode where that cannot be restored. An attribute,
     because a vector environment can set one to a value of its own in each environment, but calls all alike.
@@ -160,11 +146,15 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def how_restorable(env: gym.Env) -> Restorable:
-    """Find out how environments such as this one, which is used up by it, can be restored."""
+    """Find out how environments such as this one, which is used up by it, can be restored.
+
+    Raises DeeprlError if its first steps break the rules that `checked` tells.
+    """
     env.action_space.seed(0)
-    env.reset(seed=0)
-    env.step(env.action_space.sample())
-    if env_state.capture(env) is not None:
+    layer = Captured(env)
+    layer.reset(seed=0)
+    layer.step(env.action_space.sample())
+    if layer.capture() is not None:
         return "captured"
     trial = Replayed(env)
     trial.reset(seed=0)
@@ -184,4 +174,4 @@ class Layered:
     kind: Restorable
 
     def __call__(self) -> gym.Env:
-        return {"captured": Captured, "replayed": Replayed, "no": Outermost}[self.kind](self.make())
+        return {"captured": Captured, "replayed": Replayed, "no": Checked}[self.kind](self.make())

@@ -113,7 +113,7 @@ def _inner_state(base: Any) -> dict[str, Any] | None:
         state = base.state_dict()
         if not _is_savable(state):
             raise DeeprlError(f"{type(base).__name__}.state_dict() gives more than numbers, strings, lists and arrays")
-        return state
+        return copy.deepcopy(state)  # its arrays may be those that the environment goes on with
     if _is_mujoco(base):
         return _mujoco_state(base.data)
     if _is_ale(base):

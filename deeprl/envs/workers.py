@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -26,6 +28,8 @@ from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
 from deeprl.interrupts import HEEDED
 
+_ENDED = (EOFError, BrokenPipeError, ConnectionResetError)  # what a pipe says whose other end is gone
+
 
 @dataclass(frozen=True)
 class Unheeding:
@@ -35,29 +39,56 @@ class Unheeding:
     parent: int
 
     def __call__(self) -> gym.Env:
-        if os.getpid() != self.parent:  # Gymnasium makes one there too, for its spaces
-            for number in HEEDED:
-                # Not SIG_IGN, which programs that the environment starts would inherit.
-                signal.signal(number, lambda *_: None)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
-        return self.make()
+        if os.getpid() == self.parent:  # Gymnasium makes one there too, for its spaces
+            return self.make()
+        for number in HEEDED:
+            # Not SIG_IGN, which programs that the environment starts would inherit.
+            signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+        try:
+            return self.make()
+        except DeeprlError as error:  # the parent made one: it knows what this process does not
+            print(f"error: in a process of its own: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
 
 
 class Workers(AsyncVectorEnv):
-    """As there; that one of its processes was killed is said in one line, and ends the others."""
+    """As there; that one of its processes was killed is said in one line, and ends the others.
+
+    So are the errors that users can mend.
+    """
+
+    def reset(self, **kwargs: Any) -> Any:
+        with self._all_alive():
+            return super().reset(**kwargs)
 
     def step(self, actions: Any) -> Any:
-        try:
+        with self._all_alive():
             return super().step(actions)
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+
+    @contextmanager
+    def _all_alive(self) -> Iterator[None]:
+        try:
+            yield
+        except _ENDED as error:
             _kill(self.processes)  # `close` would wait for steps that have been read already
             what = "the process of an environment was killed (too little memory?)"
             raise DeeprlError(f"{what}; the same command goes on from the newest checkpoint") from error
 
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        """As there, without the traces of what is said in one line."""
+        failed = [self.error_queue.get() for success in successes if not success]
+        if own := next((value for _, kind, value, _ in failed if issubclass(kind, DeeprlError)), None):
+            _kill(self.processes)
+            raise own
+        for failure in failed:
+            self.error_queue.put(failure)
+        super()._raise_if_errors([False] * len(failed))
+
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         try:
             super().close_extras(timeout, terminate)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except _ENDED:
             _kill(self.processes)
             for process in self.processes:
                 process.join()
@@ -72,6 +103,9 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
     try:
         # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
         vector = Workers(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
+    except _ENDED as error:
+        how = "name it module:Id to have module imported there, or use env_backend sync"
+        raise DeeprlError(f"env_backend async: an environment cannot be made in a process of its own; {how}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     Finalize(vector, _kill, (vector.processes,), exitpriority=20)

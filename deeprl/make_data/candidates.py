@@ -22,7 +22,7 @@ from deeprl.spec import EnvSpec
 
 def uniform_source(spec: EnvSpec) -> Source:
     """Uniformly random actions."""
-    low, high = (np.array(bound, np.float32) for bound in (spec.action_low, spec.action_high))
+    low, high = spec.action_bounds
     return Source("random", lambda obs, noise: noise.uniform(low, high, (len(obs), len(low))))
 
 

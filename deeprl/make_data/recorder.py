@@ -12,6 +12,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
 from deeprl.make_data.writers import Recorded
@@ -55,9 +56,9 @@ class _Tape:
         return self.terminated or self.truncated
 
     def step(self, action: np.ndarray) -> None:
+        self.action.append(action.copy())  # before the environment can write into it
         obs, reward, terminated, truncated, _ = self.env.step(action)
         self.obs.append(np.array(obs, np.float32))
-        self.action.append(action)
         self.reward.append(float(reward))
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
@@ -74,7 +75,7 @@ class Recorder:
     """Environments of one kind that play episodes of a policy together, so that it acts on a batch."""
 
     def __init__(self, make: MakeEnv, width: int = _WIDTH):
-        self.envs = [make() for _ in range(width)]
+        self.envs: list[gym.Env] = [Checked(make()) for _ in range(width)]
         self.spec = env_spec(self.envs[0])
 
     def episodes(
@@ -86,7 +87,7 @@ class Recorder:
         which they ended: the first to end would be the short ones.
         """
         starts, noise = (np.random.default_rng([*stream, i]) for i in range(2))
-        low, high = (np.array(bound, np.float32) for bound in (self.spec.action_low, self.spec.action_high))
+        low, high = self.spec.action_bounds
         tapes: list[_Tape] = []  # those not handed out yet; the episodes over wait for those that began before them
         free, left, begun = list(self.envs), steps, 0
         while left > 0 and (tapes or at_most is None or begun < at_most):
@@ -96,7 +97,7 @@ class Recorder:
                 begun += 1
             playing = [tape for tape in tapes if not tape.over]
             actions = source.act(np.stack([tape.obs[-1] for tape in playing]), noise)
-            actions = np.clip(actions, low, high).astype(np.float32, copy=False)
+            actions = np.clip(actions, low, high).astype(self.spec.action_dtype, copy=False)
             for tape, action in zip(playing, actions, strict=True):
                 tape.step(action)
             free += [tape.env for tape in playing if tape.over]

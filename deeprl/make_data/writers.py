@@ -29,8 +29,9 @@ _BLOCK_ROWS = 1024
 class Recorded(NamedTuple):
     """An episode of T steps in the environment's own units.
 
-    obs [T + 1, O], action [T, A], reward [T] float32. terminated: whether the task ended; if not, a time limit or the
-    end of the recording cut it. complete: whether the environment ended it. seed: what its first reset was given.
+    obs [T + 1, O] and reward [T] float32, action [T, A] of the type of its space. terminated: whether the task ended;
+    if not, a time limit or the end of the recording cut it. complete: whether the environment ended it. seed: what its
+    first reset was given.
     """
 
     obs: np.ndarray
@@ -78,9 +79,9 @@ def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origi
 
 
 def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
-    """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] float32, `terminals`,
-    `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but for `env`),
-    and `deeprl`, the version of the library.
+    """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] as in `Recorded`,
+    `terminals`, `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but
+    for `env`), and `deeprl`, the version of the library.
     """  # fmt: skip
     space: Any = env.action_space
     told = {"env_kwargs": origin.env_kwargs, "about": origin.about}

@@ -37,6 +37,7 @@ from deeprl.nets.simba_v2 import (
     SimbaV2Encoder,
     SimbaV2Head,
 )
+from deeprl.nets.torso import image_torso
 
 __all__ = [
     "MLP",
@@ -75,6 +76,7 @@ __all__ = [
     "categorical",
     "functional_call",
     "hyper_weights",
+    "image_torso",
     "init_networks",
     "init_params",
     "l2_normalize",

@@ -37,8 +37,7 @@ class NatureCNN(nn.Module):
         self.features = 64 * height * width
 
     def forward(self, x: Shaped[Tensor, "*B _ _ _"]) -> Float[Tensor, "*B F"]:
-        leading, values = x.shape[:-3], _as_floats(x, self.layers[0])
-        x = as_rows(values / 255.0 if x.dtype == torch.uint8 else values, 3)
+        leading, x = x.shape[:-3], as_rows(_as_floats(x, self.layers[0]), 3)
         if self.channels_last:
             x = x.movedim(-1, 1)
         for layer in self.layers:
@@ -49,27 +48,36 @@ class NatureCNN(nn.Module):
 class MinAtarCNN(nn.Module):
     """The torso of MinAtar's DQN (Young & Tian 2019): 16 filters of 3x3, stride 1, and a ReLU.
 
-    Takes boolean images [*B, H, W, C]. Written as one matrix product over the patches, which a vmap over agents turns
-    into one batched product: 20 % faster there than a grouped convolution. weight: that of a convolution, as
-    [16, C * 3 * 3]. 10 x 10 gives 1024 `features`.
+    Takes images [*B, H, W, C] (or [*B, C, H, W] without channels_last). Bytes are divided by 255, as in `NatureCNN`;
+    booleans and floats are taken as they are. The image must be at least 3 x 3. Written as one matrix product over the
+    patches, which a vmap over agents turns into one batched product: 20 % faster there than a grouped convolution.
+    weight: that of a convolution, as [16, C * 3 * 3]. 10 x 10 gives 1024 `features`.
     """
 
-    def __init__(self, shape: Sequence[int], filters: int = 16):
+    def __init__(self, shape: Sequence[int], filters: int = 16, channels_last: bool = True):
         super().__init__()
+        self.channels_last = channels_last
         _require_three_axes(shape)
-        height, width, channels = shape
+        height, width, channels = shape if channels_last else (*shape[1:], shape[0])
         if min(height, width) < 3:
             raise ValueError(f"images of shape {tuple(shape)} are too small: at least 3 x 3 is needed")
         self.patches = nn.Linear(9 * channels, filters)
         self.features = (height - 2) * (width - 2) * filters
 
     def forward(self, x: Shaped[Tensor, "*B _ _ _"]) -> Float[Tensor, "*B F"]:
-        patches = _as_floats(x, self.patches).unfold(-3, 3, 1).unfold(-3, 3, 1)  # [*B, H - 2, W - 2, C, 3, 3]
+        x = _as_floats(x, self.patches)
+        if not self.channels_last:
+            x = x.movedim(-3, -1)
+        patches = x.unfold(-3, 3, 1).unfold(-3, 3, 1)  # [*B, H - 2, W - 2, C, 3, 3]
         return torch.relu(self.patches(patches.flatten(-3))).flatten(-3)
 
 
 def _as_floats(x: Shaped[Tensor, "*B"], layer: Any) -> Float[Tensor, "*B"]:
-    return x if x.is_floating_point() else x.to(layer.weight.dtype)
+    """Pixels of the type of a layer's weights: bytes divided by 255, booleans; floats as they are."""
+    if x.is_floating_point():
+        return x
+    values = x.to(layer.weight.dtype)
+    return values / 255.0 if x.dtype == torch.uint8 else values
 
 
 def _require_three_axes(shape: Sequence[int]) -> None:

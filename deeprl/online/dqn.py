@@ -111,7 +111,7 @@ class Config(OnlineConfig):
     body: Literal["plain", "simba"] = "plain"
     """`simba`: a residual encoder (arXiv 2410.09754; 512 x 2 blocks) above the torso."""
     hidden: tuple[int, ...] = ()
-    """Layers above that; default 120 84 for vectors, 128 for MinAtar, 512 for other images, none for `simba`."""
+    """Layers above that; default 120 84 for vectors, 128 for small images, 512 for others, none for `simba`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,14 +152,10 @@ MakeNet = Callable[[EnvSpec, Config], nn.Module]
 
 
 def make_net(spec: EnvSpec, config: Config) -> nn.Module:
-    """The network of the paper for images, MinAtar's for boolean ones, an MLP for vectors; SimBa's above it."""
+    """The network of the paper for images, MinAtar's for small ones, an MLP for vectors; SimBa's above it."""
     bins = 1 if config.value == "scalar" else config.bins
-    torso: nn.Module = nn.Identity()
-    hidden: tuple[int, ...] = (120, 84)
-    if spec.image and spec.obs_dtype == "bool" and not spec.frame_stack:
-        torso, hidden = nets.MinAtarCNN(spec.obs_shape), (128,)
-    elif spec.image:
-        torso, hidden = nets.NatureCNN(spec.obs_shape, channels_last=not spec.frame_stack), (512,)
+    torso: nn.Module = nets.image_torso(spec)
+    hidden: tuple[int, ...] = {nets.MinAtarCNN: (128,), nets.NatureCNN: (512,)}.get(type(torso), (120, 84))
     features = int(getattr(torso, "features", spec.obs_dim))
     if config.body == "simba":
         torso, features, hidden = nn.Sequential(torso, nets.SimbaEncoder(features, 512, 2)), 512, ()
