@@ -23,6 +23,7 @@ import roofline  # noqa: E402
 import speed  # noqa: E402
 import speed_turns  # noqa: E402
 import stopwatch  # noqa: E402
+from against import interval  # noqa: E402
 from speed_modes import Mode, all_modes, launch_modes, peers  # noqa: E402
 from speed_rows import save, save_json, table, typed_command  # noqa: E402
 from speed_tasks import includes, task  # noqa: E402
@@ -359,3 +360,10 @@ def test_growth_is_the_time_of_a_population_step():
 def test_growth_is_plotted_from_its_rows(tmp_path):
     growth.plot(growing(), tmp_path / "plots" / "growth.png")
     assert (tmp_path / "plots" / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interval_of_a_median_by_order_statistics():
+    # P(X <= 5) = 0.0207 and P(X <= 6) = 0.0577 for X ~ B(20, 1/2): the 6th and the 15th, 95.9 %.
+    assert interval([*range(1, 21)]) == (6, 15)
+    assert interval([5, 3, 1, 2, 6, 4]) == (1, 6)  # 96.9 %
+    assert interval([3, 1, 2]) == (1, 3)
