@@ -71,8 +71,7 @@ class Run:
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
-        self._evaluations = Evaluations(config.seeds, config.eval_episodes, config.eval_every)
-        self._news: list[str] = []
+        self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes, config.eval_every), list[str]()
 
     # --- opening and closing ---
 
@@ -96,7 +95,7 @@ class Run:
     def make_envs(self) -> PopulationEnvs:
         """The environments that the agents act in; they are evaluated in others like them."""
         config: Any = self.config  # that of an online algorithm
-        make = EnvFactory(config.env, dict(config.env_kwargs), config.wrappers)
+        make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
         self.evaluate_in(make, keep=envs.restorable != "no")
@@ -104,8 +103,8 @@ class Run:
 
     def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:
         """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
-        # A wrapper may remember, and would be another after a resume.
-        self._news.append(self._evaluations.begin(make, keep and not self.config.wrappers))
+        keep = keep and not self.config.wrappers  # which may remember, and would be others after a resume
+        self._news.append(self._evaluations.begin(make, keep))
         self._closing.callback(self._evaluations.close)
 
     def restore(
@@ -126,7 +125,7 @@ class Run:
         about = ((envs or data).spec, self.execution, self._custom_net, self._evaluations.make)
         begin = functools.partial(write_about, self.directory, self.algorithm, self.config, *about)
         found, news = claimed(self.directory, self._stored, self.config, self.execution, begin, self._closing)
-        news = [*self._news, *news]
+        news += self._news
         if found:
             news += self._resume(net, *found)
         elif self._stored is not None:
