@@ -1,8 +1,9 @@
 """A GPU for machines without one: tensors made on `cuda:N` hold their numbers on the CPU, but are as strict as there.
 
 `.numpy()` is refused, as are operations with tensors of the CPU (but copies, indices, and numbers of no dimension), and
-`torch.cuda.set_device` wants an index. Their own `device` is `meta`, as torch without CUDA cannot have others; where it
-is handed on, it means the GPU. What it cannot tell: whether kernels compile, and what a recording of them does.
+`torch.cuda.set_device` wants an index. Below Python, and within vmap, their device is `meta`, as torch without CUDA has
+no other for them; where it is handed on there, it means the GPU. What it cannot tell: whether kernels compile, and what
+a recording of them does.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class GpuTensor(Tensor):
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{self.held!r} on cuda:{self.gpu}"
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.gpu)
 
     def tolist(self) -> Any:
         return self.cpu().tolist()

@@ -30,7 +30,7 @@ from deeprl.provenance import device_name
 from deeprl.tree import flatten, tree_map, write_into
 
 ONE: dict[str, Any] = {"batch_size": 4, "eval_episodes": 0, "threads": 1, "tensorboard": False, "seeds": [0, 1]}
-SHORT = {"env_kwargs": {"max_episode_steps": 3}, "steps": 8, "learning_starts": 3}
+SHORT = {"env_kwargs": {"max_episode_steps": 3}, "steps": 7, "learning_starts": 3}
 CONTINUOUS = ONE | SHORT | {"env": "Pendulum-v1"}
 SIMBA = CONTINUOUS | {"actor_width": 4, "critic_width": 4, "critic_blocks": 1, "utd": 1.0}
 DISCRETE = ONE | SHORT | {"env": "CartPole-v1", "utd": 1.0, "train_every": 1, "target_every": 3, "hidden": [4]}
@@ -140,9 +140,9 @@ def test_an_adversary_on_a_gpu_finds_what_it_finds_on_a_cpu(
 ) -> None:
     monkeypatch.setattr("deeprl.make_data.corruption.STEPS", 2)
     run = trained("edac", tmp_path / "run", compile="off")
-    dataset = load_dataset(tmp_path / "run.npz")
+    dataset = load_dataset(str(tmp_path / "run.npz"))
     on_cpu, on_gpu = (
-        corrupt(dataset, "adversarial", ["observation", "dynamics"], adversary=run.directory, device=device)
+        corrupt(dataset, "adversarial", ["observation", "action"], adversary=run.directory, device=device)
         for device in ("cpu", "cuda")
     )
     for ours, expected in zip(on_gpu.dataset.data, on_cpu.dataset.data, strict=True):
@@ -170,7 +170,7 @@ def test_a_gpu_has_an_index_from_the_start(gpus: list[int]) -> None:
 def test_a_run_uses_its_gpu_and_hands_back_the_one_in_use_before(
     device: str, expected: int, tmp_path: Path, gpus: list[int]
 ) -> None:
-    trained("sac", tmp_path / "run", compile="off", device=device, steps=5)
+    trained("sac", tmp_path / "run", compile="off", device=device, steps=4, seeds=[0])
     assert expected in gpus[1:]
     assert torch.cuda.current_device() == 0
     about = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -189,10 +189,9 @@ def test_runs_that_have_stored_cuda_without_an_index_go_on(device: str, tmp_path
 
 def test_agents_are_loaded_to_any_gpu_and_act_there(tmp_path: Path, gpus: list[int]) -> None:
     obs = np.array([1.0, 0.0, 0.5])
-    run = trained("sac", tmp_path / "run", compile="off", steps=5)
+    run = trained("sac", tmp_path / "run", compile="off", steps=4)
     expected = deeprl.load(run.directory, seed=1)(obs)
-    for index, device in enumerate(("auto", "cuda")):
-        torch.cuda.set_device(index)
+    for index, device in ((0, "auto"), (0, "cuda"), (1, "cuda:1")):
         policy = deeprl.load(run.directory, seed=1, device=device)
         assert np.array_equal(policy(obs), expected)
         assert {p.gpu for p in policy.modules()["actor"].parameters()} == {index}  # type: ignore[attr-defined]
