@@ -32,7 +32,7 @@ import gymnasium as gym
 import numpy as np
 
 from deeprl.envs import state as env_state
-from deeprl.envs.atari import game_goes_on, reset_as_asked
+from deeprl.envs.atari import announce_reset, game_goes_on
 from deeprl.envs.make import MakeEnv
 
 Restorable = Literal["captured", "replayed", "no"]
@@ -41,17 +41,18 @@ _TRIAL = 50  # steps played twice to see whether an environment is deterministic
 
 
 class Outermost(gym.Wrapper):
-    """Tells a game of several lives, whatever wrappers stand between, which resets are to begin it anew."""
+    """Tells a game of several lives which resets are to begin it anew: those with a seed, and those after a cut."""
 
     _cut = False  # whether the last step was truncated
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        cut, self._cut = self._cut, False
-        return reset_as_asked(self.env, seed=seed, options=options, cut=cut)
+        announce_reset(self.env, seed is not None or self._cut)
+        self._cut = False
+        return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        step = self.env.step(action)
-        self._cut = step[3]
+        step = super().step(action)
+        self._cut = bool(step[3])
         return step
 
 
@@ -118,7 +119,7 @@ class Replayed(Captured):
         obs, reward, terminated, truncated, info = super().step(action)
         for part in (obs, np.float64(reward), np.array([terminated, truncated], bool)):
             self._digest.update(np.asarray(part).tobytes())
-        self._lost_life = bool(terminated and not truncated) and game_goes_on(self.env, info)
+        self._lost_life = bool(terminated and not truncated) and game_goes_on(self.env)
         return obs, reward, terminated, truncated, info
 
     def capture(self) -> dict[str, Any] | None:
