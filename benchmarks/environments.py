@@ -7,10 +7,10 @@
 Each environment is tried in a process of its own, 60 steps of tiny networks in at most `--limit` seconds, without an
 evaluation. First the plain command; where that is refused, what the message advises (`try --wrappers ...`, `try dqn`);
 then options that a user of the package would know. `command` is the first that trained, or else the plain one, and
-`reason` what deeprl said to the ones before it. Outcomes: `trains`; `refused` (one line, exit status 2); `crashes`
-(anything else, a fault); `too slow` (more than the limit); `not installed`.
+`reason` what deeprl said to the ones before it. Outcomes: `trains`; `refused` (one line, exit status 2); `diverges`
+(exit status 3); `crashes` (anything else, a fault); `too slow` (more than the limit); `not installed`.
 
-Rows of the CSV file of the same commit and version of the package are kept, so that the same command goes on where it
+Rows of the CSV file of the same commit are kept, so that the same command goes on where it
 was stopped. The page's table, after the line `<!-- benchmarks/environments.py -->`, is written anew each time.
 """
 
@@ -30,6 +30,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,8 @@ HINT = re.compile(r"try (?P<options>--[a-z-]+ [\w.:-]*[\w])|try (?P<algorithm>dq
 class Case:
     """An environment, with options of the plain command.
 
-    like: others of the same spaces, which are not tried. more: options to try where no advice helps.
+    like: others of the same spaces, which are not tried. more: options to try where no advice helps. note: what else is
+    known where it does not train.
     """
 
     env: str
@@ -58,6 +60,7 @@ class Case:
     like: str = ""
     more: tuple[str, ...] = ()
     options: str = ""
+    note: str = ""
 
     @property
     def name(self) -> str:
@@ -81,15 +84,16 @@ def cases() -> list[Case]:
         *_each("dqn", [f"MinAtar/{n}-v1" for n in MINATAR], "minatar"),
         *_each("dqn", [f"ALE/{name}-v5" for name in ("Pong", "Breakout", "SpaceInvaders", "Freeway")], "ale-py"),
         *[Case(f"dmc/{d}-{task}", "dm-control", like=like) for d, task, like in DMC],
+        Case("dmc/lqr-lqr_2_1", "dm-control", like="lqr_6_2", note="its actions reach from -1e10 to 1e10"),
         *[
             Case(f"minigrid:{n}", "minigrid", "dqn", like, FLAT, options)
             for n, like in GRIDS
             for options in ("", IMAGE)
         ],
-        *[Case(f"gymnasium_robotics:{n}", "gymnasium-robotics", like=like) for n, like in ROBOTICS],
-        *[Case(f"highway_env:{n}", "highway-env", algorithm, like) for n, algorithm, like in HIGHWAY],
+        *[Case(f"gymnasium_robotics:{n}", "gymnasium-robotics", like=like, note=OLD) for n, like in ROBOTICS],
+        *[Case(f"highway_env:{n}", "highway-env", algorithm, like, FLATTEN) for n, algorithm, like in HIGHWAY],
         *[Case(f"panda_gym:Panda{n}-v3", "panda-gym") for n in PANDA],
-        Case("gym_pusht:gym_pusht/PushT-v0", "gym-pusht", more=PUSHT),
+        Case("gym_pusht:gym_pusht/PushT-v0", "gym-pusht"),
     ]
 
 
@@ -112,7 +116,6 @@ DMC = [
     ("hopper", "hop", "stand"),
     ("humanoid", "run", "stand, walk, run_pure_state"),
     ("humanoid_CMU", "run", "stand, walk"),
-    ("lqr", "lqr_2_1", "lqr_6_2"),
     ("manipulator", "bring_ball", "bring_peg, insert_ball, insert_peg"),
     ("pendulum", "swingup", ""),
     ("point_mass", "easy", "hard"),
@@ -144,7 +147,9 @@ HIGHWAY = [
     ("racetrack-v0", "sac", ""),
 ]
 PANDA = "Reach Push Slide PickAndPlace Stack Flip".split()
-PUSHT = ("--wrappers gymnasium.wrappers:FlattenObservation",)
+FLATTEN = ("--wrappers gymnasium.wrappers:FlattenObservation",)
+OLD = "gymnasium-robotics 1.4.2 cannot read the joints of MuJoCo 4; with MuJoCo 3.3.7 it trains, with "
+OLD += FLATTEN[0]
 
 
 # --- one environment, in a process of its own ---
@@ -169,13 +174,14 @@ def tried(case: Case) -> dict[str, str]:
             return row | {"reason": "; ".join(said)}
         said.append(message if options == case.options else f"with {options}: {message}")
         if outcome == "crashes":  # a fault, whatever else would work
-            return row | {"reason": "; ".join(said)}
+            plain = row
+            break
         for hint in HINT.finditer(message):
             waiting.append((hint["algorithm"] or algorithm, hint["options"] or options))
         waiting = [w for w in waiting if w not in seen]
         if not waiting:
             waiting = [(algorithm, option) for option in case.more if (algorithm, option) not in seen][:1]
-    return plain | {"reason": "; ".join(said)}
+    return plain | {"reason": "; ".join([*said, case.note] if case.note else said)}
 
 
 def _command(algorithm: str, env: str, options: str) -> str:
@@ -192,11 +198,14 @@ def attempt(algorithm: str, env: str, options: str) -> tuple[str, str]:
         try:
             status = deeprl(shlex.split(words)[1:])
         except Exception as error:  # what is to be found
-            return "crashes", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            said_last = " ".join(str(error).split()) or f"in {Path(place.filename).name}, line {place.lineno}"
+            return "crashes", f"{type(error).__name__}: {said_last}"
         except SystemExit as error:
             status = int(error.code or 0)
-    lines = [line for line in said.getvalue().splitlines() if line.strip()]
-    return ("trains", "") if status == 0 else ("refused", lines[-1].removeprefix("deeprl: ") if lines else "")
+    last = next((line for line in said.getvalue().splitlines()[::-1] if line.strip()), "")
+    message = last.removeprefix("deeprl: ").replace(f" of {folder}/run", "")
+    return {0: "trains", 3: "diverges"}.get(status, "refused"), "" if status == 0 else message
 
 
 # --- all of them ---

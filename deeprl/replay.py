@@ -7,6 +7,7 @@ images each frame is stored once, and the frame stacks are put together when the
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from deeprl.errors import DeeprlError
 from deeprl.history import History
 from deeprl.spec import EnvSpec, Transition
 
+_same = functools.partial(np.array_equal, equal_nan=True)  # images that are not finite are another fault
 _WATCHED = 100  # steps with new frames that are compared before the order of the wrappers is trusted
 _SPARE = 16  # one spare frame for so many transitions: room for the last frames of episodes cut by a time limit
 
@@ -197,7 +199,7 @@ class FrameReplay(Replay):
 
     def add(self, transition: Transition) -> slice:
         """Store one step of all environments, whose observations are whole stacks [S, N, K, *frame] or frames."""
-        if self.spec.frame_stack:
+        if self.spec.frame_stack > 1:
             self._require_stacks(transition)
         self._push(transition.obs, self._begins)
         self._depth[self._begins] = 0
@@ -213,24 +215,19 @@ class FrameReplay(Replay):
         return rows
 
     def _require_stacks(self, transition: Transition) -> None:
-        """Raise DeeprlError where what was seen is not what sampling would put together of the newest frames alone.
-
-        Looks at the start of every episode, and at its steps while the stack holds copies of the first frame; at all
-        steps only until enough of them have shown something new.
-        """
+        """Raise DeeprlError where sampling would not give back what was seen, at the first steps of any episode."""
         obs, next_obs = np.asarray(transition.obs), np.asarray(transition.next_obs)
-        begins = self._begins.any()
-        right = not begins or _same(obs[self._begins], obs[self._begins][:, -1:])
-        if begins or self._watched < _WATCHED or (self._depth < self.spec.frame_stack - 1).any():
+        first = obs[self._begins]
+        right = _same(first[:, 1:], first[:, :-1])
+        if len(first) or self._watched < _WATCHED or (self._depth < self.spec.frame_stack - 1).any():
             going_on = ~np.asarray(transition.terminated)  # the last observation of the others is never looked at
             before, after = obs[going_on], next_obs[going_on]
             right = right and _same(before[:, 1:], after[:, :-1])
             self._watched += not _same(before[:, -1], after[:, -1])
         if not right:
             raise DeeprlError(
-                "wrappers: an episode must begin with a stack of copies of one frame, and each step add one frame to"
-                " the stack, so that replay gives back what was seen: put FrameStackObservation outermost, with"
-                " padding_type reset"
+                "wrappers: an episode must begin with a stack of copies of one frame, and each step add one, so that"
+                " replay gives back what was seen: put FrameStackObservation outermost, with padding_type reset"
             )
 
     def cut(self, begins: np.ndarray) -> None:
@@ -295,11 +292,6 @@ class FrameReplay(Replay):
         agent, env = (np.repeat(i.ravel(), counts.ravel()) for i in np.indices(counts.shape))
         number = np.concatenate([np.arange(a, b) for a, b in zip(begin.flat, end.flat, strict=True)])
         return tuple(torch.from_numpy(i).to(self.device) for i in (agent, env, number % self.ring))
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether all numbers are equal; of images that are not finite, which is another fault, NaN equals NaN."""
-    return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all()) if a.dtype.kind == "f" else bool((a == b).all())
 
 
 def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:

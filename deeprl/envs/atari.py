@@ -219,7 +219,7 @@ class EpisodicLife(gym.Wrapper):
     """Ends the learner's episode as `terminated` where a life is lost and others are left; the game goes on.
 
     The reset after it is one no-op step, or a real one if that step ends the game. A reset that its caller gives a seed
-    is always real; a seed that arrives here may be one that a wrapper gives to every reset, so that `reset_as_asked`
+    is always real; a seed that arrives here may be one that a wrapper gives to every reset, so that `announce_reset`
     tells by `new_game` what was asked for outside of all wrappers. Where nobody tells, the seed is the caller's.
     Gymnasium's own version (`AtariPreprocessing(terminal_on_life_loss=True)`) resets the game, so that nobody would
     ever learn to play with the last lives.
@@ -267,24 +267,16 @@ class FireOnReset(gym.Wrapper):
         return obs, info
 
 
-def reset_as_asked(
-    env: gym.Env, *, seed: int | None = None, options: dict[str, Any] | None = None, cut: bool = False
-) -> tuple[Any, dict[str, Any]]:
-    """Reset an environment from outside of all its wrappers, whatever seeds these may add or drop.
+def announce_reset(env: gym.Env, new_game: bool) -> None:
+    """Tell a game of several lives, through all wrappers, whether its next reset is to begin it anew."""
+    if (life := _episodic_life(env)) is not None:
+        life.new_game = new_game
 
-    A game goes on after a lost life; it begins anew where a seed is given here, or where a time limit outside of
-    `EpisodicLife` has cut it.
-    """
+
+def game_goes_on(env: gym.Env) -> bool:
+    """Whether the last step lost a life of a game that goes on with the next reset."""
     life = _episodic_life(env)
-    if life is not None:
-        life.new_game = seed is not None or cut
-    return env.reset(seed=seed, options=options)
-
-
-def game_goes_on(env: gym.Env, info: Mapping[str, Any]) -> bool:
-    """Whether the game goes on with the next reset after a step that terminated and had this info."""
-    life = _episodic_life(env)
-    return not info.get(GAME_OVER, True) if life is None else life.goes_on
+    return life is not None and life.goes_on
 
 
 def _episodic_life(env: gym.Env) -> EpisodicLife | None:

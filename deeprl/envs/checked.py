@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from deeprl.envs.atari import OWN_INFO, reset_as_asked
+from deeprl.envs.atari import OWN_INFO, announce_reset
 from deeprl.errors import DeeprlError, one_line
 
 _RULES = {
@@ -45,9 +45,10 @@ class Checked(gym.Wrapper):
         self._cut = False  # whether the last step was truncated
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        cut, self._cut = self._cut, False
+        announce_reset(self.env, seed is not None or self._cut)
+        self._cut = False
         try:
-            given = reset_as_asked(self.env, seed=seed, options=options, cut=cut)
+            given = self.env.reset(seed=seed, options=options)
         except Exception as error:
             unknown = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
             if _of_gymnasium(error) or (unknown and ("'seed'" in str(error) or "'options'" in str(error))):

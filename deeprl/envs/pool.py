@@ -10,6 +10,7 @@ option of it can change:
 - after a lost life it plays no-ops again, as many as after a reset of the game (`make_env`: one step of no-op);
 - FIRE on reset lasts one frame (`make_env`: one step of `frame_skip` frames) and counts as one of the no-op frames;
 - what frames inside a reset earn is missing from the return, and they do not count for the limit of frames;
+- the last observation of a game that ends or is cut within an action may show older frames (`make_env`: the last two);
 - an action is held by ALE's own sticky actions (`make_env`: by a wrapper, with the same rule).
 
 Where a lost life ends an episode EnvPool goes on stacking across it; here the stack begins anew with copies of the

@@ -104,7 +104,7 @@ class Replayed(Captured):
         obs, reward, terminated, truncated, info = super().step(action)
         for part in (obs, np.float64(reward), np.array([terminated, truncated], bool)):
             self._digest.update(np.asarray(part).tobytes())
-        self._lost_life = bool(terminated and not truncated) and game_goes_on(self.env, info)
+        self._lost_life = bool(terminated and not truncated) and game_goes_on(self.env)
         return obs, reward, terminated, truncated, info
 
     def capture(self) -> dict[str, Any] | None:
