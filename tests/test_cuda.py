@@ -33,7 +33,9 @@ ONE: dict[str, Any] = {"batch_size": 4, "eval_episodes": 0, "threads": 1, "tenso
 SHORT = {"env_kwargs": {"max_episode_steps": 3}, "steps": 7, "learning_starts": 3}
 CONTINUOUS = ONE | SHORT | {"env": "Pendulum-v1"}
 SIMBA = CONTINUOUS | {"actor_width": 4, "critic_width": 4, "critic_blocks": 1, "utd": 1.0}
-DISCRETE = ONE | SHORT | {"env": "CartPole-v1", "utd": 1.0, "train_every": 1, "target_every": 3, "hidden": [4]}
+DISCRETE = (
+    ONE | SHORT | {"env": "CartPole-v1", "steps": 8, "utd": 1.0, "train_every": 1, "target_every": 3, "hidden": [4]}
+)
 PICTURES = DISCRETE | {"env": "probe_envs:ProbeDiscreteSavedPictures-v0", "env_kwargs": {"frame_stack": 2}, "n_step": 2}
 LOGGED = ONE | {"steps": 5}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
