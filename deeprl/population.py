@@ -30,7 +30,7 @@ from torch import Tensor
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
-from deeprl.process import keep_freed_memory, torch_defaults
+from deeprl.process import alone, keep_freed_memory, torch_defaults
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
 
@@ -114,8 +114,9 @@ class Execution:
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "strict" else "medium")
         keep_freed_memory()
-        # A process that trains many populations would run into dynamo's limit of variants of one function.
-        if "torch._dynamo" in sys.modules:  # importing it takes two seconds
+        # A process that trains many populations would run into dynamo's limit of variants of one function. Importing it
+        # takes two seconds; another thread may be at work with what it has compiled.
+        if "torch._dynamo" in sys.modules and alone():
             torch.compiler.reset()
 
     @contextlib.contextmanager
