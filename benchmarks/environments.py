@@ -75,7 +75,8 @@ def cases() -> list[Case]:
         *_each("dqn", ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4", "Blackjack-v1"]),
         *_each("sac", ["LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3"], "box2d"),
         *_each("dqn", ["LunarLander-v3"], "box2d"),
-        Case("CarRacing-v3", "box2d", more=("""--env-kwargs '{"continuous": false}'""",)),
+        Case("CarRacing-v3", "box2d"),
+        Case("CarRacing-v3", "box2d", "dqn", options="""--env-kwargs '{"continuous": false}'"""),
         *_each("sac", [f"{name}-v{version}" for version in (5, 4) for name in MUJOCO]),
         Case("HalfCheetah-v3", like="all MuJoCo environments of v2 and v3"),
         *_each("dqn", ["phys2d/CartPole-v1", "tabular/Blackjack-v0", "tabular/CliffWalking-v0"]),
@@ -98,9 +99,16 @@ def cases() -> list[Case]:
 
 
 def _each(algorithm: str, names: list[str], package: str = "gymnasium") -> list[Case]:
-    return [Case(name, package, algorithm) for name in names]
+    return [Case(name, package, algorithm, LIKE.get(name, "")) for name in names]
 
 
+LIKE = {
+    "CartPole-v1": "CartPole-v0",
+    "FrozenLake-v1": "FrozenLake8x8-v1",
+    "CliffWalking-v1": "CliffWalkingSlippery-v1",
+    "phys2d/CartPole-v1": "phys2d/CartPole-v0",
+    "ALE/Freeway-v5": "all other games of ALE",
+}
 MUJOCO = "HalfCheetah Hopper Walker2d Ant Humanoid HumanoidStandup Swimmer Reacher Pusher InvertedPendulum".split()
 MUJOCO += ["InvertedDoublePendulum"]
 MINATAR = "Asterix Breakout Freeway Seaquest SpaceInvaders".split()
@@ -141,7 +149,7 @@ ROBOTICS = [
     ("FrankaKitchen-v1", ""),
 ]
 HIGHWAY = [
-    ("highway-v0", "dqn", "highway-fast, merge, roundabout, exit"),
+    ("highway-fast-v0", "dqn", "highway, merge, roundabout, exit, which are slower"),
     ("intersection-v0", "dqn", ""),
     ("parking-v0", "sac", ""),
     ("racetrack-v0", "sac", ""),
@@ -286,10 +294,9 @@ def table(rows: dict[str, dict[str, str]]) -> str:
 
 
 def _result(row: dict[str, str]) -> str:
-    reason = row["reason"].replace("|", "\\|")
     if row["outcome"] == "trains":
-        return f"`{row['command']}`" + (f"; plain: {reason}" if reason else "")
-    return f"{row['outcome']}" + (f": {reason}" if reason else "")
+        return f"`{row['command']}`"
+    return f"{row['outcome']}: {row['reason']}".replace("|", "\\|").removesuffix(": ")
 
 
 def main() -> None:
