@@ -267,6 +267,7 @@ def test_names_of_other_packages_are_not_taken_for_theirs() -> None:
             assert make_env(name).reset(seed=0)[0].tolist() == [0, 0]
         finally:
             gym.registry.pop(name)
+    make_env("MinAtar/Breakout-v1").close()  # is there as well, whoever came first
 
 
 @pytest.mark.parametrize(

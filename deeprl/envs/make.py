@@ -20,11 +20,11 @@ from deeprl.objects import load_object, see_working_directory
 
 MakeEnv = Callable[[], gym.Env]
 
-# Packages whose environments come with an extra of setup.cfg, and what makes Gymnasium know them.
+# Packages whose environments come with an extra of setup.cfg, what makes Gymnasium know them, and one that it then knows.
 _NAMESPACES = {
-    "ALE": ("atari", "ale_py"),
-    "MinAtar": ("minatar", "minatar.gym"),
-    "dmc": ("dmc", "dm_control"),
+    "ALE": ("atari", "ale_py", "ALE/Pong-v5"),
+    "MinAtar": ("minatar", "minatar.gym", "MinAtar/Breakout-v1"),
+    "dmc": ("dmc", "dm_control", ""),
 }
 _EXTRAS = {"ale_py": "atari", "opencv": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d"}
 _EXTRAS["gymnasium_robotics"] = "robotics"
@@ -153,13 +153,13 @@ def _install_hint(text: str) -> str:
 @functools.cache  # MinAtar warns of every registration after the first
 def _register(namespace: str) -> None:
     """Import the package behind a name space such as ALE/. Raises DeeprlError with the command that installs it."""
-    extra, package = _NAMESPACES[namespace]
+    extra, package, known = _NAMESPACES[namespace]
     try:
         module = importlib.import_module(package)
     except ImportError as error:
         hint = f"install it with: pip install 'deeprl[{extra}]'"
         raise DeeprlError(f"the environments of {namespace}/ are not installed; {hint}") from error
-    if not any(name.startswith(f"{namespace}/") for name in gym.registry):  # once: a second time warns of each name
+    if known and known not in gym.registry:  # once: a second time warns of each name
         getattr(module, "register_envs", lambda: None)()
 
 
