@@ -20,7 +20,7 @@ from deeprl.objects import load_object, see_working_directory
 
 MakeEnv = Callable[[], gym.Env]
 
-# Packages whose environments come with an extra of setup.cfg, what makes Gymnasium know them, and one that it then knows.
+# Packages whose environments come with an extra of setup.cfg, what registers them, and the id of one of them.
 _NAMESPACES = {
     "ALE": ("atari", "ale_py", "ALE/Pong-v5"),
     "MinAtar": ("minatar", "minatar.gym", "MinAtar/Breakout-v1"),
