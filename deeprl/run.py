@@ -67,7 +67,7 @@ class Run:
         self._attached: dict[str, Any] = {}
         self.frozen: list[health.Record] = []
         self._clock = Clock()
-        self._saved_at, self._saved = time.monotonic(), (-1, -1)  # the step of the last checkpoint and its evaluation
+        self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
@@ -159,7 +159,7 @@ class Run:
             content["agents"] = custom.with_fixed(content["agents"], net, fixed, "state.")
             restored = {name: self._attached[name].load_state_dict(content[name]) for name in parts}
         self.step, self._resumed_at, self._previous_step = step, step, step - self._width
-        self._saved = (step, self._evaluations.at)
+        self._begun_at = (step, self._evaluations.at)
         anew = restored.get("envs")
         return [f"{self.config.env} cannot be restored exactly: {anew} episodes start anew"] if anew else []
 
@@ -269,7 +269,7 @@ class Run:
             }  # fmt: skip
             keep = self.config.keep_checkpoints if only is None else 1
             checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
-        self._saved_at, self._saved = time.monotonic(), (self.step, self._evaluations.at)
+        self._saved_at = time.monotonic()
         self._write_status("running")
 
     def _finish(self) -> None:
@@ -277,7 +277,7 @@ class Run:
         done = self.finished or (self.diverged and not self._evaluation_due())
         if done:
             self._report_frozen()
-        if self._saved != (self.step, self._evaluations.at):
+        if self._begun_at != (self.step, self._evaluations.at):
             self.save(only=("agents", "data") if done else None)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
         self._write_status("finished" if self.finished else "diverged" if done else "stopped")

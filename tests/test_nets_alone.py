@@ -130,7 +130,7 @@ def test_images_are_taken_to_the_type_of_the_weights_and_only_bytes_are_divided(
     for same in ((lit * 255).to(torch.uint8), lit.bool(), lit.to(torch.int64)):
         assert torch.equal(cnn(same), cnn(lit))
     cells = torch.eye(3, dtype=torch.float64).unsqueeze(-1)
-    for same in (cells.bool(), cells.to(torch.uint8), cells.to(torch.int32)):
+    for same in (cells.bool(), (cells * 255).to(torch.uint8), cells.to(torch.int32)):
         assert torch.equal(board(same), board(cells))
 
 
