@@ -65,10 +65,11 @@ class Checked(gym.Wrapper):
             if _of_gymnasium(error):
                 raise self._refusal(f"{one_line(error)}; {_RULES['step']}") from error
             raise
-        if not isinstance(given, tuple | list) or len(given) != 5 or not isinstance(given[4], dict):
+        usual = type(given) is tuple and len(given) == 5 and type(given[4]) is dict  # the quick way to tell
+        if not usual and not (isinstance(given, tuple | list) and len(given) == 5 and isinstance(given[4], dict)):
             raise self._refusal(f"step gives {_told(given)}; {_RULES['step']}")
         obs, reward, terminated, truncated, info = given
-        if type(obs) is not np.ndarray or obs.dtype != self._kept or obs.shape != self._shape:
+        if type(obs) is not np.ndarray or obs.dtype is not self._kept or obs.shape != self._shape:
             obs = self._observation(obs, "step")
         if not isinstance(reward, float):
             reward = float(self._number(reward, "reward", "a number"))
@@ -76,9 +77,9 @@ class Checked(gym.Wrapper):
             terminated = bool(self._number(terminated, "terminated", "a bool"))
         if type(truncated) is not bool:
             truncated = bool(self._number(truncated, "truncated", "a bool"))
-        self._cut = truncated
         if not (terminated or truncated):
             return obs, reward, terminated, truncated, {}
+        self._cut = truncated
         return np.array(obs), reward, terminated, truncated, {k: info[k] for k in OWN_INFO if k in info}
 
     def _observation(self, given: Any, where: str) -> np.ndarray:
