@@ -25,7 +25,7 @@ from deeprl.tree import tree_leaves
 # rows of finished episodes are ignored.
 PopulationPolicy = Callable[[np.ndarray, np.ndarray, Tensor], np.ndarray]
 
-LONGEST = 10_000  # steps: where an episode ends at the latest in an environment that names no time limit
+LONGEST = 5_000  # steps: where an episode ends at the latest in an environment that names no time limit
 
 _PARALLEL_EPISODES = 10  # environments kept per agent; more episodes run in rounds of as many
 

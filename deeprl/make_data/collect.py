@@ -22,7 +22,6 @@ from deeprl.data.scores import normalized, score_range
 from deeprl.directory import evaluated_in, read_about
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError, nearest
-from deeprl.evaluate import LONGEST
 from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
 from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
@@ -39,6 +38,7 @@ KINDS = {
     "full-replay": "equal shares of all policies",
 }
 _EPISODES = 5  # of each policy, to choose the medium and the expert one
+_LONGEST = 10_000  # steps: where an episode that tells a policy's return ends at the latest
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _measured(recorder: Recorder, candidates: Sequence[Source], seed: int) -> li
     sources = [uniform_source(recorder.spec), *candidates]
     progress, found = Progress(f"measuring {len(sources)} policies", len(sources) * _EPISODES), []
     for i, source in enumerate(sources):
-        played = recorder.episodes(source, _EPISODES * LONGEST, (seed, 1, i), _EPISODES)
+        played = recorder.episodes(source, _EPISODES * _LONGEST, (seed, 1, i), _EPISODES)
         found.append(float(np.mean([episode.reward.sum(dtype=np.float64) for episode in played])))
         progress.update((i + 1) * _EPISODES)
     progress.close()
