@@ -188,7 +188,8 @@ class Impure(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int):
         super().__init__()
         self.body, self.head = nn.Linear(obs_dim, 8), nn.Linear(8, 2 * action_dim)
-        self.rnn = nn.GRU(8, 8, batch_first=True)
+        if self.kind == "gru":
+            self.rnn = nn.GRU(8, 8, batch_first=True)
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.shift = np.random.default_rng().random() if self.kind == "number" else 0.0
         if self.kind == "numpy":
