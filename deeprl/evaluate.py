@@ -163,29 +163,30 @@ class Evaluator:
 
 
 class Evaluations:
-    """Those of a run: when they are due, and in what.
+    """Those of a run: in what, and which was the last.
 
     make: how their environments are made, None before `begin` and in a run without. at: the step of the last one.
     """
 
-    def __init__(self, seeds: Sequence[int], episodes: int, every: int):
+    def __init__(self, seeds: Sequence[int], episodes: int):
         self.make: EnvFactory | None = None
         self.at = -1
-        self._seeds, self._episodes, self._every = seeds, episodes, every
+        self._seeds, self._episodes = seeds, episodes
         self._evaluator: Evaluator | None = None
 
     def begin(self, make: EnvFactory, keep: bool) -> str:
         """Set them up; keep: in the same environments each time. Returns a line about what the user should know."""
         self.make, self._evaluator = make, Evaluator(make, self._seeds, self._episodes, keep)
+        if self._episodes == 0:
+            return ""
         env = make()
-        limited = self._episodes == 0 or names_time_limit(env)
+        limited = names_time_limit(env)
         env.close()
         return "" if limited else f"{make.env} names no time limit: evaluation episodes are cut after {LONGEST:,} steps"
 
-    def due(self, step: int, before: int, last: bool) -> bool:
-        """Whether there is one to do now. before: the step before this one; last: there will be no other."""
-        now = last or (self._every > 0 and step // self._every > before // self._every)
-        return self._evaluator is not None and self._episodes > 0 and now and self.at != step
+    def missing(self, step: int) -> bool:
+        """Whether a step at which there is to be one has none yet."""
+        return self._evaluator is not None and self._episodes > 0 and self.at != step
 
     def run(self, policy: PopulationPolicy, step: int, progress: Progress, stop: Callable[[], bool]) -> list[Episode]:
         """The episodes of the evaluation of a step. Raises StoppedError where `stop` says so."""

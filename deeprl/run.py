@@ -71,7 +71,7 @@ class Run:
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
-        self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes, config.eval_every), list[str]()
+        self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes), list[str]()
 
     # --- opening and closing ---
 
@@ -245,8 +245,8 @@ class Run:
         self._write_status("running")
 
     def _evaluation_due(self) -> bool:
-        last = self.step >= self.config.steps or self.diverged
-        return self._evaluations.due(self.step, self._previous_step, last)
+        now = self.step >= self.config.steps or self.diverged or self.due(self.config.eval_every)
+        return now and self._evaluations.missing(self.step)
 
     def checkpoint(self) -> None:
         """Save everything that an exact resume needs, if it is time to, and a snapshot of the agents, if one is due."""
