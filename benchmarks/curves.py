@@ -20,6 +20,7 @@ def main() -> None:
     flags.add_argument("rows", help="a file of benchmark rows")
     flags.add_argument("--published", help="curves of others, with the same columns")
     flags.add_argument("--png", required=True, help="the pictures' path, without the environment and .png")
+    flags.add_argument("--unit", default="simulator steps", help="what their steps are (default: simulator steps)")
     args = flags.parse_args()
     ours = read_published(args.rows)
     others = read_published(args.published) if args.published else {}
@@ -27,8 +28,9 @@ def main() -> None:
     for env, curves in ours.items():
         path = Path(f"{args.png}_{re.sub('[^a-z0-9]+', '_', env.rpartition('/')[2].lower())}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(env, curves, order, others.get(env, {})))
-        print(path)
+        drawn, left_out = picture(env, curves, order, others.get(env, {}), args.unit)
+        path.write_bytes(drawn)
+        print(path, *left_out, sep="\n")
 
 
 if __name__ == "__main__":

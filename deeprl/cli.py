@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("algorithm", help="a name from `deeprl list`")
     resume = command("resume", _resume, "continue a run from its newest checkpoint")
     resume.add_argument("run_dir")
+    resume.add_argument("--dataset", nargs="+", metavar="PATH", help="where its datasets lie now, if they have moved")
     evaluate = command("evaluate", _evaluate, "evaluate the trained agents of a run, without exploration")
     evaluate.add_argument("run_dir")
     evaluate.add_argument("--episodes", type=int, default=100, help="episodes of each agent (default 100)")
@@ -170,7 +171,8 @@ def _dry_run(module: Any, config: Any) -> int:
 
 def _trained(run: Any) -> int:
     state = "finished" if run.finished else "all diverged" if run.diverged else "stopped"
-    show(f"{state} at step {run.step:,} after {run.wall_s:,.0f} s; records in {run.directory}")
+    told = "" if run.unit.counted == "steps" else f" ({run.unit.told(run.step)})"
+    show(f"{state} at step {run.step:,}{told} after {run.wall_s:,.0f} s; records in {run.directory}")
     return _diverged(run.directory, run.frozen, len(run.config.seeds))
 
 
@@ -195,7 +197,19 @@ def _resume(options: argparse.Namespace) -> int:
 
     about = read_about(Path(options.run_dir))
     config = dataclasses.replace(stored_config(about), out=options.run_dir)
+    if options.dataset:
+        config = _with_datasets(config, options.dataset)
     return _trained(algorithm_module(about["algorithm"]).train(config))
+
+
+def _with_datasets(config: Any, places: list[str]) -> Any:
+    """The settings of a run whose datasets lie elsewhere now, given in the order in which it names them."""
+    named = config.datasets() if hasattr(config, "datasets") else []
+    if len(places) != len(named):
+        raise DeeprlError(f"--dataset: {len(places)} given, but this run has {len(named)}: {', '.join(named)}")
+    new = dict(zip(named, places, strict=True))
+    many = isinstance(config.dataset, tuple)
+    return dataclasses.replace(config, dataset=tuple(new[d] for d in config.dataset) if many else new[config.dataset])
 
 
 def _evaluate(options: argparse.Namespace) -> int:

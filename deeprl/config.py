@@ -221,10 +221,10 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 def identity_of(stored: Mapping[str, Any], config: type[RunConfig]) -> dict[str, Any]:
     """`identity` of stored settings. Those that the version which stored them did not have are at their defaults."""
-    return {k: stored.get(k, default) for k, default in _defaults(config).items() if k not in NOT_IDENTITY}
+    return {k: stored.get(k, default) for k, default in defaults(config).items() if k not in NOT_IDENTITY}
 
 
-def _defaults(config: type[RunConfig]) -> dict[str, Any]:
+def defaults(config: type[RunConfig]) -> dict[str, Any]:
     fields = dataclasses.fields(config)
     made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
     return json.loads(json.dumps(made))
@@ -232,7 +232,7 @@ def _defaults(config: type[RunConfig]) -> dict[str, Any]:
 
 def config_hash(algorithm: str, config: RunConfig) -> str:
     """Twelve hex digits that name (algorithm, settings)."""
-    default = _defaults(type(config))
+    default = defaults(type(config))
     late = {f.name for f in dataclasses.fields(config) if f.metadata.get("added")}
     named = {k: v for k, v in identity(config).items() if k not in late or v != default[k]}
     text = json.dumps([algorithm, named], sort_keys=True)

@@ -15,7 +15,7 @@ from deeprl.errors import DeeprlError
 from deeprl.records import Cell, Pairs
 from deeprl.stats import mean_band
 
-Curve = dict[int, float]  # return by simulator step
+Curve = dict[int, float]  # return by step
 Published = dict[str, list[Curve]]  # the curve of every seed, by algorithm
 
 # Okabe & Ito's palette without its yellow, which is too faint on white.
@@ -28,7 +28,7 @@ PUBLISHED_COLUMNS = ("algorithm", "env", "seed", "step", "return")
 def read_published(path: str | Path) -> dict[str, Published]:
     """Curves that others have published, by environment: a CSV file with at least the columns `PUBLISHED_COLUMNS`.
 
-    `step` counts simulator steps of one agent. Raises DeeprlError for a file that cannot be read, named with its row.
+    `step` counts what our figure of that environment counts: simulator steps of one agent, mostly. Raises DeeprlError for a file that cannot be read, named with its row.
     """
     found: dict[str, dict[str, dict[str, Curve]]] = {}
     try:
@@ -54,17 +54,21 @@ def _short(value: float | int, _position: float | int | None = None) -> str:
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> bytes:
-    """PNG of the learning curves of one environment; a cell name has its style by its place in `order` everywhere."""
+def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> tuple[bytes, list[str]]:
+    """PNG of the learning curves of cells of one environment and unit, and lines about what is not drawn.
+
+    A cell's name has its style by its place in `order` everywhere.
+    """
     curves = {
         cell.name: [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
         for cell, pairs in cells.items()
     }
-    return picture(env, curves, order, published)
+    unit = next(iter(cells.values()))[0][0].unit.name
+    return picture(env, curves, order, published, unit)
 
 
-def picture(env: str, ours: Published, order: list[str], published: Published) -> bytes:
-    """PNG of our curves of one environment, and in grey those of others up to the last step of ours."""
+def picture(env: str, ours: Published, order: list[str], published: Published, unit: str) -> tuple[bytes, list[str]]:
+    """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,15 +77,22 @@ def picture(env: str, ours: Published, order: list[str], published: Published) -
     page = Figure(figsize=(7.0, 4.2 + 0.22 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(page)  # attaches itself
     axes = page.add_subplot()
+    left_out = []
     for name, curves in ours.items():
         k = order.index(name)
-        _draw(axes, f"{name} (n = {len(curves)})", curves, COLOURS[k % 7], LINES[k // 7 % 4])
+        if not _draw(axes, name, f"n = {len(curves)}", curves, COLOURS[k % 7], LINES[k // 7 % 4]):
+            left_out.append(f"{env}, {name}: no finite return, so no curve.")
     reached = max(max(curve) for curves in ours.values() for curve in curves)
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
-        _draw(axes, f"{name}, published (n = {len(seeds)})", upto, "#777777", LINES[k % 4], MARKERS[k % 5])
+        how = "#777777", LINES[k % 4], MARKERS[k % 5]
+        if not _draw(axes, f"{name}, published", f"n = {len(seeds)}", upto, *how):
+            begins = min(step for curve in seeds for step in curve)
+            left_out.append(
+                f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
+            )
     axes.set_title(env, fontweight="bold")
-    axes.set(xlabel="Simulator or gradient steps of one agent", ylabel="Evaluation return")
+    axes.set(xlabel=f"{unit.capitalize()} of one agent", ylabel="Evaluation return")
     axes.xaxis.set_major_formatter(_short)
     axes.yaxis.set_major_formatter(_short)
     axes.grid(True, color="#e5e5e5", linewidth=0.8)
@@ -91,20 +102,29 @@ def picture(env: str, ours: Published, order: list[str], published: Published) -
     page.legend(loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     page.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return buffer.getvalue(), left_out
 
 
-def _draw(axes: Any, label: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> None:
-    """Every seed, their mean and its band. marker: of the curve of others, whose seeds stay undrawn."""
+def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> bool:
+    """Seeds, their mean and its band where they have steps in common. Returns whether there was anything to draw.
+
+    marker: of the curve of others, whose single seeds are only drawn where there is no mean.
+    """
     curves = [{step: value for step, value in curve.items() if math.isfinite(value)} for curve in curves]
-    for curve in curves if not marker else []:
-        axes.plot(list(curve), list(curve.values()), color=colour, linestyle=line, linewidth=0.7, alpha=0.35)
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = np.array([[curve[s] for s in common] for curve in curves])
-    mean, low, high = mean_band(values) if common else (values[0],) * 3
+    alone = [curve for curve in curves if curve] if not common or not marker else []
+    style: dict[str, Any] = {"color": colour, "linestyle": line}
+    for k, curve in enumerate(alone):
+        label = f"{name} ({count}, no step in common)" if k == 0 and not common else None
+        dots = marker if marker else "." if len(curve) == 1 else ""
+        axes.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, label=label, marker=dots, **style)
+    if not common:
+        return bool(alone)
+    mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)
+    axes.plot(common, mean, linewidth=2.0, marker=marker, label=f"{name} ({count})", **style)
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
     axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)
+    return True

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from deeprl import nets
 from deeprl.errors import DeeprlError, first_line
+from deeprl.fingerprint import fingerprint
 from deeprl.nets.agent import drawing_from
 from deeprl.objects import load_object
 from deeprl.population import Execution
@@ -117,6 +118,13 @@ def check_critic(critic: nn.Module, spec: EnvSpec, bins: int = 0) -> None:
     if not isinstance(found, tuple) or found[1:] != batch:
         what = "logits [critics, batch, bins]" if bins else "values [critics, batch]"
         raise DeeprlError(f"net: the critic must return {what}, such as {(2, *batch)}, not {found}")
+
+
+def networks_digest(net: Any) -> str:
+    """Hex digits that change with what own networks compute (`deeprl.fingerprint`); "" for those of the library."""
+    if net.remake is None:
+        return ""
+    return fingerprint(net.remake.args[0], [getattr(net, name) for name in _INPUTS if hasattr(net, name)])
 
 
 # --- one trial, when a run begins ---

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,6 +41,8 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
     here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
     there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | identity_of(stored["config"], type(config))
     differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
+    if "dataset" in differ and _moved(there["dataset"], here["dataset"], config, stored):
+        differ.remove("dataset")
     if differ:
         was = ", ".join(f"{k} {there[k]!r} there, {here[k]!r} here" for k in differ[:3])
         remedy = "choose another --out"
@@ -48,6 +50,13 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
             remedy = "it goes on from Python, where its net= is passed again"
         raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
+
+
+def _moved(there: Any, here: Any, config: RunConfig, stored: dict[str, Any]) -> bool:
+    """Whether datasets are only called otherwise than in the session before."""
+    from deeprl.data.source import same_datasets
+
+    return same_datasets(there, here, len(config.seeds), stored.get("datasets", {}))
 
 
 def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int) -> Execution:
@@ -100,25 +109,52 @@ def write_about(
     execution: Execution,
     custom_net: str = "",
     make_env: EnvFactory | None = None,
+    made_of: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` of a new run. make_env: where its agents are evaluated."""
-    varied = config.varied()
-    members = [
-        {"member": i, "seed": s, "settings": {k: getattr(config, k)[i] for k in varied}}
-        for i, s in enumerate(config.seeds)
-    ]
+    """Write `config.json` of a new run. make_env: where its agents are evaluated. made_of: as in `note_made_of`."""
     about = {
         "format": FORMAT,
         "algorithm": algorithm,
         "custom_net": custom_net,
         "config": dataclasses.asdict(config),
         "config_hash": config_hash(algorithm, config),
-        "members": members,
+        "members": _members(config),
         "spec": dataclasses.asdict(spec),
         "evaluated_in": dataclasses.asdict(make_env) if make_env else None,
         "execution": dataclasses.asdict(execution),
+        **(made_of or {}),
     }
     write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
+
+
+def _members(config: RunConfig) -> list[dict[str, Any]]:
+    """The agents, each with the settings in which they differ."""
+    varied = config.varied()
+    return [
+        {"member": i, "seed": s, "settings": {k: getattr(config, k)[i] for k in varied}}
+        for i, s in enumerate(config.seeds)
+    ]
+
+
+def require_networks(directory: Path, stored: dict[str, Any] | None, made_of: Mapping[str, Any]) -> None:
+    """Raise DeeprlError if a run's own networks are not those that it began with, as far as it has kept which."""
+    before = (stored or {}).get("net_digest")
+    if before is not None and before != made_of.get("net_digest"):
+        raise DeeprlError(
+            f"{directory}: its own networks are not what they were when this run began; choose another --out"
+        )
+
+
+def note_made_of(directory: Path, config: RunConfig, made_of: Mapping[str, Any]) -> None:
+    """Bring up to date what `config.json` says of the data that a run goes on with, once they are known to be the same.
+
+    made_of: `net_digest` of own networks, `datasets` (`data.source.Known`), where there are any.
+    """
+    about = read_about(directory)
+    if "datasets" in made_of and about.get("datasets") != made_of["datasets"]:
+        settings = about["config"] | {"dataset": getattr(config, "dataset", "")}
+        new = {"config": settings, "members": _members(config), "datasets": made_of["datasets"]}
+        write_json(directory / "config.json", about | new)
 
 
 def claimed(

@@ -37,11 +37,11 @@ def is_terminal(file: Any) -> bool:
 class Progress:
     """Shows `done / total`, steps per second, the time left and a note such as the latest return.
 
-    factor: steps shown per unit of `done` (the number of agents of a population).
+    factor: steps shown per unit of `done` (the number of agents of a population). unit: what they are.
     """
 
-    def __init__(self, title: str, total: int, factor: int = 1, start: int = 0):
-        self._title, self._total, self._factor, self._start = title, total, factor, start
+    def __init__(self, title: str, total: int, factor: int = 1, start: int = 0, unit: str = "steps"):
+        self._title, self._total, self._factor, self._start, self._unit = title, total, factor, start, unit
         self._done = start
         self._begun = self._shown = time.monotonic()
         self._note = ""
@@ -67,7 +67,7 @@ class Progress:
         self._shown = now
         rate = (done - self._start) / max(now - self._begun, 1e-9)
         left = (self._total - done) / max(rate, 1e-9)
-        speed = f"{rate * self._factor:,.0f} steps/s"
+        speed = f"{rate * self._factor:,.0f} {self._unit}/s"
         if self._terminal:
             self._draw(done, f"{speed}  {_clock(left)} left  {note}")
         else:

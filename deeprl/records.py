@@ -18,21 +18,20 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from deeprl.config import NOT_IDENTITY
-from deeprl.data.datasets import dataset_name
+from deeprl.cells import Cell as Cell
+from deeprl.cells import cells_of, task_of
 from deeprl.data.scores import normalized
 from deeprl.directory import COMPLETE
 from deeprl.errors import DeeprlError
+from deeprl.units import Unit, recorded_unit
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
-# Fields whose differences do not set the runs of a cell apart; those of execution change the rounding alone.
-BOOKKEEPING = NOT_IDENTITY | {"seeds", "dataset", "threads", "backend", "compile", "device"}
 
 
 class Evaluation(NamedTuple):
-    """One agent at one simulator step: the return of every episode, and the seconds since the start of the run."""
+    """One agent at one step, in the unit of its run: returns of all episodes, and seconds since the run began."""
 
     step: int
     returns: tuple[float, ...]
@@ -46,9 +45,8 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Agent:
-    """One member of a run. `settings` is the JSON text of the fields in which members differ, `{}` if in none.
+    """One member of a run. `task` is the environment's id, or the name of the dataset that the agent learns from.
 
-    `task` is the environment's id, or the name of the dataset that the agent learns from.
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
     (member, seed, update, step, cause) if the agent diverged.
     """
@@ -56,7 +54,6 @@ class Agent:
     member: int
     seed: int
     task: str
-    settings: str
     evaluations: tuple[Evaluation, ...]
     frozen: Mapping[str, Any] | None
 
@@ -80,6 +77,11 @@ class Run:
         """Environment id, or the names of the datasets."""
         return ", ".join(dict.fromkeys(agent.task for agent in self.agents))
 
+    @property
+    def unit(self) -> Unit:
+        """What its evaluations count."""
+        return recorded_unit(self.info)
+
     def score(self, ret: float) -> float | None:
         """The normalised score of a return, None where nobody has published what it is measured by."""
         found = self.info.get("spec", {}).get("score_range")
@@ -97,21 +99,6 @@ class Run:
 
 
 Pairs = list[tuple[Run, Agent]]
-
-
-class Cell(NamedTuple):
-    """What one number of a table stands for; the agents (seeds) of a cell are its samples."""
-
-    algorithm: str
-    env: str
-    label: str
-    settings: str
-
-    @property
-    def name(self) -> str:
-        """Algorithm, then label and settings where there are any."""
-        settings = json.loads(self.settings)
-        return " ".join([self.algorithm, *filter(None, [self.label]), *(f"{k}={v}" for k, v in settings.items())])
 
 
 def read_runs(directory: str | Path) -> list[Run]:
@@ -133,33 +120,12 @@ def read_runs(directory: str | Path) -> list[Run]:
 
 def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
     """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
-    alike: dict[Cell, Pairs] = {}
-    for run in runs:
-        for agent in filter(lambda a: a.evaluations, run.agents):
-            label = str(run.info["config"].get("label") or "")
-            cell = Cell(str(run.info["algorithm"]), agent.task, label, agent.settings)
-            alike.setdefault(cell, []).append((run, agent))
+    pairs = [(run, agent) for run in runs for agent in run.agents if agent.evaluations]
     cells: dict[Cell, Pairs] = {}
-    for cell, pairs in alike.items():  # runs of other settings are other cells, never one mean
-        fields = differing(pairs)
-        for run, agent in pairs:
-            config = run.info["config"]
-            settings = json.loads(cell.settings) | {name: config.get(name) for name in fields}
-            cells.setdefault(cell._replace(settings=json.dumps(settings)), []).append((run, agent))
+    for cell, pair in zip(cells_of([(run.info, agent.member) for run, agent in pairs]), pairs, strict=True):
+        cells.setdefault(cell, []).append(pair)
     ordered = sorted(cells, key=lambda cell: (cell.env, cell.name))
     return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
-
-
-def differing(pairs: Pairs) -> list[str]:
-    """Fields in which the configurations of the runs of a cell differ, `BOOKKEEPING` and the cell's settings aside."""
-
-    def scalar(value: Any) -> Any:  # a per-agent field may be one value or a list, whatever the size of the population
-        return value[0] if isinstance(value, list) and value and all(v == value[0] for v in value) else value
-
-    known = BOOKKEEPING | set(json.loads(pairs[0][1].settings))
-    configs = [run.info["config"] for run in {run.name: run for run, _ in pairs}.values()]
-    names = sorted({name for config in configs for name in config} - known)
-    return [name for name in names if len({json.dumps(scalar(config.get(name))) for config in configs}) > 1]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -182,27 +148,21 @@ def _read_run(path: Path, name: str) -> Run:
     if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
         raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
     try:
-        members = [(int(m["member"]), int(m["seed"]), dict(m.get("settings") or {})) for m in info["members"]]
-        tasks = [_task(info["config"], settings) for _, _, settings in members]
-    except (KeyError, TypeError, ValueError) as error:
+        members = [(int(m["member"]), int(m["seed"])) for m in info["members"]]
+        tasks = [task_of(info, member).name for member, _ in members]
+        repeat = recorded_unit(info).factor  # files count decisions
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'config.json'}: bad config or members ({error!r})") from error
-    repeat = int(info.get("spec", {}).get("action_repeat", 1))  # files count decisions
     try:
         frozen = {int(e["member"]): {**e, "step": e.get("step", 0) * repeat} for e in status.get("frozen", [])}
     except (KeyError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
-    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _, _ in members], finished, repeat)
+    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _ in members], finished, repeat)
     agents = (
-        Agent(member, seed, task, json.dumps(settings, sort_keys=True), evaluations[member], frozen.get(member))
-        for (member, seed, settings), task in zip(members, tasks, strict=True)
+        Agent(member, seed, task, evaluations[member], frozen.get(member))
+        for (member, seed), task in zip(members, tasks, strict=True)
     )
     return Run(name, info, status, tuple(agents))
-
-
-def _task(config: Mapping[str, Any], settings: dict[str, Any]) -> str:
-    """What an agent learns; a dataset of its own is taken out of its settings, of which its name says enough."""
-    dataset = settings.pop("dataset", None) or config.get("dataset")
-    return dataset_name(dataset[0] if isinstance(dataset, list) else dataset) if dataset else str(config["env"])
 
 
 def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:

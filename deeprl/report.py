@@ -29,14 +29,20 @@ Rows = list[dict[str, Any]]
 METHOD = (
     "The value of a seed is the mean return over the episodes of the last evaluation of its agent (the one at the "
     "largest step): the final policy, never the best one.",
-    "Mean: over the seeds of a cell (algorithm, environment, label, settings), with a 95 % Student t interval; std is "
-    "the sample standard deviation (n - 1) over seeds. With one seed there is no interval.",
+    "A cell holds agents that differ in their seed alone: algorithm, environment or dataset, networks and every setting "
+    "are the same, whichever runs they were trained in. Its settings are those that tell it from the others here; its "
+    "key in summary.csv stands for all of them. How they were executed (threads, compiling, device) and versions may "
+    "differ; a note names cells of several versions.",
+    "Mean: over the seeds of a cell, with a 95 % Student t interval; std is the sample standard deviation (n - 1) over "
+    "seeds. With one seed there is no interval.",
     "IQM: interquartile mean, floor(n / 4) seeds cut from each end; below four seeds it is the mean. Its interval is "
     "the 95 % percentile bootstrap over seeds (50,000 resamples, seed 0; Agarwal et al. 2021). Below about 10 seeds "
     "that interval is too narrow: go by the t interval (Colas et al. 2018).",
     "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
-    "t interval at each step; thin lines, single seeds. Steps are simulator steps of one agent. Published curves are "
-    "drawn in grey, with the same interval over their seeds. Agents that learn from a dataset count gradient steps.",
+    "t interval at each step; thin lines, single seeds, which are all that is drawn where no step is common to them. "
+    "Steps are those of one agent: in the simulator, where a repeated action is several; decisions in Atari games; of "
+    "the gradient for agents that learn from a dataset. Published curves are drawn in grey, with the same interval over "
+    "their seeds, in the unit of ours.",
     "Score: the return of the mean, normalised as in D4RL, 100 (return - random) / (expert - random), with the same "
     "interval, where reference returns of the environment are published.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
@@ -59,10 +65,10 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; } fig
 """
 
 SUMMARY_HEADER = (
-    *("Environment", "Cell", "Seeds", "Step", "Mean return", "95 % t interval", "Std", "IQM", "95 % bootstrap"),
+    *("Environment", "Cell", "Seeds", "Steps", "Mean return", "95 % t interval", "Std", "IQM", "95 % bootstrap"),
     *("Score", "95 % t interval", "Episodes", "Wall s", "Agent-updates/s", "Frozen seeds"),
 )
-SEED_HEADER = ("Environment", "Cell", "Seed", "Last step", "Return", "Episodes", "Remark", "Run")
+SEED_HEADER = ("Environment", "Cell", "Seed", "Steps", "Return", "Episodes", "Remark", "Run")
 _RUN = ("Run", "State", "Agents", "Wall s", "First update s", "Agent-updates/s")
 RUN_HEADER = (*_RUN, "Device", "Commit", "Hash", "Versions", "Command")
 
@@ -83,19 +89,24 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
     folder = Path(out) if out is not None else Path(directory) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     others = read_published(published) if published is not None else {}
-    pngs: dict[str, bytes] = {}
+    pngs: list[tuple[str, bytes]] = []
     names: list[str] = []
     order = sorted({cell.name for cell in cells})
-    for env in dict.fromkeys(cell.env for cell in cells):
-        here = {cell: pairs for cell, pairs in cells.items() if cell.env == env}
-        pngs[env] = figure(env, here, order, others.get(env, {}))
+    notes = _notes(runs, cells)
+    for env, unit in dict.fromkeys((cell.env, _unit(pairs)) for cell, pairs in cells.items()):
+        here = {cell: pairs for cell, pairs in cells.items() if (cell.env, _unit(pairs)) == (env, unit)}
+        drawn, left_out = figure(env, here, order, others.get(env, {}))
+        pngs.append((env, drawn))
+        notes += left_out
         names.append(_file_name(env, names))
-        (folder / names[-1]).write_bytes(pngs[env])
+        (folder / names[-1]).write_bytes(drawn)
+    if others and not {cell.env for cell in cells} & set(others):
+        notes.append(f"Published: {published} has no curve of these environments; it has {', '.join(sorted(others))}.")
     summary = [summarise(cell, pairs) for cell, pairs in cells.items()]
     _write_summary(folder / "summary.csv", summary)
     configs = [{"run": run.name, **run.info, "status": run.status} for run in runs]
     (folder / "config.json").write_text(json.dumps(configs, indent=1), encoding="utf-8")
-    page = _page(Path(directory).resolve().name, runs, cells, summary, pngs)
+    page = _page(Path(directory).resolve().name, runs, cells, summary, pngs, notes)
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
 
@@ -113,7 +124,8 @@ def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
     runs = {run.name: run for run, _ in pairs}.values()
     episodes = sorted({len(final.returns) for final in finals})
     return {
-        **cell._asdict(),
+        **{"algorithm": cell.algorithm, "env": cell.env, "label": cell.label, "settings": cell.settings},
+        **{"cell": cell.key, "unit": _unit(pairs)},
         "seeds": len(values),
         "step": max(final.step for final in finals),
         "step_min": min(final.step for final in finals),
@@ -129,8 +141,15 @@ def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
 
 
 def _score(pairs: Pairs, ret: float) -> float:
-    score = pairs[0][0].score(ret)
+    """The score of a return; NaN where there is none, or where the runs of a cell have others."""
+    scores = {run.score(ret) for run, _ in pairs} if math.isfinite(ret) else {None}
+    score = scores.pop() if len(scores) == 1 else None
     return math.nan if score is None else score
+
+
+def _unit(pairs: Pairs) -> str:
+    """What the steps of a cell are."""
+    return pairs[0][0].unit.name
 
 
 def _write_summary(path: Path, summary: Rows) -> None:
@@ -147,17 +166,20 @@ def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
     for run in runs:
         where = f"run {run.name} ({run.info['algorithm']}, {run.task})"
         if not run.finished:
-            at, total = run.status.get("step", 0), run.info["config"].get("steps", "?")
-            notes.append(f"Unfinished: {where} is at step {at} of {total} (state: {run.status.get('state', 'none')}).")
+            at, total = (
+                run.unit.told(step) for step in (run.status.get("step", 0), run.info["config"].get("steps", 0))
+            )
+            notes.append(f"Unfinished: {where} is at {at} of {total} (state: {run.status.get('state', 'none')}).")
         elif run.status.get("state") == "diverged":
-            notes.append(f"All agents of {where} diverged: it ended at step {run.status.get('step', '?')}.")
+            notes.append(f"All agents of {where} diverged: it ended after {run.unit.told(run.status['step'])}.")
         for agent in run.agents:
             if not agent.evaluations:
                 notes.append(f"No evaluation yet: seed {agent.seed} of {where}; it is in no statistic.")
             if agent.frozen is not None:
-                step, update, cause = (agent.frozen.get(key, "?") for key in ("step", "update", "cause"))
+                update, cause = (agent.frozen.get(key, "?") for key in ("update", "cause"))
                 who = f"seed {agent.seed} (member {agent.member}) of {where}"
-                notes.append(f"Diverged: {who} was frozen at step {step}, update {update}: {cause} was not finite.")
+                at = f"{agent.frozen['step']:,} {run.unit.name}"
+                notes.append(f"Diverged: {who} was frozen after {at}, update {update}: {cause} was not finite.")
     for cell, pairs in cells.items():
         notes += [f"{cell.env}, {cell.name}: {text}." for text in _cell_notes(pairs)]
     return notes
@@ -166,7 +188,7 @@ def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
 def _cell_notes(pairs: Pairs) -> Iterable[str]:
     steps = {agent.final.step for _, agent in pairs}
     if len(steps) > 1:
-        yield f"seeds differ in their last step ({min(steps)} to {max(steps)})"
+        yield f"seeds differ in their last step ({min(steps):,} to {max(steps):,} {_unit(pairs)})"
     if len(pairs) == 1:
         yield "one seed, so no interval"
     if bad := [str(agent.seed) for _, agent in pairs if not math.isfinite(agent.final.mean)]:
@@ -174,6 +196,12 @@ def _cell_notes(pairs: Pairs) -> Iterable[str]:
     counts = Counter(agent.seed for _, agent in pairs)
     if twice := [str(seed) for seed, count in counts.items() if count > 1]:
         yield f"seed {', '.join(twice)} occurs more than once, and equal seeds are not independent samples"
+    for name in ("deeprl", "torch", "gymnasium", "mujoco"):
+        found = sorted({str(run.info.get("versions", {}).get(name, "unknown")) for run, _ in pairs})
+        if len(found) > 1:
+            yield f"its runs are of several versions of {name} ({', '.join(found)})"
+    if len({run.score(0.0) for run, _ in pairs}) > 1:
+        yield "its runs are scored by other reference returns, so there is no score"
 
 
 def _file_name(env: str, taken: Iterable[str]) -> str:
@@ -207,15 +235,15 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _summary_rows(summary: Rows) -> Iterable[Sequence[Any]]:
-    for row in summary:
-        name = Cell(row["algorithm"], row["env"], row["label"], row["settings"]).name
+def _summary_rows(cells: Mapping[Cell, Pairs], summary: Rows) -> Iterable[Sequence[Any]]:
+    for cell, row in zip(cells, summary, strict=True):
         steps = f"{row['step']:,}" if row["step"] == row["step_min"] else f"{row['step_min']:,} to {row['step']:,}"
+        steps = f"{steps} {row['unit']}"
         mean = (row["mean"], _interval(row["mean_lo"], row["mean_hi"]), row["std"])
         middle = (row["iqm"], _interval(row["iqm_lo"], row["iqm_hi"]))
         rest = (row[key] for key in ("episodes", "wall_s", "updates_per_s", "frozen_seeds"))
         score = (row["score"], _interval(row["score_lo"], row["score_hi"]))
-        yield row["env"], name, row["seeds"], steps, *mean, *middle, *score, *rest
+        yield cell.env, cell.name, row["seeds"], steps, *mean, *middle, *score, *rest
 
 
 def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:
@@ -232,16 +260,24 @@ def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:
         for run, agent in pairs:
             remark = ""
             if agent.frozen is not None:
-                step, cause = (agent.frozen.get(key, "?") for key in ("step", "cause"))
-                remark = f"diverged, frozen at step {step}: {cause}"
+                at = f"{agent.frozen['step']:,} {run.unit.name}"
+                remark = f"diverged, frozen after {at}: {agent.frozen.get('cause', '?')}"
             final = agent.final
-            yield cell.env, cell.name, str(agent.seed), final.step, final.mean, len(final.returns), remark, run.name
+            steps = f"{final.step:,} {run.unit.name}"
+            yield cell.env, cell.name, str(agent.seed), steps, final.mean, len(final.returns), remark, run.name
 
 
-def _page(title: str, runs: Sequence[Run], cells: Mapping[Cell, Pairs], summary: Rows, pngs: dict[str, bytes]) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>\n" for note in _notes(runs, cells))
+def _page(
+    title: str,
+    runs: Sequence[Run],
+    cells: Mapping[Cell, Pairs],
+    summary: Rows,
+    pngs: Sequence[tuple[str, bytes]],
+    told: Iterable[str],
+) -> str:
+    notes = "".join(f"<li>{escape(note)}</li>\n" for note in told)
     images = ""
-    for env, png in pngs.items():
+    for env, png in pngs:
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         images += f'<figure><img src="{source}" alt="Learning curves on {escape(env)}"></figure>\n'
     return f"""<!DOCTYPE html>
@@ -252,7 +288,7 @@ def _page(title: str, runs: Sequence[Run], cells: Mapping[Cell, Pairs], summary:
 <p>{len(runs)} runs, {sum(len(run.agents) for run in runs)} agents, {len(cells)} cells.</p>
 {f'<div class="notes"><ul>{notes}</ul></div>' if notes else ""}
 <h2>Final policies</h2>
-{_table(SUMMARY_HEADER, _summary_rows(summary))}
+{_table(SUMMARY_HEADER, _summary_rows(cells, summary))}
 <h2>Learning curves</h2>
 {images}<h2>Seeds</h2>
 {_table(SEED_HEADER, _seed_rows(cells))}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.errors import DeeprlError
-from deeprl.records import Agent, Evaluation, Run, read_runs
+from deeprl.records import Agent, Cell, Evaluation, Run, group, read_runs
 
 COLUMNS = (
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
@@ -21,16 +21,26 @@ COLUMNS = (
 def results(directory: str | Path) -> list[dict[str, Any]]:
     """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
 
-    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings` (JSON text of the fields in which
-    the members of the run differ) and `frozen` (bool: the agent had diverged and been frozen by that step). `step`
-    counts simulator steps of one agent, or gradient steps if it learns from a dataset, whose name `env` is then.
+    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings`, `cell`, `unit` and `frozen` (bool:
+    the agent had diverged and been frozen by that step). Rows of equal `cell` and `label` differ in their seed alone:
+    they are the samples that reports take a mean of. `settings` is the JSON text of what tells a cell from the others
+    in `directory` with its algorithm, env and label (`deeprl.cells.identity`). `step` counts what `unit` says, of one
+    agent: simulator steps, decisions of Atari games, or gradient steps if it learns from a dataset, whose name `env` is
+    then.
     `return` is the mean over the evaluation episodes of that step, `score` is None where no normalisation exists,
     `wall_s` counts seconds from the start of the run, `updates_per_s` is the speed of all its agents together.
 
     Raises:
         DeeprlError: no run there; a file that cannot be read, named with its row.
     """
-    return [_row(run, agent, at) for run in read_runs(directory) for agent in run.agents for at in agent.evaluations]
+    runs = read_runs(directory)
+    cells = {(run.name, agent.member): cell for cell, pairs in group(runs).items() for run, agent in pairs}
+    return [
+        _row(run, agent, at, cells[run.name, agent.member])
+        for run in runs
+        for agent in run.agents
+        for at in agent.evaluations
+    ]
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -66,18 +76,20 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(new)
 
 
-def _row(run: Run, agent: Agent, at: Evaluation) -> dict[str, Any]:
+def _row(run: Run, agent: Agent, at: Evaluation, cell: Cell) -> dict[str, Any]:
     info = run.info
     values = (
-        *(info["algorithm"], agent.task, agent.seed, at.step, at.mean, run.score(at.mean)),
+        *(cell.algorithm, cell.env, agent.seed, at.step, at.mean, run.score(at.mean)),
         *(at.wall_s, run.status.get("updates_per_s")),
         *(info.get("commit", ""), info.get("config_hash", ""), info.get("versions", {}).get("torch", "")),
         *(info.get("device", ""), info.get("command", "")),
     )
     extra = {
         "member": agent.member,
-        "label": str(info["config"].get("label") or ""),
-        "settings": agent.settings,
+        "label": cell.label,
+        "settings": cell.settings,
+        "cell": cell.key,
+        "unit": run.unit.name,
         "frozen": agent.frozen is not None and at.step >= agent.frozen.get("step", 0),
     }
     return dict(zip(COLUMNS, values, strict=True)) | extra

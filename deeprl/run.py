@@ -20,7 +20,17 @@ from torch import Tensor
 from deeprl import checkpoint, custom, health, memory, rng, snapshots
 from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
-from deeprl.directory import claimed, execution_of, fitting, stored_run, write_about, write_json, writing
+from deeprl.directory import (
+    claimed,
+    execution_of,
+    fitting,
+    note_made_of,
+    require_networks,
+    stored_run,
+    write_about,
+    write_json,
+    writing,
+)
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.population import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
@@ -30,6 +40,7 @@ from deeprl.logger import RunLogs
 from deeprl.population import Agents
 from deeprl.progress import Progress
 from deeprl.tree import TreeState
+from deeprl.units import Unit, unit_of
 
 Callback = Callable[["Run"], bool | None]
 
@@ -57,6 +68,7 @@ class Run:
         self._custom_net = custom.name_of(net) if net else ""
         self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
+        self.unit = Unit("steps")
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
         self.execution = execution_of(self._stored, config, updates)
         self.keys = rng.Streams(config.seeds, self.execution.device)
@@ -107,6 +119,11 @@ class Run:
         self._news.append(self._evaluations.begin(make, keep))
         self._closing.callback(self._evaluations.close)
 
+    @property
+    def known_datasets(self) -> dict[str, dict[str, str]]:
+        """What the run has kept of its datasets in earlier sessions (`data.source`)."""
+        return (self._stored or {}).get("datasets", {})
+
     def restore(
         self, net: Any, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any
     ) -> None:
@@ -122,7 +139,12 @@ class Run:
         custom.try_out(net, agents.state, self.execution)
         self._attached = {"agents": TreeState(agents), **({"envs": envs} if envs else {"data": data}), **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
-        about = ((envs or data).spec, self.execution, self._custom_net, self._evaluations.make)
+        spec = (envs or data).spec
+        self.unit = unit_of(self.config.env, spec.action_repeat, offline=envs is None)
+        made_of = {"net_digest": custom.networks_digest(net)} if net.remake else {}
+        made_of |= {"datasets": data.sources} if data else {}
+        require_networks(self.directory, self._stored, made_of)
+        about = (spec, self.execution, self._custom_net, self._evaluations.make, made_of)
         begin = functools.partial(write_about, self.directory, self.algorithm, self.config, *about)
         found, news = claimed(self.directory, self._stored, self.config, self.execution, begin, self._closing)
         news += self._news
@@ -133,9 +155,10 @@ class Run:
         elif envs is not None and envs.restorable == "no":
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
+            note_made_of(self.directory, self.config, made_of)
             news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
         title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
-        self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step)
+        self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step, self.unit.counted)
         self._closing.callback(self._logs.close)
         self._closing.callback(self._progress.close)
         for line in filter(None, news):
@@ -154,7 +177,7 @@ class Run:
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             health.know(own["causes"])
             done = step >= self.config.steps or self.diverged
-            parts = ["agents"] if done else list(self._attached)
+            parts = [name for name in self._attached if not done or name in ("agents", "data")]
             fixed = self._attached["agents"].tree.state.fixed
             content["agents"] = custom.with_fixed(content["agents"], net, fixed, "state.")
             restored = {name: self._attached[name].load_state_dict(content[name]) for name in parts}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -26,7 +28,7 @@ def env_spec(env: gym.Env) -> EnvSpec:
     if not isinstance(obs, spaces.Box) or not obs.shape:
         raise DeeprlError(f"{name} observes {obs}; supported are Box vectors and images{_flatten_hint(obs)}")
     frame_stack = _frame_stack(env)
-    repeat = int(getattr(env.unwrapped, "deeprl_action_repeat", 1))
+    repeat = _action_repeat(env)
     dtype = obs.dtype.name if obs.dtype.name in ("uint8", "bool") and len(obs.shape) > 1 else "float32"
     if isinstance(action, spaces.Discrete):
         return EnvSpec(obs.shape, 0, (), (), dtype, int(action.n), int(action.start), frame_stack, repeat)
@@ -93,6 +95,64 @@ def to_env_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     low, high = spec.action_bounds
     action = np.nan_to_num(action, nan=0.0, posinf=1.0, neginf=-1.0)
     return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high).astype(spec.action_dtype, copy=False)
+
+
+def _layers(env: gym.Env) -> Iterator[gym.Env]:
+    """A wrapped environment from outside to inside."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _action_repeat(env: gym.Env) -> int:
+    """Simulator steps of one step, as far as the wrappers tell that deeprl knows."""
+    repeat = 1
+    for layer in _layers(env):
+        if isinstance(layer, gym.wrappers.MaxAndSkipObservation):
+            repeat *= int(layer._skip)
+        elif isinstance(layer, gym.wrappers.AtariPreprocessing):
+            repeat *= int(layer.frame_skip)
+        else:
+            repeat *= int(vars(layer).get("deeprl_action_repeat", 1))
+    return repeat
+
+
+def counted_repeat(env: gym.Env, spec: EnvSpec) -> EnvSpec:
+    """The spec with the simulator steps of a step counted where a wrapper of others may repeat actions.
+
+    Three random steps are made for it after a reset: of an environment that serves nothing else. `action_repeat` is 0
+    where they differ.
+    """
+    if all(type(layer).__module__.startswith(("gymnasium.", "deeprl.")) for layer in list(_layers(env))[:-1]):
+        return spec
+    base, made, found = env.unwrapped, 0, set[int]()
+    step, own = base.step, vars(base).get("step")
+
+    def counting(action: Any) -> Any:
+        nonlocal made
+        made += 1
+        return step(action)
+
+    try:
+        env.reset(seed=0)
+        base.step = counting  # type: ignore[method-assign]
+        env.action_space.seed(0)
+        for _ in range(3):
+            made = 0
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if not found or not (terminated or truncated):  # which may cut a repetition short
+                found.add(made)
+            if terminated or truncated:
+                break
+    except Exception:  # environments are others' code; what is wrong with this one shows where it is used
+        return spec
+    finally:
+        vars(base).pop("step", None)
+        if own is not None:
+            base.step = own  # type: ignore[method-assign]
+    inner = int(vars(base).get("deeprl_action_repeat", 1))  # of a base that repeats actions itself
+    return replace(spec, action_repeat=inner * found.pop() if len(found) == 1 else 0)
 
 
 def _frame_stack(env: gym.Env) -> int:

@@ -36,13 +36,16 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.api import algorithm_module
-from deeprl.config import RunConfig, build, config_hash, per_agent_fields
-from deeprl.directory import COMPLETE, stored_run
+from deeprl.config import RunConfig, build, per_agent_fields
+from deeprl.custom import networks_digest
+from deeprl.data.source import find_again
+from deeprl.directory import COMPLETE, require_networks, stored_run
 from deeprl.errors import DeeprlError, InUseError, nearest
 from deeprl.memory import rehearse
 from deeprl.progress import show
 from deeprl.recipes import with_recipe
 from deeprl.report import write_report
+from deeprl.spec import EnvSpec
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings
@@ -69,19 +72,39 @@ class Planned:
         Warns of a population for which there is no memory now; it is refused if that is still so on its turn.
         """
         needs = rehearse(algorithm_module(self.algorithm).train, self.config)
-        stored_run(self.directory, self.algorithm, self.config)
+        if stored := stored_run(self.directory, self.algorithm, self.config):
+            self._require_unchanged(stored)
         if not self.finished() and not needs.fit():
             show(f"warning: {self.name}: {needs.refusal()}")
 
+    def _require_unchanged(self, stored: dict[str, Any]) -> None:
+        """Raise DeeprlError for datasets and own networks that are not what they were when the run began."""
+        known = stored.get("datasets", {})
+        for source in filter(known.__contains__, self._datasets()):
+            if find_again(source, known)[1]["sha256"] != known[source]["sha256"]:
+                again = f"if its numbers are the same, deeprl resume {self.directory} says so"
+                raise DeeprlError(
+                    f"{source} is not the file that it was when {self.directory} began; choose another out ({again})"
+                )
+        if self.config.net and "net_digest" in stored:
+            module, spec = algorithm_module(self.algorithm), EnvSpec.from_json(stored["spec"])
+            digest = networks_digest(module.build_net(spec, self.config))
+            require_networks(self.directory, stored, {"net_digest": digest})
+
+    def _datasets(self) -> list[str]:
+        return self.config.datasets() if hasattr(self.config, "datasets") else []
+
     def finished(self) -> bool:
-        """Whether its directory holds this run, complete."""
+        """Whether its directory holds this run, complete, and has kept what it was made of, to see that it is that."""
         try:
-            about = json.loads((self.directory / "config.json").read_text())
-            status = json.loads((self.directory / "status.json").read_text())
-        except (OSError, ValueError):
+            stored = stored_run(self.directory, self.algorithm, self.config)
+            status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
+        except (DeeprlError, OSError, ValueError):
             return False
-        same = about.get("config_hash") == config_hash(self.algorithm, self.config)
-        return same and status.get("state") in COMPLETE
+        if stored is None or status.get("state") not in COMPLETE:
+            return False
+        kept = set(self._datasets()) <= set(stored.get("datasets", {}))
+        return kept and ("net_digest" in stored or not self.config.net)
 
     def frozen(self) -> list[dict[str, Any]]:
         """The agents that diverged, as `status.json` names them."""

@@ -18,7 +18,14 @@ def write_run(path, seeds=(0, 1), state="finished", frozen=(), config=(), settin
     info = {
         "format": 1,
         "algorithm": "sac",
-        "config": {"env": "Pendulum-v1", "steps": 200, "seeds": list(seeds), "label": "", "batch": 64, **dict(config)},
+        "config": {
+            "env": "Pendulum-v1",
+            "steps": 200,
+            "seeds": list(seeds),
+            "label": "",
+            "batch_size": 64,
+            **dict(config),
+        },
         "members": members,
         **({"spec": spec} if spec else {}),
         "versions": {"torch": "2.9.0"},
@@ -87,6 +94,8 @@ def test_results_have_one_row_per_member_and_step(tmp_path):
         "member": 0,
         "label": "",
         "settings": "{}",
+        "cell": group(read_runs(tmp_path)).popitem()[0].key,
+        "unit": "simulator steps",
         "frozen": False,
     }
 
@@ -186,11 +195,12 @@ def test_config_that_breaks_the_format_is_named(tmp_path, change):
 
 
 def test_group_puts_members_of_equal_settings_into_one_cell(tmp_path):
-    write_run(tmp_path / "a", seeds=(0, 1), settings={1: {"lr": 0.1}})
-    write_run(tmp_path / "b", seeds=(2,))
+    lrs = {m: {"critic_lr": lr} for m, lr in enumerate((3e-4, 0.1))}
+    write_run(tmp_path / "a", seeds=(0, 1), settings=lrs, config={"critic_lr": [3e-4, 0.1]})
+    write_run(tmp_path / "b", seeds=(2,), config={"critic_lr": 3e-4})
     write_run(tmp_path / "c", seeds=(0,), config={"label": "big"})
     cells = {cell.name: [agent.seed for _, agent in pairs] for cell, pairs in group(read_runs(tmp_path)).items()}
-    assert cells == {"sac": [0, 2], "sac big": [0], "sac lr=0.1": [1]}
+    assert cells == {"sac critic_lr=0.0003": [0, 2], "sac big": [0], "sac critic_lr=0.1": [1]}
 
 
 def test_write_rows_writes_benchmark_columns_in_order(tmp_path):

@@ -102,7 +102,7 @@ def test_summary_numbers_are_hand_computed(sweep):
 def test_summary_columns_are_in_order(sweep):
     write_report(sweep)
     assert (sweep / "report" / "summary.csv").read_text().splitlines()[0] == (
-        "algorithm,env,label,settings,seeds,step,step_min,mean,mean_lo,mean_hi,std,iqm,iqm_lo,iqm_hi,"
+        "algorithm,env,label,settings,cell,unit,seeds,step,step_min,mean,mean_lo,mean_hi,std,iqm,iqm_lo,iqm_hi,"
         "score,score_lo,score_hi,values,episodes,wall_s,updates_per_s,frozen_seeds"
     )
 
@@ -114,22 +114,23 @@ def test_frozen_agent_stays_in_statistics_and_is_named(sweep):
     assert float(row["mean"]) == 110.0
     assert row["frozen_seeds"] == "2"
     who = "Diverged: seed 2 (member 2) of run hopper/big (sac, Hopper-v5)"
-    assert f"{who} was frozen at step 2300, update 1234: critic_loss was not finite." in page
-    assert "diverged, frozen at step 2300: critic_loss" in page
+    assert f"{who} was frozen after 2,300 simulator steps, update 1234: critic_loss was not finite." in page
+    assert "diverged, frozen after 2,300 simulator steps: critic_loss" in page
 
 
 def test_run_that_ended_with_all_agents_diverged_is_named_and_not_unfinished(tmp_path):
     frozen = [{"member": m, "seed": m, "update": 9, "step": 9_000, "cause": "reward"} for m in range(2)]
     write_run(tmp_path / "a", "Pendulum-v1", [-400.0, -200.0], state="diverged", last=10_000, frozen=frozen)
     page = write_report(tmp_path).read_text()
-    assert "All agents of run a (sac, Pendulum-v1) diverged: it ended at step 10000." in page
+    assert "All agents of run a (sac, Pendulum-v1) diverged: it ended after 10,000 simulator steps." in page
     assert "Unfinished" not in page
     assert summary(tmp_path)["Pendulum-v1", ""]["frozen_seeds"] == "0 1"
 
 
 def test_unfinished_run_is_named(sweep):
     page = write_report(sweep).read_text()
-    assert "Unfinished: run walker big (sac, dmc/walker-run) is at step 10000 of 20000 (state: running)." in page
+    how_far = "10,000 simulator steps of 20,000 simulator steps (state: running)"
+    assert f"Unfinished: run walker big (sac, dmc/walker-run) is at {how_far}." in page
     assert page.count("Unfinished:") == 1
 
 
@@ -146,20 +147,20 @@ def test_seeds_of_different_length_are_noted(tmp_path):
     page = write_report(tmp_path).read_text()
     row = summary(tmp_path)["Pendulum-v1", ""]
     assert (row["step"], row["step_min"], row["mean"], row["wall_s"]) == ("20000", "10000", "2.0", "120.0")
-    assert "seeds differ in their last step (10000 to 20000)" in page
-    assert "10,000 to 20,000" in page
+    assert "seeds differ in their last step (10,000 to 20,000 simulator steps)" in page
+    assert "<td>10,000 to 20,000 simulator steps</td>" in page
 
 
 def test_other_settings_are_other_cells_and_repeated_seeds_are_noted(tmp_path):
-    # lr is one value or one value per member, all equal: no difference
-    write_run(tmp_path / "a", "Pendulum-v1", [1.0, 2.0], config={"batch": 64, "lr": [0.1, 0.1], "out": "a"})
-    write_run(tmp_path / "b", "Pendulum-v1", [3.0], config={"batch": 128, "lr": 0.1, "out": "b"})
+    # critic_lr is one value or one value per member, all equal: no difference
+    write_run(tmp_path / "a", "Pendulum-v1", [1.0, 2.0], config={"batch_size": 64, "critic_lr": [0.1, 0.1], "out": "a"})
+    write_run(tmp_path / "b", "Pendulum-v1", [3.0], config={"batch_size": 128, "critic_lr": 0.1, "out": "b"})
     page = write_report(tmp_path).read_text()
     with (tmp_path / "report" / "summary.csv").open() as file:
         cells = [(row["settings"], row["seeds"]) for row in csv.DictReader(file)]
-    assert cells == [('{"batch": 128}', "1"), ('{"batch": 64}', "2")]
+    assert cells == [('{"batch_size": 128}', "1"), ('{"batch_size": 64}', "2")]
     assert "seed 0 occurs more than once" not in page
-    write_run(tmp_path / "c", "Pendulum-v1", [4.0], config={"batch": 128, "lr": 0.1, "out": "c"})
+    write_run(tmp_path / "c", "Pendulum-v1", [4.0], config={"batch_size": 128, "critic_lr": 0.1, "out": "c"})
     assert "seed 0 occurs more than once" in write_report(tmp_path).read_text()
 
 
@@ -201,8 +202,8 @@ def test_page_holds_everything_and_asks_the_net_for_nothing(sweep):
 def test_page_shows_every_seed_and_run(sweep):
     page = write_report(sweep).read_text()
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.splitlines() if line.startswith("<tr>")]
-    assert ["Hopper-v5", "sac", "1", "20,000", "200.0", "2", "", "hopper/plain"] in cells
-    assert ["dmc/walker-run", "sac big", "2", "10,000", "3", "2", "", "walker big"] in cells
+    assert ["Hopper-v5", "sac", "1", "20,000 simulator steps", "200.0", "2", "", "hopper/plain"] in cells
+    assert ["dmc/walker-run", "sac big", "2", "10,000 simulator steps", "3", "2", "", "walker big"] in cells
     run = ["walker", "finished", "3", "60", "12", "1,000.0", "cpu (test, 1 thread)", "abc1234", "0123456789ab"]
     assert [*run, "deeprl 0.1.0, torch 2.9.0", "deeprl train sac --env dmc/walker-run --name &lt;b&gt;"] in cells
 

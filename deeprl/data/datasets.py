@@ -26,6 +26,7 @@ from deeprl.data.files import SUFFIXES, Recording, open_file
 from deeprl.data.minari import open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import score_range
+from deeprl.data.source import is_file
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.process import torch_defaults
@@ -158,13 +159,8 @@ def load_dataset(
         )  # fmt: skip
 
 
-def _is_file(source: str) -> bool:
-    path = Path(source).expanduser()
-    return not path.is_dir() and (path.suffix in SUFFIXES or path.is_file() or path.suffix[1:].isalpha())
-
-
 def _opened(source: str) -> AbstractContextManager[Recording]:
-    return open_file(source) if _is_file(source) else open_minari(source)
+    return open_file(source) if is_file(source) else open_minari(source)
 
 
 # --- the environment ---

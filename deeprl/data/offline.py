@@ -7,7 +7,7 @@ agent draws its own from its part of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from deeprl.config import PerAgentText, RunConfig, per_agent
 from deeprl.data.compare import evaluation_of
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.data.source import Known, find_again
 from deeprl.errors import DeeprlError
 from deeprl.progress import show
 from deeprl.replay import Stored
@@ -178,12 +179,20 @@ class OfflineData:
     """The datasets of a population on its device, each read when its turn comes and copied into its place.
 
     datasets: pairs of a name in `config.dataset` and what it names. rows: how many they have together, or more, if they
-    are several.
+    are several. sources: of each name, what a run keeps of it (`data.source`).
     arrays: the rows of all of them, one dataset after the other. Agent i learns from the size[i] rows from first[i] on
     (both [S] int64). facts: those of each agent's dataset. spec: what they are recorded in.
     """
 
-    def __init__(self, datasets: Iterable[tuple[str, Dataset]], rows: int, config: OfflineConfig, device: str):
+    def __init__(
+        self,
+        datasets: Iterable[tuple[str, Dataset]],
+        rows: int,
+        config: OfflineConfig,
+        device: str,
+        sources: Known | None = None,
+    ):
+        self.sources: Known = sources or {}
         self._parts: dict[str, _Part] = {}
         alone, start = len(config.datasets()) == 1, 0
         for source, dataset in datasets:
@@ -229,10 +238,12 @@ class OfflineData:
         return {"digests": {source: part.digest for source, part in self._parts.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raise DeeprlError unless the datasets are those of `saved`."""
-        for source, part in self._parts.items():
-            if saved["digests"].get(source) != part.digest:
-                raise DeeprlError(f"{source} is not what it was when this run began; choose another --out")
+        """Raise DeeprlError unless the datasets are those of `saved`, whatever they were called there."""
+        before = list(dict.fromkeys(saved["digests"].values()))
+        here = {part.digest: source for source, part in self._parts.items()}
+        if before != list(here):
+            changed = next((source for digest, source in here.items() if digest not in before), "the dataset")
+            raise DeeprlError(f"{changed} is not what it was when this run began; choose another --out")
 
 
 def best_episodes(dataset: Dataset, share: float) -> Dataset:
@@ -255,18 +266,20 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
     config: Any = run.config  # an `OfflineConfig`
     if "" in config.datasets():
         raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
-    several = config.datasets() if len(config.datasets()) > 1 else []
-    rows = sum(peek(source).rows for source in several)
-    return OfflineData(_read(run, config, best), rows, config, run.execution.device)
+    places, sources = dict[str, str](), dict[str, dict[str, str]]()
+    for source in config.datasets():
+        places[source], sources[source] = find_again(source, run.known_datasets)
+    rows = sum(peek(place).rows for place in places.values()) if len(places) > 1 else 0
+    return OfflineData(_read(run, config, best, places), rows, config, run.execution.device, sources)
 
 
-def _read(run: Run, config: OfflineConfig, best: float) -> Iterator[tuple[str, Dataset]]:
-    """The datasets, one after the other; in a rehearsal without their rows."""
+def _read(run: Run, config: OfflineConfig, best: float, places: Mapping[str, str]) -> Iterator[tuple[str, Dataset]]:
+    """The datasets, one after the other; in a rehearsal without their rows. places: where they are read."""
     outline = run.execution.device == "meta"
     name, kind = "", dict[str, Any]()
-    for source in config.datasets():
+    for source, place in places.items():
         how = config.env, config.env_kwargs or None, config.clip_actions, outline, config.wrappers
-        dataset = load_dataset(source, *how)
+        dataset = load_dataset(place, *how)
         own = _kind(dataset)
         for note in () if outline else dataset.notes:
             show(f"{dataset.name}: {note}")

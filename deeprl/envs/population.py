@@ -25,7 +25,7 @@ from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.restorable import Restorable
 from deeprl.envs.workers import async_vector
 from deeprl.errors import DeeprlError
-from deeprl.spaces import env_spec, to_env_action
+from deeprl.spaces import counted_repeat, env_spec, to_env_action
 from deeprl.spec import EnvSpec, Transition
 
 EnvBackend = Literal["sync", "async", "envpool"]
@@ -184,6 +184,7 @@ def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[A
     if not isinstance(probe, gym.Env):
         raise DeeprlError(f"{type(probe).__name__} is no environment of Gymnasium (a gymnasium.Env)")
     spec, kind = env_spec(probe), restorable.how_restorable(probe)
+    spec = counted_repeat(probe, spec)
     probe.close()
     layered, n = restorable.Layered(make, kind), len(seeds)
     try:
