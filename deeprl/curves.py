@@ -28,7 +28,8 @@ PUBLISHED_COLUMNS = ("algorithm", "env", "seed", "step", "return")
 def read_published(path: str | Path) -> dict[str, Published]:
     """Curves that others have published, by environment: a CSV file with at least the columns `PUBLISHED_COLUMNS`.
 
-    `step` counts what our figure of that environment counts: simulator steps of one agent, mostly. Raises DeeprlError for a file that cannot be read, named with its row.
+    `step` counts what our figure of that environment counts: simulator steps of one agent, mostly. Raises DeeprlError
+    for a file that cannot be read, named with its row.
     """
     found: dict[str, dict[str, dict[str, Curve]]] = {}
     try:

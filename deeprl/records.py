@@ -18,8 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from deeprl.cells import Cell as Cell
-from deeprl.cells import cells_of, task_of
+from deeprl.cells import Cell, cells_of, task_of
 from deeprl.data.scores import normalized
 from deeprl.directory import COMPLETE
 from deeprl.errors import DeeprlError

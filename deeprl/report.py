@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 METHOD = (
     "The value of a seed is the mean return over the episodes of the last evaluation of its agent (the one at the "
     "largest step): the final policy, never the best one.",
-    "A cell holds agents that differ in their seed alone: algorithm, environment or dataset, networks and every setting "
+    "A cell holds agents that differ in their seed alone: algorithm, environment or dataset, networks and all settings "
     "are the same, whichever runs they were trained in. Its settings are those that tell it from the others here; its "
     "key in summary.csv stands for all of them. How they were executed (threads, compiling, device) and versions may "
     "differ; a note names cells of several versions.",
@@ -41,8 +41,8 @@ METHOD = (
     "Curves: thick line, mean over seeds at the steps that all seeds of the cell have reached; band, its 95 % Student "
     "t interval at each step; thin lines, single seeds, which are all that is drawn where no step is common to them. "
     "Steps are those of one agent: in the simulator, where a repeated action is several; decisions in Atari games; of "
-    "the gradient for agents that learn from a dataset. Published curves are drawn in grey, with the same interval over "
-    "their seeds, in the unit of ours.",
+    "the gradient for agents that learn from a dataset. Published curves are grey, with the same interval over their "
+    "seeds, in the unit of ours.",
     "Score: the return of the mean, normalised as in D4RL, 100 (return - random) / (expert - random), with the same "
     "interval, where reference returns of the environment are published.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "

@@ -21,12 +21,12 @@ COLUMNS = (
 def results(directory: str | Path) -> list[dict[str, Any]]:
     """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
 
-    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings`, `cell`, `unit` and `frozen` (bool:
-    the agent had diverged and been frozen by that step). Rows of equal `cell` and `label` differ in their seed alone:
-    they are the samples that reports take a mean of. `settings` is the JSON text of what tells a cell from the others
-    in `directory` with its algorithm, env and label (`deeprl.cells.identity`). `step` counts what `unit` says, of one
-    agent: simulator steps, decisions of Atari games, or gradient steps if it learns from a dataset, whose name `env` is
-    then.
+    Columns: those of a benchmark row (`COLUMNS`), then `member`, `label`, `settings`, `cell`, `unit` and `frozen`
+    (bool: the agent had diverged and been frozen by that step). Rows of equal `cell` and `label` differ in their seed
+    alone: they are the samples that reports take a mean of. `settings` is the JSON text of what tells a cell from the
+    others in `directory` with its algorithm, env and label (`deeprl.cells.identity`). `step` counts what `unit` says,
+    of one agent: simulator steps, decisions of Atari games, or gradient steps if it learns from a dataset, whose name
+    `env` is then.
     `return` is the mean over the evaluation episodes of that step, `score` is None where no normalisation exists,
     `wall_s` counts seconds from the start of the run, `updates_per_s` is the speed of all its agents together.
 

@@ -28,9 +28,9 @@ class EnvSpec:
     [-1, 1]. obs_dtype: float32, or uint8 or bool for images that have it. actions: number of discrete actions, 0 for
     continuous ones; agents count them from 0, the environment from action_start. frame_stack: frames stacked along
     the first axis of an observation, 0 for a single frame or a vector. action_repeat: simulator steps of one step of
-    the environment, 0 where they vary; results count them (`deeprl.units`). score_range: the returns of a random and of an expert policy, which a
-    normalised score puts at 0 and 100; empty where nobody has published them. action_dtype: the type of floats that the
-    environment takes as continuous actions.
+    the environment, 0 where they vary (`deeprl.units`). score_range: the returns of a random and of an expert policy,
+    which a normalised score puts at 0 and 100; empty where nobody has published them. action_dtype: the type of floats
+    that the environment takes as continuous actions.
     """
 
     obs_shape: tuple[int, ...]
