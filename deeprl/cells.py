@@ -154,24 +154,27 @@ def key_of(found: Mapping[str, Any]) -> str:
 
 
 def names_of_tasks(tasks: Iterable[Task]) -> dict[Task, str]:
-    """What tasks are called: datasets of one name that are not the same by the folders that they lie in."""
-    alike: dict[str, list[Task]] = {}
+    """What tasks are called: one dataset always the same, those of one name by the folders that they lie in."""
+    first: dict[str, Task] = {}
     for task in sorted(set(tasks)):
+        first.setdefault(task.digest or task.name, task)
+    alike: dict[str, list[Task]] = {}
+    for task in first.values():
         alike.setdefault(task.name, []).append(task)
-    return {task: name for own in alike.values() for task, name in _told_apart(own).items()}
+    names = {task: name for own in alike.values() for task, name in zip(own, _told_apart(own), strict=True)}
+    return {task: names[first[task.digest or task.name]] for task in tasks}
 
 
-def _told_apart(tasks: Sequence[Task]) -> dict[Task, str]:
-    digests = {task.digest for task in tasks}
-    if len(digests) == 1:
-        return dict.fromkeys(tasks, tasks[0].name)
-    first = {task.digest: task for task in reversed(tasks)}  # of copies of one dataset, one place names it
-    parents = {digest: PurePath(task.path).parts[:-1] for digest, task in first.items()}
-    for count in range(1, max(map(len, parents.values())) + 1):
-        names = {digest: "/".join([*p[-count:], first[digest].name]) for digest, p in parents.items()}
-        if len(set(names.values())) == len(digests):
-            return {task: names[task.digest] for task in tasks}
-    return {task: f"{task.name} ({task.digest[:8]})" for task in tasks}
+def _told_apart(tasks: Sequence[Task]) -> list[str]:
+    """Names of different tasks of one name."""
+    if len(tasks) == 1:
+        return [tasks[0].name]
+    parents = [PurePath(task.path).parts[:-1] for task in tasks]
+    for count in range(1, max(map(len, parents)) + 1):
+        names = ["/".join([*folders[-count:], task.name]) for task, folders in zip(tasks, parents, strict=True)]
+        if len(set(names)) == len(tasks):
+            return names
+    return [f"{task.name} ({task.digest[:8]})" for task in tasks]
 
 
 def cells_of(agents: Sequence[tuple[Mapping[str, Any], int]]) -> list[Cell]:

@@ -15,7 +15,6 @@ from deeprl.config import per_agent_fields
 from deeprl.records import group, read_runs
 from deeprl.report import write_report
 from deeprl.rows import results
-from deeprl.units import recorded_unit, unit_of
 
 
 def plain(algorithm: str) -> dict:
@@ -192,24 +191,3 @@ def test_results_summary_and_figures_have_the_same_cells(tmp_path):
     write_report(tmp_path / "runs", tmp_path / "report")
     summary = (tmp_path / "report" / "summary.csv").read_text()
     assert all(f",{cell.key},simulator steps,2," in summary for cell in cells)
-
-
-@pytest.mark.parametrize(
-    ("env", "repeat", "offline", "name", "factor", "counted"),
-    [
-        ("Pendulum-v1", 1, False, "simulator steps", 1, "steps"),
-        ("dmc/walker-run", 2, False, "simulator steps", 2, "decisions"),
-        ("dmc/walker-run", 2, True, "gradient steps", 1, "gradient steps"),
-        ("ALE/Pong-v5", 1, False, "decisions", 1, "decisions"),
-        ("ale_py:ALE/Pong-v5", 4, False, "decisions", 1, "decisions"),
-        ("Own-v0", 0, False, "decisions", 1, "decisions"),  # whose wrapper repeats actions now more, now less often
-    ],
-)
-def test_the_unit_of_steps(env, repeat, offline, name, factor, counted):
-    assert unit_of(env, repeat, offline) == (name, factor, counted)
-
-
-def test_the_unit_of_a_record():
-    assert recorded_unit(record("sac", facts={"spec": {"action_repeat": 4}})).told(10) == "40 simulator steps"
-    assert recorded_unit(record("bc", facts={"spec": {"action_repeat": 4}})).told(10) == "10 gradient steps"
-    assert recorded_unit(record("dqn", env="ALE/Pong-v5")).told(10) == "10 decisions"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,19 @@ def digest_of(place: Path) -> str:
     """SHA-256 of a dataset's file or files, as hex digits. Raises DeeprlError if they cannot be read."""
     files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
     try:
-        states = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in files]
-        digests = [_sha256(*state) for state in states]
+        digests = [_sha256_of(f) for f in files]
     except OSError as error:
         raise DeeprlError(f"{place}: cannot be read ({first_line(error)})") from error
     if not place.is_dir():
         return digests[0]
     named = [f"{f.relative_to(place).as_posix()} {digest}\n" for f, digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(named).encode()).hexdigest()
+
+
+def _sha256_of(file: Path) -> str:
+    state = file.stat()
+    young = abs(time.time() - state.st_mtime) < 2.0  # it may change again and look the same
+    return (_sha256.__wrapped__ if young else _sha256)(str(file), state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 @functools.lru_cache(maxsize=1024)
