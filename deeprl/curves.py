@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from deeprl.cells import Cell
 from deeprl.errors import DeeprlError
-from deeprl.records import Cell, Pairs
+from deeprl.records import Pairs
 from deeprl.stats import mean_band
 
 Curve = dict[int, float]  # return by step

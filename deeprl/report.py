@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from deeprl.cells import Cell
 from deeprl.curves import figure, read_published
-from deeprl.records import Cell, Pairs, Run, group, read_runs
+from deeprl.records import Pairs, Run, group, read_runs
 from deeprl.stats import bootstrap_interval, iqm, mean_interval
 
 Rows = list[dict[str, Any]]

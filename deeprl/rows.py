@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deeprl.cells import Cell
 from deeprl.errors import DeeprlError
-from deeprl.records import Agent, Cell, Evaluation, Run, group, read_runs
+from deeprl.records import Agent, Evaluation, Run, group, read_runs
 
 COLUMNS = (
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),

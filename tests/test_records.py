@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from deeprl.cells import Cell
 from deeprl.errors import DeeprlError
-from deeprl.records import Cell, group, read_runs
+from deeprl.records import group, read_runs
 from deeprl.report import summarise
 from deeprl.rows import COLUMNS, results, write_rows
 
