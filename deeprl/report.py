@@ -23,6 +23,7 @@ import numpy as np
 from deeprl.curves import figure, read_published
 from deeprl.records import Cell, Pairs, Run, group, read_runs
 from deeprl.stats import bootstrap_interval, iqm, mean_interval
+from deeprl.targets import begin_report
 
 Rows = list[dict[str, Any]]
 
@@ -76,13 +77,14 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
         published: curves of others to draw beside these (`deeprl.curves.read_published`).
 
     Raises:
-        DeeprlError: no run there; a file that cannot be read, named with its row.
+        DeeprlError: no run there; a file that cannot be read, named with its row; `out` holds something else than an
+            earlier report.
     """
     runs = read_runs(directory)
     cells = group(runs)
     folder = Path(out) if out is not None else Path(directory) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     others = read_published(published) if published is not None else {}
+    begin_report(folder)
     pngs: dict[str, bytes] = {}
     names: list[str] = []
     order = sorted({cell.name for cell in cells})

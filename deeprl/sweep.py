@@ -43,6 +43,7 @@ from deeprl.memory import rehearse
 from deeprl.progress import show
 from deeprl.recipes import with_recipe
 from deeprl.report import write_report
+from deeprl.targets import check_sweep
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings
@@ -97,11 +98,12 @@ def run_sweep(file: str | Path) -> Path:
     Raises DeeprlError (file, line, key) before anything is trained if the file or an environment is wrong.
     """
     out, plan = read_sweep(file)
-    for planned in plan:
-        try:
+    try:
+        check_sweep(out)
+        for planned in plan:
             planned.check()
-        except DeeprlError as error:
-            raise DeeprlError(f"{file}: {error}") from error
+    except DeeprlError as error:
+        raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
     show(f"{file}: {agents} agents in {len(plan)} populations, records in {out}")
     for number, planned in enumerate(plan, 1):
