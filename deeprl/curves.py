@@ -47,6 +47,11 @@ def read_published(path: str | Path) -> dict[str, Published]:
     return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
 
 
+def _plain(text: str) -> str:
+    """A name as it is drawn: without a formula between its dollar signs, which matplotlib would look for."""
+    return text.replace("$", r"\$")
+
+
 def _short(value: float | int, _position: float | int | None = None) -> str:
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
@@ -80,7 +85,7 @@ def picture(env: str, ours: Published, order: list[str], published: Published) -
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         _draw(axes, f"{name}, published (n = {len(seeds)})", upto, "#777777", LINES[k % 4], MARKERS[k % 5])
-    axes.set_title(env, fontweight="bold")
+    axes.set_title(_plain(env), fontweight="bold")
     axes.set(xlabel="Simulator or gradient steps of one agent", ylabel="Evaluation return")
     axes.xaxis.set_major_formatter(_short)
     axes.yaxis.set_major_formatter(_short)
@@ -104,7 +109,7 @@ def _draw(axes: Any, label: str, curves: list[Curve], colour: str, line: str, ma
     mean, low, high = mean_band(values) if common else (values[0],) * 3
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=label)
+    axes.plot(common, mean, color=colour, linestyle=line, linewidth=2.0, marker=marker, label=_plain(label))
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
     axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)

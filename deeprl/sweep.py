@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.api import algorithm_module
-from deeprl.config import RunConfig, build, config_hash, per_agent_fields
+from deeprl.config import RunConfig, build, config_hash, per_agent_fields, setting
 from deeprl.directory import COMPLETE, stored_run
 from deeprl.errors import DeeprlError, InUseError, nearest
 from deeprl.memory import rehearse
@@ -77,8 +77,8 @@ class Planned:
     def finished(self) -> bool:
         """Whether its directory holds this run, complete."""
         try:
-            about = json.loads((self.directory / "config.json").read_text())
-            status = json.loads((self.directory / "status.json").read_text())
+            about = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
+            status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         same = about.get("config_hash") == config_hash(self.algorithm, self.config)
@@ -87,7 +87,7 @@ class Planned:
     def frozen(self) -> list[dict[str, Any]]:
         """The agents that diverged, as `status.json` names them."""
         try:
-            return list(json.loads((self.directory / "status.json").read_text())["frozen"])
+            return list(json.loads((self.directory / "status.json").read_text(encoding="utf-8"))["frozen"])
         except (OSError, ValueError, KeyError):
             return []
 
@@ -123,7 +123,7 @@ def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
     """The output directory and the populations of a sweep file, checked. Raises DeeprlError naming file and line."""
     path = Path(file)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # whatever the locale is; some editors put a mark in front
         content = tomllib.loads(text)
     except OSError as error:
         raise DeeprlError(f"{path}: {error.strerror}") from error
@@ -143,15 +143,26 @@ def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
     if not isinstance(experiments, list) or not experiments:
         raise DeeprlError(f"{path}: no [[experiment]] in it")
     plan = [
-        planned
-        for number, experiment in enumerate(experiments)
-        for planned in _populations(source, number, content.get("defaults", {}), experiment, out)
+        (number, planned)
+        for number, experiment in enumerate(experiments, 1)
+        for planned in _populations(source, number - 1, content.get("defaults", {}), experiment, out)
     ]
-    directories = [p.directory for p in plan]
-    for directory in directories:
-        if directories.count(directory) > 1:
-            raise DeeprlError(f"{path}: two experiments would write to {directory}; give one of them a label")
-    return out, plan
+    for (number, one), (other, two) in itertools.combinations(plan, 2):
+        if one.directory == two.directory:
+            raise DeeprlError(f"{path}: {_clash(number, one, other, two)}")
+    return out, [planned for _, planned in plan]
+
+
+def _clash(number: int, one: Planned, other: int, two: Planned) -> str:
+    """What is wrong with two populations, of these experiments, that would write to the same directory."""
+    if config_hash(one.algorithm, one.config) == config_hash(two.algorithm, two.config):
+        return f"experiments {number} and {other} train the same, {one.name}; leave one of them out"
+    if number == other:
+        return (
+            f"experiment {number} would write two populations to {one.directory}; make two experiments of them,"
+            " one with a label"
+        )
+    return f"experiments {number} and {other} would write to {one.directory}; give one of them a label"
 
 
 class _Source:
@@ -198,15 +209,22 @@ def _populations(
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise source.error(key, f"{key}: a grid lists the values to try", f"{here} grid", here)
-    tasks = [[(key, value) for value in _listed(experiment[key])] for key in ("env", "dataset") if key in experiment]
-    for algorithm, *task in itertools.product(_listed(experiment["algorithm"]), *tasks):
+    _refuse_twice(source, "algorithm", _listed(experiment["algorithm"]), here)
+    tasks = {key: _listed(experiment[key]) for key in ("env", "dataset") if key in experiment}
+    for algorithm, *task in itertools.product(_listed(experiment["algorithm"]), *tasks.values()):
         try:
             module = algorithm_module(algorithm)
         except DeeprlError as error:
             raise source.error("algorithm", str(error), here) from error
+        for key, values in (*grid.items(), *tasks.items()):
+            _refuse_twice(source, key, [_stored(module.Config, key, v) for v in values], f"{here} grid", here)
         for shared, cells in _cells(module.Config, grid):
             try:
-                config = _population(module.Config, with_recipe(algorithm, {**settings, **dict(task), **shared}), cells)
+                config = _population(
+                    module.Config,
+                    with_recipe(algorithm, {**settings, **dict(zip(tasks, task, strict=True)), **shared}),
+                    cells,
+                )
             except DeeprlError as error:
                 key = str(error).partition(":")[0]
                 raise source.error(key, str(error), f"{here} grid", here, "defaults") from error
@@ -215,6 +233,21 @@ def _populations(
             name = re.sub(r"[^\w.,=+-]+", "_", " ".join(filter(None, [config.task, label])))
             planned = Planned(algorithm, dataclasses.replace(config, out=str(out / algorithm / name), label=label))
             yield planned
+
+
+def _stored(config: type[RunConfig], key: str, value: Any) -> Any:
+    """A value as a run stores it; as it is where it is wrong, which is said elsewhere."""
+    try:
+        return setting(config, key, value)
+    except DeeprlError:
+        return value
+
+
+def _refuse_twice(source: _Source, key: str, values: list[Any], *sections: str) -> None:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise source.error(key, f"{key}: {shown} twice", *sections)
 
 
 def _cells(config: type[RunConfig], grid: Mapping[str, list]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
