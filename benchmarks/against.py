@@ -181,7 +181,7 @@ def main() -> None:
     print(f"{row['ratio']} ({row['low']} to {row['high']})")
     if args.csv:
         new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
+        with args.csv.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if new:
                 writer.writeheader()

@@ -306,7 +306,7 @@ def main() -> None:
         return
     rows = compare_frames(args)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
+        with args.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FRAME_COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

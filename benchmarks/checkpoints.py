@@ -118,7 +118,7 @@ def main(options: Options) -> None:
         rows.append([*counts, *figures, about["device"], about["commit"], versions, command])
         print(f"{case}: {middle:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), {size / 1e6:,.0f} MB, share {share}")
     if options.csv:
-        with open(options.csv, "w", newline="") as file:
+        with open(options.csv, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 

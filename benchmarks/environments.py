@@ -245,7 +245,7 @@ def in_process(case: Case, limit: float) -> dict[str, str]:
 def rows_of(path: Path | None) -> dict[str, dict[str, str]]:
     if path is None or not path.exists():
         return {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return {row["environment"]: row for row in csv.DictReader(file)}
 
 
@@ -272,7 +272,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, dict[str, str]]]:
 
 def save(path: Path, rows: dict[str, dict[str, str]]) -> None:
     """In the order of `cases`; rows of environments that are not among them any more are left out."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[case.name] for case in cases() if case.name in rows)
@@ -317,8 +317,8 @@ def main() -> None:
         if args.csv:
             save(args.csv, rows)
     if args.page:
-        before = args.page.read_text().partition(MARK)[0]
-        args.page.write_text(before + MARK + table(rows))
+        before = args.page.read_text(encoding="utf-8").partition(MARK)[0]
+        args.page.write_text(before + MARK + table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def damages(base: Path, draw: random.Random) -> Iterator[Damage]:
 
 def formats(checkpoint: Path) -> Iterator[Damage]:
     """Format versions that this library has not written."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     now = manifest["format"]
     values: list[Any] = [now + 1, 999, 10**30, -1, str(now), now + 0.5, None, [], {}, float("inf"), float("nan"), ...]
     for new in values + ([0] if now == 1 else [now - 1, 0]):
@@ -110,7 +110,7 @@ def formats(checkpoint: Path) -> Iterator[Damage]:
 
 def entries(checkpoint: Path, draw: random.Random) -> Iterator[Damage]:
     """Entries of the manifest with values that they cannot have."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     seal = find_seal(manifest)
     skipped = {"format", *([seal[0]] if seal else [])}
     found = [(path, value) for path, value in places(manifest) if path[0] not in skipped]
@@ -124,7 +124,7 @@ def entries(checkpoint: Path, draw: random.Random) -> Iterator[Damage]:
 
 def names(checkpoint: Path) -> Iterator[Damage]:
     """Names in the manifest that lead out of the checkpoint, to a good copy of the file."""
-    text = (checkpoint / "manifest.json").read_text()
+    text = (checkpoint / "manifest.json").read_text(encoding="utf-8")
     listed = [p.name for p in sorted(checkpoint.iterdir()) if f'"{p.name}"' in text]
     for name in listed[:1] + listed[-1:] if len(listed) > 1 else listed:
         strange = [
@@ -193,7 +193,7 @@ def directories(base: Path) -> Iterator[Damage]:
             replace(path / "state.pt", b"")
 
     def stray(name: str) -> Change:
-        return lambda out: (out / "checkpoints" / name).write_text("x")
+        return lambda out: (out / "checkpoints" / name).write_text("x", encoding="utf-8")
 
     def temporary(out: Path) -> None:
         for name in (f".{step + 50:09d}", f".{step + 50:09d}.tmp", f".{step:09d}.old"):
@@ -248,7 +248,7 @@ def records(base: Path) -> Iterator[Damage]:
 
 def settings(base: Path) -> Iterator[Damage]:
     """Values in config.json that it cannot have."""
-    about = json.loads((base / "config.json").read_text())
+    about = json.loads((base / "config.json").read_text(encoding="utf-8"))
     formats: list[Any] = [2**31, "1", None, 1.5, -1, ...]
     others: list[Any] = [None, 7, "x", [], ...]
     values: list[tuple[tuple[str, ...], Any]] = [
@@ -276,7 +276,7 @@ def _just_made(out: Path) -> None:
 
 
 def _about_change(file: Path, path: tuple[str, ...], new: Any) -> None:
-    replace(file, json.dumps(changed(json.loads(file.read_text()), path, new)).encode())
+    replace(file, json.dumps(changed(json.loads(file.read_text(encoding="utf-8")), path, new)).encode())
 
 
 def _own_noise(path: Path) -> None:

@@ -132,7 +132,7 @@ def _digest(value: Any, options: dict[str, Any]) -> str:
 def reseal(checkpoint: Path, change: Callable[[Any], Any]) -> None:
     """Change the manifest of a checkpoint, and its digest of itself where it has one."""
     path = checkpoint / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     seal = find_seal(manifest)
     if seal is not None:
         manifest.pop(seal[0])

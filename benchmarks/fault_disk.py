@@ -224,7 +224,7 @@ def readonly_midway(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]
 
 
 def below_a_file(case: Case, base: Path, place: Path) -> tuple[Attempt, Path]:
-    (place / "parent").write_text("x")
+    (place / "parent").write_text("x", encoding="utf-8")
     tried = attempt(case.command(place / "parent" / "run"))
     (place / "parent").unlink()
     return tried, place / "parent" / "run"

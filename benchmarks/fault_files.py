@@ -47,7 +47,7 @@ def unfinished_run(case: Case, out: Path, steps: int, count: int = 3) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     log = out.parent / f"{out.name}.log"
-    log.write_text("")
+    log.write_text("", encoding="utf-8")
     process = begin(case.command(out), log)
     while process.exitcode is None and not (
         len(found := checkpoints(out)) >= count and int(found[-1].name[:9]) >= steps
@@ -56,7 +56,7 @@ def unfinished_run(case: Case, out: Path, steps: int, count: int = 3) -> None:
     process.kill()
     process.join()
     if len(checkpoints(out)) < 2:
-        raise SystemExit(f"{out}: not enough checkpoints to begin with: {log.read_text()}")
+        raise SystemExit(f"{out}: not enough checkpoints to begin with: {log.read_text(encoding='utf-8')}")
 
 
 def judge(tried: Attempt, damage: Damage, out: Path, whole: Path, before: dict[str, str]) -> str:

@@ -186,7 +186,7 @@ def _strike(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def stopped_badly(status: int | None, said: str, out: Path, number: signal.Signals) -> list[str]:
     """What is wrong with how a run that had begun stopped at a signal."""
-    if json.loads((out / "status.json").read_text())["state"] == "finished":  # it had only to end
+    if json.loads((out / "status.json").read_text(encoding="utf-8"))["state"] == "finished":  # it had only to end
         return []
     problems = []
     if status != 128 + number:
@@ -212,11 +212,11 @@ def _mtime(path: Path) -> int:
 
 
 def _last_step(path: Path) -> int:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     first = lines[-1].partition(",")[0] if lines else ""
     return int(first) if first.isdigit() else -1
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(errors="replace", encoding="utf-8").splitlines()
     return lines[-1][:300] if lines else "no output"

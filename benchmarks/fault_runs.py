@@ -156,8 +156,8 @@ def end(process: Any, log: Path, limit_s: float = 120.0) -> Attempt:
     if process.exitcode is None:
         process.kill()
         process.join()
-        return Attempt(None, log.read_text(errors="replace"))
-    return Attempt(process.exitcode, log.read_text(errors="replace"))
+        return Attempt(None, log.read_text(errors="replace", encoding="utf-8"))
+    return Attempt(process.exitcode, log.read_text(errors="replace", encoding="utf-8"))
 
 
 def attempt(words: Sequence[str], before: Callable[[], Any] | None = None, limit_s: float = 120.0) -> Attempt:
@@ -217,7 +217,7 @@ def digests(out: Path) -> dict[str, str]:
 
 def rows(path: Path) -> list[dict[str, str]]:
     """A CSV file without its column wall_s."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k != "wall_s"} for row in csv.DictReader(file)]
 
 
@@ -250,7 +250,7 @@ def compare(one: Path, other: Path) -> Comparison:
     """Whether two finished runs have the same agents and records, bit for bit; times may differ."""
     differ = []
     for out in (one, other):
-        state = json.loads((out / "status.json").read_text())["state"]
+        state = json.loads((out / "status.json").read_text(encoding="utf-8"))["state"]
         differ += [f"{out.name} is {state}"] if state != "finished" else []
     expected, found = agents(one), agents(other)
     if expected.keys() != found.keys() or newest_step(one) != newest_step(other):

@@ -51,10 +51,10 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
     about = {"commit": provenance.commit(), "device": provenance.device_name("cpu", 1), "command": command}
     about["versions"] = " ".join(f"{name}={importlib.metadata.version(name)}" for name in PACKAGES)
     fresh = {(row["test"], row["case"]) for row in rows}
-    stored = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
+    stored = csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
     kept = [old for old in stored if (old["test"], old["case"]) not in fresh]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept + [row | about for row in rows])

@@ -125,7 +125,7 @@ def main() -> None:
     if args.kind == "measure":
         measure(args)
     else:
-        plot(list(csv.DictReader(args.csv.read_text().splitlines())), args.png)
+        plot(list(csv.DictReader(args.csv.read_text(encoding="utf-8").splitlines())), args.png)
 
 
 if __name__ == "__main__":

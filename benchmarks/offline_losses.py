@@ -42,7 +42,7 @@ def curves(files: list[Path], column: str, every: int) -> list[Curve]:
     """The curve of each seed, means over `every` steps. A file without a column `seed` holds one seed."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in files:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 last = -(-int(row["step"]) // every) * every
                 found[path.name, row.get("seed", "")][last].append(float(row[column]))

@@ -195,7 +195,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 def save_losses(path: Path, losses: Losses) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["step", *losses[0][1]])
         writer.writeheader()
         writer.writerows({"step": EPOCH * epoch, **means} for epoch, means in losses)
@@ -205,7 +205,7 @@ def done(path: Path, args: argparse.Namespace) -> set[int]:
     """Seeds that have their row."""
     if not path.exists():
         return set()
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     mine = (Path(args.dataset).stem, str(args.steps))
     peer = f"{args.algorithm}:{'authors' if args.repo else 'd3rlpy'}"
@@ -234,7 +234,7 @@ def main() -> None:
     for seed in sorted(set(args.seeds) - done(args.csv, args)):
         row = run(args, seed)
         new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
+        with args.csv.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             if new:
                 writer.writeheader()

@@ -27,7 +27,7 @@ def final_scores(files: list[Path], step: int | None = None) -> Scores:
     """Of the last step of each agent, or of those that have one numbered `step`."""
     found: dict[tuple[str, str], dict[int, tuple[int, float]]] = {}
     for path in files:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 if step is not None and int(row["step"]) != step:
                     continue

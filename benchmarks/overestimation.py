@@ -115,7 +115,7 @@ def main(
         print(f"{group}: Double DQN's is smaller by {{:.3f}} [{{:.3f}}, {{:.3f}}]".format(*interval(less)))
         print("that is {:.0%} [{:.0%}, {:.0%}] of DQN's".format(*interval(share)), flush=True)
     if rows is not None:
-        with rows.open("w", newline="") as file:
+        with rows.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)

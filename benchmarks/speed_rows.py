@@ -36,7 +36,7 @@ def device_name(device: str) -> str:
     if device != "cpu":
         return device  # deeprl's worker names the card
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return found[1] if found else platform.machine()
 
 
@@ -118,10 +118,10 @@ def save(path: Path, rows: list[Row], columns: Sequence[str] = COLUMNS, key: Seq
         return tuple(one[name].split(":")[0] if name == "ratio_to" else one[name] for name in key)
 
     fresh = {identity(one) for one in rows}
-    stored = csv.DictReader(path.read_text().splitlines()) if path.exists() else ()
+    stored = csv.DictReader(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
     kept = [old for old in stored if identity(old) not in fresh]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept + rows)
@@ -144,4 +144,4 @@ def save_json(
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"command": args.command, "rows": rows, **more, "modes": modes, "failed": failed}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

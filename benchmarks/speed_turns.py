@@ -29,7 +29,9 @@ class ModeFailed(Exception):  # noqa: N818
 def busy_seconds() -> float:
     """CPU seconds that this machine has been busy so far, time stolen by its host included; 0 where unknown."""
     with contextlib.suppress(OSError):
-        ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]  # of all cores together
+        ticks = [
+            int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]
+        ]  # of all cores together
         return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # 3 and 4: idle, waiting for a disk
     return 0.0
 
@@ -55,12 +57,12 @@ def started(mode: Mode) -> Iterator[list[subprocess.Popen[str]]]:
             watchdog.start()
             limits = os.environ | thread_limits(mode.threads)  # here as well: eager.py imports torch at once
             for index, command in enumerate(mode.commands):
-                with open(f"{folder}/{index}.err", "w") as errors:
+                with open(f"{folder}/{index}.err", "w", encoding="utf-8") as errors:
                     workers.append(subprocess.Popen(command, stderr=errors, cwd=folder, env=limits, **PIPES))
             yield workers
         except (EOFError, BrokenPipeError):
             ends = "hung" if hung.is_set() else f"died ({ends_of(workers)})"
-            told = [path.read_text()[-3000:] for path in sorted(Path(folder).glob("*.err"))]
+            told = [path.read_text(encoding="utf-8")[-3000:] for path in sorted(Path(folder).glob("*.err"))]
             raise ModeFailed(f"{mode.name}, {mode.agents} agents: {ends}\n" + "\n".join(told)) from None
         finally:
             watchdog.cancel()

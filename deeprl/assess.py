@@ -14,7 +14,9 @@ from deeprl.directory import evaluated_in, read_about
 from deeprl.evaluate import Evaluator, greedy_policy
 from deeprl.process import torch_defaults
 from deeprl.progress import Progress, show
+from deeprl.targets import check_table
 
+_COLUMNS = ("member", "seed", "episode", "return", "length")
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 
 
@@ -30,7 +32,11 @@ def assess(
 
     table: a CSV file to write every episode to (member, seed, episode, return, length). step: of a snapshot, instead
     of the newest checkpoint. net: the run's own networks, if they have no name.
+
+    Raises DeeprlError where `table` exists with other columns, or belongs to the records of a run.
     """
+    if table:
+        check_table(table, _COLUMNS)
     population = load_population(run_dir, net, step=step)
     if table:
         Path(table).parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +59,8 @@ def assess(
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
     if table:
-        with Path(table).open("w", newline="") as file:
+        with Path(table).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("member", "seed", "episode", "return", "length"))
+            writer.writerow(_COLUMNS)
             writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played)
     return returns

@@ -116,7 +116,7 @@ class _Writer:
 
     def write_manifest(self, step: int) -> None:
         manifest = {"format": FORMAT, "step": step, "files": self._files}
-        with (self._temporary / "manifest.json").open("w") as file:
+        with (self._temporary / "manifest.json").open("w", encoding="utf-8") as file:
             json.dump(manifest | {"check": _check(manifest)}, file, indent=1)
             _flush(file)
 
@@ -208,7 +208,7 @@ class _HashingFile:
 
 
 def _read(path: Path, step: int, histories: bool) -> dict[str, Any]:
-    manifest = json.loads(_regular(path / "manifest.json").read_text())
+    manifest = json.loads(_regular(path / "manifest.json").read_text(encoding="utf-8"))
     if "check" in manifest and manifest.pop("check") != _check(manifest):
         raise ValueError("its manifest is damaged")
     written = manifest["format"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
 import sys
 import warnings
@@ -34,6 +35,8 @@ def main(args: Sequence[str] | None = None) -> int:
     agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a closed terminal.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a label may have letters that the locale lacks: \xf6 stands for one
+        sys.stdout.reconfigure(errors="backslashreplace")
     before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
@@ -238,8 +241,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from deeprl.report import write_report
-    from deeprl.rows import results, write_rows
+    from deeprl.rows import COLUMNS, results, write_rows
+    from deeprl.targets import check_table
 
+    if options.rows:
+        check_table(options.rows, COLUMNS)
     print(f"report: {write_report(options.directory, options.out, options.published)}")
     if options.rows:
         write_rows(options.rows, results(options.directory))

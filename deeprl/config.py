@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from deeprl.convert import converted
 from deeprl.errors import DeeprlError, nearest
 from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds, plain_json
 
@@ -37,6 +36,7 @@ __all__ = [
     "parse_seeds",
     "per_agent",
     "per_agent_fields",
+    "setting",
 ]
 C = TypeVar("C", bound="RunConfig")
 
@@ -123,7 +123,8 @@ class RunConfig:
                 f"{name}: {len(value) if isinstance(value, tuple) else 1} values for {len(self.seeds)} seeds",
             )
         members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in self._members()]
-        _require(len(set(members)) == len(members), "seeds: two agents have the same seed and settings")
+        twice = next((m[0][0] for i, m in enumerate(members) if m in members[:i]), None)
+        _require(twice is None, f"seeds: {twice} twice: two agents have the same seed and settings")
 
     def _members(self) -> list[RunConfig]:
         return [] if len(self.seeds) == 1 else [self.member(i) for i in range(len(self.seeds))]
@@ -251,45 +252,17 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
     for key in values:
         if key not in known:
             raise DeeprlError(f"{key}: unknown setting{nearest(key, known)}")
-    return config(**{k: _convert(k, v, hints[k]) for k, v in values.items()})
+    return config(**{k: converted(k, v, hints[k]) for k, v in values.items()})
+
+
+def setting(config: type[RunConfig], key: str, value: Any) -> Any:
+    """One value as `build` would store it, without the rules for how settings go together. Raises as it does."""
+    hints = typing.get_type_hints(config)
+    if key not in hints:
+        raise DeeprlError(f"{key}: unknown setting{nearest(key, hints)}")
+    return converted(key, value, hints[key])
 
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise DeeprlError(message)
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotated type: lists become tuples, integers floats; anything else must fit as it is."""
-    if key == "seeds" and hint is not int and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return parse_seeds([str(value)])
-        except ValueError as error:
-            raise DeeprlError(f"seeds: {error}") from error
-    for option in _options(hint):
-        origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if origin is Literal and value in arguments:
-            return value
-        if origin is tuple and isinstance(value, list | tuple | range):
-            return tuple(_convert(key, v, arguments[0]) for v in value)
-        if option is str and isinstance(value, os.PathLike):
-            return os.fspath(value)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        plain = dict if origin is dict else option
-        if isinstance(plain, type) and isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
-            return value
-    wanted = " or ".join(_name(option) for option in _options(hint))
-    raise DeeprlError(f"{key}: expected {wanted}, not {value!r}")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _name(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return ", ".join(map(str, typing.get_args(option)))
-    if typing.get_origin(option) is tuple:
-        return f"a list of {'/'.join(map(_name, _options(typing.get_args(option)[0])))}"
-    return {type(None): "nothing"}.get(option, getattr(option, "__name__", str(option)))

@@ -49,6 +49,11 @@ def read_published(path: str | Path) -> dict[str, Published]:
     return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
 
 
+def _plain(text: str) -> str:
+    """A name as it is drawn: without a formula between its dollar signs, which matplotlib would look for."""
+    return text.replace("$", r"\$")
+
+
 def _short(value: float | int, _position: float | int | None = None) -> str:
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
@@ -93,7 +98,7 @@ def picture(env: str, ours: Published, order: list[str], published: Published, u
             left_out.append(
                 f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
             )
-    axes.set_title(env, fontweight="bold")
+    axes.set_title(_plain(env), fontweight="bold")
     axes.set(xlabel=f"{unit.capitalize()} of one agent", ylabel="Evaluation return")
     axes.xaxis.set_major_formatter(_short)
     axes.yaxis.set_major_formatter(_short)
@@ -117,7 +122,7 @@ def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, li
     alone = [curve for curve in curves if curve] if not common or not marker else []
     style: dict[str, Any] = {"color": colour, "linestyle": line}
     for k, curve in enumerate(alone):
-        label = f"{name} ({count}, no step in common)" if k == 0 and not common else None
+        label = _plain(f"{name} ({count}, no step in common)") if k == 0 and not common else None
         dots = marker if marker else "." if len(curve) == 1 else ""
         axes.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, label=label, marker=dots, **style)
     if not common:
@@ -125,7 +130,7 @@ def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, li
     mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    axes.plot(common, mean, linewidth=2.0, marker=marker, label=f"{name} ({count})", **style)
+    axes.plot(common, mean, linewidth=2.0, marker=marker, label=_plain(f"{name} ({count})"), **style)
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
     axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -79,7 +79,7 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
 def read_about(run_dir: Path) -> dict[str, Any]:
     """`config.json` of a run directory. Raises DeeprlError where there is none or it is of something else."""
     try:
-        about = json.loads((run_dir / "config.json").read_text())
+        about = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DeeprlError(f"{run_dir} is no run directory: it has no config.json") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -239,7 +239,7 @@ def writing(directory: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old one or the new one."""
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, indent=1, default=str) + "\n")
         file.flush()
         os.fsync(file.fileno())

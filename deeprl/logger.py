@@ -27,7 +27,7 @@ class CsvLog:
         """Append rows; each is on disk when this returns to the extent that the operating system keeps its cache."""
         if not rows:
             return
-        with self.path.open("a+", newline="") as file:
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
             if self._columns is None:
                 file.seek(0)
                 self._columns = next(csv.reader(file), None)

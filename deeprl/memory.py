@@ -167,7 +167,7 @@ def available(device: str) -> int | None:
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserve
     try:
-        lines = dict(line.split(":", 1) for line in (PROC / "meminfo").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in (PROC / "meminfo").read_text(encoding="utf-8").splitlines())
         return min([1024 * int(lines["MemAvailable"].split()[0]), *_cgroup_room()])
     except (OSError, KeyError):
         names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")  # all there is on other systems: an upper bound
@@ -177,7 +177,7 @@ def available(device: str) -> int | None:
 
 def _cgroup_room() -> Iterator[int]:
     """What each limited cgroup above this process has left; pages of files that it can drop count as free."""
-    for line in (PROC / "self/cgroup").read_text().splitlines():
+    for line in (PROC / "self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             root, limit, usage, droppable = CGROUPS, "memory.max", "memory.current", "inactive_file"
@@ -189,9 +189,9 @@ def _cgroup_room() -> Iterator[int]:
         inner = root / path.lstrip("/")
         for group in (inner, *inner.parents[: len(inner.parts) - len(root.parts)]):
             try:
-                most = (group / limit).read_text().strip()
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                held = int((group / usage).read_text()) - int(stat.get(droppable, 0))
+                most = (group / limit).read_text(encoding="utf-8").strip()
+                stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+                held = int((group / usage).read_text(encoding="utf-8")) - int(stat.get(droppable, 0))
             except (OSError, ValueError):  # a container sees no groups around it, nor always its own by this name
                 continue
             if most != "max":

@@ -70,7 +70,12 @@ def device_name(device: str, threads: int) -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         model = next(
-            (li.partition(":")[2].strip() for li in info.read_text().splitlines() if "model name" in li), model
+            (
+                li.partition(":")[2].strip()
+                for li in info.read_text(encoding="utf-8").splitlines()
+                if "model name" in li
+            ),
+            model,
         )
     return f"cpu ({model}, {threads} threads)"
 

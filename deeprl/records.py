@@ -100,6 +100,11 @@ class Run:
 Pairs = list[tuple[Run, Agent]]
 
 
+def unit_name(pairs: Pairs) -> str:
+    """What the steps of a cell are."""
+    return pairs[0][0].unit.name
+
+
 def read_runs(directory: str | Path) -> list[Run]:
     """Every run at or below `directory`, sorted by path.
 

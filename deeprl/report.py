@@ -12,7 +12,6 @@ import csv
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,8 +21,10 @@ import numpy as np
 
 from deeprl.cells import Cell
 from deeprl.curves import figure, read_published
-from deeprl.records import Pairs, Run, group, read_runs
+from deeprl.records import Pairs, Run, group, read_runs, unit_name
+from deeprl.remarks import remarks
 from deeprl.stats import bootstrap_interval, iqm, mean_interval
+from deeprl.targets import begin_report
 
 Rows = list[dict[str, Any]]
 
@@ -83,19 +84,20 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
         published: curves of others to draw beside these (`deeprl.curves.read_published`).
 
     Raises:
-        DeeprlError: no run there; a file that cannot be read, named with its row.
+        DeeprlError: no run there; a file that cannot be read, named with its row; `out` holds something else than an
+            earlier report.
     """
     runs = read_runs(directory)
     cells = group(runs)
     folder = Path(out) if out is not None else Path(directory) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     others = read_published(published) if published is not None else {}
+    begin_report(folder)
     pngs: list[tuple[str, bytes]] = []
     names: list[str] = []
     order = sorted({cell.name for cell in cells})
-    notes = _notes(runs, cells)
-    for env, unit in dict.fromkeys((cell.env, _unit(pairs)) for cell, pairs in cells.items()):
-        here = {cell: pairs for cell, pairs in cells.items() if (cell.env, _unit(pairs)) == (env, unit)}
+    notes = remarks(runs, cells)
+    for env, unit in dict.fromkeys((cell.env, unit_name(pairs)) for cell, pairs in cells.items()):
+        here = {cell: pairs for cell, pairs in cells.items() if (cell.env, unit_name(pairs)) == (env, unit)}
         drawn, left_out = figure(env, here, order, others.get(env, {}))
         pngs.append((env, drawn))
         notes += left_out
@@ -126,7 +128,7 @@ def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
     episodes = sorted({len(final.returns) for final in finals})
     return {
         **{"algorithm": cell.algorithm, "env": cell.env, "label": cell.label, "settings": cell.settings},
-        **{"cell": cell.key, "unit": _unit(pairs)},
+        **{"cell": cell.key, "unit": unit_name(pairs)},
         "seeds": len(values),
         "step": max(final.step for final in finals),
         "step_min": min(final.step for final in finals),
@@ -148,61 +150,12 @@ def _score(pairs: Pairs, ret: float) -> float:
     return math.nan if score is None else score
 
 
-def _unit(pairs: Pairs) -> str:
-    """What the steps of a cell are."""
-    return pairs[0][0].unit.name
-
-
 def _write_summary(path: Path, summary: Rows) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(summary[0] if summary else [])
         for row in summary:
             writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row.values()])
-
-
-def _notes(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
-    """What a reader must know before he believes the numbers."""
-    notes = []
-    for run in runs:
-        where = f"run {run.name} ({run.info['algorithm']}, {run.task})"
-        if not run.finished:
-            at, total = (
-                run.unit.told(step) for step in (run.status.get("step", 0), run.info["config"].get("steps", 0))
-            )
-            notes.append(f"Unfinished: {where} is at {at} of {total} (state: {run.status.get('state', 'none')}).")
-        elif run.status.get("state") == "diverged":
-            notes.append(f"All agents of {where} diverged: it ended after {run.unit.told(run.status['step'])}.")
-        for agent in run.agents:
-            if not agent.evaluations:
-                notes.append(f"No evaluation yet: seed {agent.seed} of {where}; it is in no statistic.")
-            if agent.frozen is not None:
-                update, cause = (agent.frozen.get(key, "?") for key in ("update", "cause"))
-                who = f"seed {agent.seed} (member {agent.member}) of {where}"
-                at = f"{agent.frozen['step']:,} {run.unit.name}"
-                notes.append(f"Diverged: {who} was frozen after {at}, update {update}: {cause} was not finite.")
-    for cell, pairs in cells.items():
-        notes += [f"{cell.env}, {cell.name}: {text}." for text in _cell_notes(pairs)]
-    return notes
-
-
-def _cell_notes(pairs: Pairs) -> Iterable[str]:
-    steps = {agent.final.step for _, agent in pairs}
-    if len(steps) > 1:
-        yield f"seeds differ in their last step ({min(steps):,} to {max(steps):,} {_unit(pairs)})"
-    if len(pairs) == 1:
-        yield "one seed, so no interval"
-    if bad := [str(agent.seed) for _, agent in pairs if not math.isfinite(agent.final.mean)]:
-        yield f"the final return of seed {', '.join(bad)} is not finite, so there are no statistics"
-    counts = Counter(agent.seed for _, agent in pairs)
-    if twice := [str(seed) for seed, count in counts.items() if count > 1]:
-        yield f"seed {', '.join(twice)} occurs more than once, and equal seeds are not independent samples"
-    for name in ("deeprl", "torch", "gymnasium", "mujoco"):
-        found = sorted({str(run.info.get("versions", {}).get(name, "unknown")) for run, _ in pairs})
-        if len(found) > 1:
-            yield f"its runs are of several versions of {name} ({', '.join(found)})"
-    if len({run.score(0.0) for run, _ in pairs}) > 1:
-        yield "its runs are scored by other reference returns, so there is no score"
 
 
 def _file_name(env: str, taken: Iterable[str]) -> str:

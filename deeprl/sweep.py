@@ -27,91 +27,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deeprl.api import algorithm_module
-from deeprl.config import RunConfig, build, per_agent_fields
-from deeprl.custom import networks_digest
-from deeprl.data.source import find_again
-from deeprl.directory import COMPLETE, require_networks, stored_run
+from deeprl.config import RunConfig, build, config_hash, per_agent_fields, setting
 from deeprl.errors import DeeprlError, InUseError, nearest
-from deeprl.memory import rehearse
+from deeprl.planned import Planned
 from deeprl.progress import show
 from deeprl.recipes import with_recipe
 from deeprl.report import write_report
-from deeprl.spec import EnvSpec
+from deeprl.targets import check_sweep
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One population to train."""
-
-    algorithm: str
-    config: RunConfig
-
-    @property
-    def directory(self) -> Path:
-        return Path(self.config.out)
-
-    @property
-    def name(self) -> str:
-        return f"{self.algorithm} {self.config.task} {self.config.label}".rstrip()
-
-    def check(self) -> None:
-        """Raise DeeprlError for what the settings alone do not show: environment, networks, device, directory.
-
-        Warns of a population for which there is no memory now; it is refused if that is still so on its turn.
-        """
-        needs = rehearse(algorithm_module(self.algorithm).train, self.config)
-        if stored := stored_run(self.directory, self.algorithm, self.config):
-            self._require_unchanged(stored)
-        if not self.finished() and not needs.fit():
-            show(f"warning: {self.name}: {needs.refusal()}")
-
-    def _require_unchanged(self, stored: dict[str, Any]) -> None:
-        """Raise DeeprlError for datasets and own networks that are not what they were when the run began."""
-        known = stored.get("datasets", {})
-        for source in filter(known.__contains__, self._datasets()):
-            if find_again(source, known)[1]["sha256"] != known[source]["sha256"]:
-                again = f"if its numbers are the same, deeprl resume {self.directory} says so"
-                raise DeeprlError(
-                    f"{source} is not the file that it was when {self.directory} began; choose another out ({again})"
-                )
-        if self.config.net and "net_digest" in stored:
-            module, spec = algorithm_module(self.algorithm), EnvSpec.from_json(stored["spec"])
-            digest = networks_digest(module.build_net(spec, self.config))
-            require_networks(self.directory, stored, {"net_digest": digest})
-
-    def _datasets(self) -> list[str]:
-        return self.config.datasets() if hasattr(self.config, "datasets") else []
-
-    def finished(self) -> bool:
-        """Whether its directory holds this run, complete, and has kept what it was made of, to see that it is that."""
-        try:
-            stored = stored_run(self.directory, self.algorithm, self.config)
-            status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
-        except (DeeprlError, OSError, ValueError):
-            return False
-        if stored is None or status.get("state") not in COMPLETE:
-            return False
-        kept = set(self._datasets()) <= set(stored.get("datasets", {}))
-        return kept and ("net_digest" in stored or not self.config.net)
-
-    def frozen(self) -> list[dict[str, Any]]:
-        """The agents that diverged, as `status.json` names them."""
-        try:
-            return list(json.loads((self.directory / "status.json").read_text())["frozen"])
-        except (OSError, ValueError, KeyError):
-            return []
 
 
 def run_sweep(file: str | Path) -> Path:
@@ -120,11 +52,12 @@ def run_sweep(file: str | Path) -> Path:
     Raises DeeprlError (file, line, key) before anything is trained if the file or an environment is wrong.
     """
     out, plan = read_sweep(file)
-    for planned in plan:
-        try:
+    try:
+        check_sweep(out)
+        for planned in plan:
             planned.check()
-        except DeeprlError as error:
-            raise DeeprlError(f"{file}: {error}") from error
+    except DeeprlError as error:
+        raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
     show(f"{file}: {agents} agents in {len(plan)} populations, records in {out}")
     for number, planned in enumerate(plan, 1):
@@ -144,7 +77,7 @@ def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
     """The output directory and the populations of a sweep file, checked. Raises DeeprlError naming file and line."""
     path = Path(file)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # whatever the locale is; some editors put a mark in front
         content = tomllib.loads(text)
     except OSError as error:
         raise DeeprlError(f"{path}: {error.strerror}") from error
@@ -164,15 +97,26 @@ def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
     if not isinstance(experiments, list) or not experiments:
         raise DeeprlError(f"{path}: no [[experiment]] in it")
     plan = [
-        planned
-        for number, experiment in enumerate(experiments)
-        for planned in _populations(source, number, content.get("defaults", {}), experiment, out)
+        (number, planned)
+        for number, experiment in enumerate(experiments, 1)
+        for planned in _populations(source, number - 1, content.get("defaults", {}), experiment, out)
     ]
-    directories = [p.directory for p in plan]
-    for directory in directories:
-        if directories.count(directory) > 1:
-            raise DeeprlError(f"{path}: two experiments would write to {directory}; give one of them a label")
-    return out, plan
+    for (number, one), (other, two) in itertools.combinations(plan, 2):
+        if one.directory == two.directory:
+            raise DeeprlError(f"{path}: {_clash(number, one, other, two)}")
+    return out, [planned for _, planned in plan]
+
+
+def _clash(number: int, one: Planned, other: int, two: Planned) -> str:
+    """What is wrong with two populations, of these experiments, that would write to the same directory."""
+    if config_hash(one.algorithm, one.config) == config_hash(two.algorithm, two.config):
+        return f"experiments {number} and {other} train the same, {one.name}; leave one of them out"
+    if number == other:
+        return (
+            f"experiment {number} would write two populations to {one.directory}; make two experiments of them,"
+            " one with a label"
+        )
+    return f"experiments {number} and {other} would write to {one.directory}; give one of them a label"
 
 
 class _Source:
@@ -219,15 +163,22 @@ def _populations(
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise source.error(key, f"{key}: a grid lists the values to try", f"{here} grid", here)
-    tasks = [[(key, value) for value in _listed(experiment[key])] for key in ("env", "dataset") if key in experiment]
-    for algorithm, *task in itertools.product(_listed(experiment["algorithm"]), *tasks):
+    _refuse_twice(source, "algorithm", _listed(experiment["algorithm"]), here)
+    tasks = {key: _listed(experiment[key]) for key in ("env", "dataset") if key in experiment}
+    for algorithm, *task in itertools.product(_listed(experiment["algorithm"]), *tasks.values()):
         try:
             module = algorithm_module(algorithm)
         except DeeprlError as error:
             raise source.error("algorithm", str(error), here) from error
+        for key, values in (*grid.items(), *tasks.items()):
+            _refuse_twice(source, key, [_stored(module.Config, key, v) for v in values], f"{here} grid", here)
         for shared, cells in _cells(module.Config, grid):
             try:
-                config = _population(module.Config, with_recipe(algorithm, {**settings, **dict(task), **shared}), cells)
+                config = _population(
+                    module.Config,
+                    with_recipe(algorithm, {**settings, **dict(zip(tasks, task, strict=True)), **shared}),
+                    cells,
+                )
             except DeeprlError as error:
                 key = str(error).partition(":")[0]
                 raise source.error(key, str(error), f"{here} grid", here, "defaults") from error
@@ -236,6 +187,21 @@ def _populations(
             name = re.sub(r"[^\w.,=+-]+", "_", " ".join(filter(None, [config.task, label])))
             planned = Planned(algorithm, dataclasses.replace(config, out=str(out / algorithm / name), label=label))
             yield planned
+
+
+def _stored(config: type[RunConfig], key: str, value: Any) -> Any:
+    """A value as a run stores it; as it is where it is wrong, which is said elsewhere."""
+    try:
+        return setting(config, key, value)
+    except DeeprlError:
+        return value
+
+
+def _refuse_twice(source: _Source, key: str, values: list[Any], *sections: str) -> None:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise source.error(key, f"{key}: {shown} twice", *sections)
 
 
 def _cells(config: type[RunConfig], grid: Mapping[str, list]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:

@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {
         "fields",
         "config",
+        "convert",
         "optim",
         "graphs",
         "process",
@@ -49,6 +50,7 @@ FLOORS: list[set[str]] = [
         "health",
         "snapshots",
         "units",
+        "targets",
         "run",
         "custom",
         "data",
@@ -62,7 +64,10 @@ FLOORS: list[set[str]] = [
         "records",
         "rows",
         "curves",
+        "frames",
+        "remarks",
         "report",
+        "planned",
         "sweep",
         "watch",
         "make_data",
@@ -137,6 +142,40 @@ def test_nets_know_nothing_of_runs() -> None:
 def test_files_stay_short(file: Path) -> None:
     limit = {"online": 400, "offline": 400, "world_models": 450}.get(file.parent.name, 300)
     assert len(file.read_text().splitlines()) <= limit
+
+
+def is_text(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes a text file."""
+    function = ast.unparse(call.func)
+    name = function.rpartition(".")[2]
+    if name in ("read_text", "write_text"):
+        return True
+    if name not in ("open", "fdopen") or function in ("os.open", "archive.open"):
+        return False
+    place = 1 if function in ("open", "os.fdopen") else 0  # of the mode
+    modes = [*call.args[place : place + 1], *(k.value for k in call.keywords if k.arg == "mode")]
+    return not any("b" in ast.unparse(mode) for mode in modes)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("p.read_text()", True), ("p.open()", True), ("p.open('w')", True), ("open(p, 'w')", True), ("open(p)", True),
+        ("p.write_text(s)", True), ("p.open('rb')", False), ("open(p, 'wb')", False), ("open(p, mode='ab')", False),
+        ("os.open(p, os.O_RDONLY)", False), ("os.fdopen(d, 'wb')", False), ("p.read_bytes()", False),
+    ],
+)  # fmt: skip
+def test_text_files_are_told_from_others(code: str, expected: bool) -> None:
+    call = ast.parse(code, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert is_text(call) == expected
+
+
+@pytest.mark.parametrize("file", [*FILES, *sorted((PACKAGE.parent / "benchmarks").rglob("*.py"))], ids=lambda f: f.name)
+def test_text_files_name_their_encoding(file: Path) -> None:
+    """What the locale of a machine says is no part of a file."""
+    calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call) and is_text(n)]
+    assert not [f"line {n.lineno}" for n in calls if not any(k.arg == "encoding" for k in n.keywords)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)

@@ -480,7 +480,7 @@ class Still(Policy):
 
 def test_film_shows_the_whole_game():
     env = make_env("ALE/Breakout-v5", NATURE, render=True)
-    frames, _ = watch._film(env, Still(), 1000)
+    frames = watch._film(env, Still(), 1000).frames
     games, lives = by_hand(env_seeds(0, "eval", 1)[0], [0] * 300)
     assert len(frames) == 1 + games[0][1]
     assert lives > 5

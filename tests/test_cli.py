@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 import shutil
@@ -84,6 +85,14 @@ def test_module_runs_with_the_same_flags(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "finished at step 300" in done.stdout
+
+
+def test_letters_that_the_locale_lacks_do_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(told, encoding="ascii"))
+    assert main(["list"]) == 0
+    print("h\u00f6her", flush=True)
+    assert told.getvalue().endswith(b"h\\xf6her\n")
 
 
 def test_evaluate_prints_every_seed(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 import tyro
 
 import deeprl
@@ -64,6 +65,50 @@ def test_build_converts_plain_values():
     assert all(isinstance(v, float) for v in config.actor_lr)
 
 
+class Index:
+    """What Python takes for an index, and no integer."""
+
+    def __index__(self) -> int:
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("seeds", [np.int64(3)], (3,)),
+        ("seeds", np.int64(3), (3,)),
+        ("seeds", np.arange(3), (0, 1, 2)),
+        ("seeds", range(2), (0, 1)),
+        ("seeds", torch.tensor([4, 5]), (4, 5)),
+        ("seeds", [Index()], (7,)),
+        ("steps", np.int32(30_000), 30_000),
+        ("steps", Index(), 7),
+        ("hidden", np.array([8, 9]), (8, 9)),
+        ("utd", np.float32(0.5), 0.5),
+        ("utd", np.int8(2), 2.0),
+        ("actor_lr", np.float64(0.25), 0.25),
+        ("actor_lr", np.array([0.25]), (0.25,)),
+        ("tensorboard", np.bool_(False), False),
+        ("label", np.str_("a"), "a"),
+    ],
+)
+def test_build_takes_the_numbers_of_numpy_and_stores_plain_ones(name, given, expected):
+    found = getattr(build(Config, {"learning_starts": 1, "steps": 100} | {name: given}), name)
+    assert found == expected
+    parts = found if isinstance(found, tuple) else (found,)
+    assert {type(part) for part in parts} <= {int, float, bool, str}
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("steps", np.float64(3.0)), ("steps", np.bool_(True)), ("utd", np.bool_(True)), ("tensorboard", np.int64(1))],
+)
+def test_build_refuses_numbers_of_another_kind_from_numpy_as_well(name, given):
+    with pytest.raises(DeeprlError, match=rf"^{name}: expected"):
+        build(Config, {name: given})
+
+
 @pytest.mark.parametrize(("seeds", "expected"), [("0-2", (0, 1, 2)), (5, (5,)), ("1,4", (1, 4)), ([1, 4], (1, 4))])
 def test_build_takes_seeds_as_text_number_or_list(seeds, expected):
     assert build(Config, {"seeds": seeds}).seeds == expected
@@ -114,8 +159,8 @@ def test_build_inverts_the_stored_form():
         ({"seeds": ()}, "seeds: at least one"),
         ({"seeds": (-1,)}, r"seeds: must be in 0 \.\. 2\^32 - 1"),
         ({"seeds": (2**32,)}, "seeds: must be in"),
-        ({"seeds": (1, 1)}, "seeds: two agents have the same seed and settings"),
-        ({"seeds": (1, 1), "actor_lr": (0.1, 0.1)}, "seeds: two agents have the same seed and settings"),
+        ({"seeds": (0, 1, 1)}, "seeds: 1 twice: two agents have the same seed and settings"),
+        ({"seeds": (1, 1), "actor_lr": (0.1, 0.1)}, "seeds: 1 twice: two agents have the same seed and settings"),
         ({"seeds": (1, 2), "actor_lr": (0.1, 0.2, 0.3)}, "actor_lr: 3 values for 2 seeds"),
         ({"seeds": (1, 2), "discount": (0.9,)}, "discount: 1 values for 2 seeds"),
         ({"steps": 0}, "steps: must be positive, not 0"),

@@ -402,6 +402,10 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             "toy/none-v0: cannot be downloaded (Couldn't find any version)",
         ),
         (ConnectionError(), "toy/none-v0: cannot be downloaded (ConnectionError)"),
+        (
+            ImportError('huggingface_hub is not installed. Please install it using `pip install "minari[hf]"`'),
+            "toy/none-v0: needs huggingface_hub; install it with: pip install 'deeprl[download]'",
+        ),
         (ImportError("pip install it"), "toy/none-v0: cannot be downloaded (pip install it)"),
         (None, "toy/none-v0: neither a file"),  # nothing came
     ],

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 
-from deeprl.curves import _short, read_published
+from deeprl.curves import _plain, _short, read_published
 from deeprl.errors import DeeprlError
 from deeprl.report import _file_name, write_report
 from deeprl.rows import results
@@ -81,6 +82,17 @@ def test_report_goes_where_told(sweep, tmp_path):
 def test_report_twice_writes_the_same_page(sweep):
     first = write_report(sweep).read_bytes()
     assert write_report(sweep).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["a$b$$c", "x_{$", "$x_{$", r"\$", r"$\frac$", "50 $ and 60 $"])
+def test_names_are_drawn_as_they_are_not_as_formulas(name, tmp_path):
+    write_run(tmp_path / "runs" / "one", f"Own{name}-v0", [1.0, 2.0], label=name)
+    published = tmp_path / "published.csv"
+    lines = "".join(f"{name},Own{name}-v0,{seed},{step},{seed}\n" for seed in (0, 1) for step in (5_000, 20_000))
+    published.write_text("algorithm,env,seed,step,return\n" + lines, encoding="utf-8")
+    write_report(tmp_path / "runs", published=published)
+    assert len(list((tmp_path / "runs" / "report").glob("curve_*.png"))) == 1
+    assert Text()._preprocess_math(_plain(name)) == (name, False)
 
 
 def test_summary_numbers_are_hand_computed(sweep):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +106,28 @@ EXPERIMENT = '[[experiment]]\nalgorithm = "sac"\nenv = "Pendulum-v1"\n'
         ("out = 3\n" + EXPERIMENT, "sweep.toml:1: out: expected text"),
         ("defaults = 3\n" + EXPERIMENT, "sweep.toml:1: defaults: expected a table"),
         (EXPERIMENT + "grid = 3\n", "sweep.toml:4: grid: expected one table"),
-        (EXPERIMENT + EXPERIMENT, "give one of them a label"),
+        (EXPERIMENT + EXPERIMENT, "experiments 1 and 2 train the same, sac Pendulum-v1; leave one of them out"),
+        (EXPERIMENT + EXPERIMENT + 'label = "a"\n' + EXPERIMENT, "experiments 1 and 3 train the same"),
+        (
+            EXPERIMENT + EXPERIMENT + "tau = 0.1\n",
+            "sac/Pendulum-v1; give one of them a label",
+        ),
+        (
+            EXPERIMENT.replace('"Pendulum-v1"', '["a:B-v0", "a/B-v0"]'),
+            "experiment 1 would write two populations",
+        ),
+        (EXPERIMENT + "[experiment.grid]\ncritic_lr = [3e-4, 3e-4]\n", "sweep.toml:5: critic_lr: 0.0003 twice"),
+        (EXPERIMENT + "[experiment.grid]\ntau = [3e-4, 0.0003]\n", "sweep.toml:5: tau: 0.0003 twice"),
+        (EXPERIMENT + "[experiment.grid]\ntau = [1, 0.5, 1.0]\n", "sweep.toml:5: tau: 1.0 twice"),
+        (EXPERIMENT + '[experiment.grid]\ntarget_entropy = ["auto", "auto"]\n', "5: target_entropy: auto twice"),
+        (EXPERIMENT + "[experiment.grid]\nbatch_size = [128, 128]\n", "sweep.toml:5: batch_size: 128 twice"),
+        (EXPERIMENT + "[experiment.grid]\nhidden = [[8, 9], [8, 9]]\n", "sweep.toml:5: hidden: [8, 9] twice"),
+        (EXPERIMENT + "[experiment.grid]\nenv_kwargs = [{g = 1}, {g = 1}]\n", "5: env_kwargs: {'g': 1} twice"),
+        (EXPERIMENT + '[experiment.grid]\nseeds = ["0-1", "0,1"]\n', "sweep.toml:5: seeds: [0, 1] twice"),
+        (EXPERIMENT + "seeds = [0, 1, 0]\n", "sweep.toml:4: seeds: 0 twice"),
+        (EXPERIMENT.replace('"Pendulum-v1"', '["a", "b", "a"]'), "sweep.toml:3: env: a twice"),
+        ('[[experiment]]\nalgorithm = "bc"\ndataset = ["a", "a"]\n', "sweep.toml:3: dataset: a twice"),
+        (EXPERIMENT.replace('"sac"', '["sac", "sac"]'), "sweep.toml:2: algorithm: sac twice"),
         (EXPERIMENT + 'out = "x"\n', "sweep.toml:4: out: belongs at the top"),
     ],
 )
@@ -112,6 +136,37 @@ def test_mistakes_are_named_with_file_line_and_key(text: str, expected: str, tmp
         read_sweep(write(tmp_path, text))
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_label_helps_where_it_is_advised(tmp_path: Path) -> None:
+    assert len(read_sweep(write(tmp_path, EXPERIMENT + EXPERIMENT + 'tau = 0.1\nlabel = "slow"\n'))[1]) == 2
+
+
+def test_equal_seeds_of_other_settings_are_no_repetition(tmp_path: Path) -> None:
+    (planned,) = read_sweep(write(tmp_path, EXPERIMENT + "seeds = [0, 0]\nactor_lr = [1e-4, 3e-4]\n"))[1]
+    assert planned.config.seeds == (0, 0)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_sweep_files_are_utf_8_in_every_locale(locale: str, mark: str, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(mark + EXPERIMENT + 'label = "h\u00f6her"\n', encoding="utf-8")
+    code = "import sys; from deeprl.sweep import read_sweep; print(ascii(read_sweep(sys.argv[1])[1][0].config.label))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-X", "utf8=0", "-c", code, str(file)],
+        env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True, text=True, encoding="ascii", timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == ascii("h\u00f6her"), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_other_encodings_are_said_to_be_so(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(EXPERIMENT + 'label = "h\u00f6her"\n', encoding=encoding)
+    with pytest.raises(DeeprlError, match=r"sweep\.toml: not a text file in UTF-8$"):
+        read_sweep(file)
 
 
 def test_unknown_environment_stops_before_anything_is_trained(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def _is_id(source: str) -> bool:
 def download(source: str) -> Path:
     """Download a dataset by its id, unless it is here. Returns its directory.
 
-    Raises DeeprlError for what is no id, for one that the server does not have, and where the network fails.
+    Raises DeeprlError for what is no id, for one that the server does not have, where the network fails, and where the
+    extra `download` is missing.
     """
     import minari
 
@@ -77,6 +78,10 @@ def download(source: str) -> Path:
         raise DeeprlError(f"{source}: expected the id of a Minari dataset with its version: D4RL/door/human-v2")
     try:
         minari.download_dataset(source)
+    except ImportError as error:
+        hint = "needs huggingface_hub; install it with: pip install 'deeprl[download]'"
+        reason = hint if "huggingface_hub" in str(error) else f"cannot be downloaded ({first_line(error)})"
+        raise DeeprlError(f"{source}: {reason}") from error
     except Exception as error:  # whatever the clients of its servers raise
         raise DeeprlError(f"{source}: cannot be downloaded ({first_line(error)})") from error
     return find_minari(source).parent
@@ -118,7 +123,7 @@ def open_minari(source: str) -> Iterator[Recording]:
 def _metadata(source: str, folder: Path) -> dict[str, Any]:
     path = folder / "metadata.json"
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise cannot_read(str(path), error) from error
     if not isinstance(metadata, dict):

@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from deeprl.envs import blame
 from deeprl.envs.atari import make_atari
 from deeprl.envs.dmc import DMControl
 from deeprl.errors import DeeprlError, nearest, one_line
@@ -42,8 +43,10 @@ def make_env(
 ) -> gym.Env:
     """One environment: a Gymnasium id, or `module:Id-v0` to import `module` first; wrappers are `module:Class`.
 
+    render: as `render_mode="rgb_array"`, in which it can be filmed.
+
     Raises DeeprlError for an unknown id (with the nearest names), a missing extra (with the command that installs it)
-    and arguments that the environment refuses.
+    and any error of the environment as it is made, with its package and version, and MuJoCo's where that took part.
     """
     kwargs: dict[str, Any] = copy.deepcopy(dict(env_kwargs or {}))  # an environment may write into its own
     if render:
@@ -59,24 +62,17 @@ def make_env(
         made = _OWN[namespace](env, kwargs) if namespace in _OWN else gym.make(env, **kwargs)
         own = _OF_MODULE.get(type(made.unwrapped).__module__)
         made = own(made) if own else made
-    except gym.error.DependencyNotInstalled as error:
-        raise DeeprlError(f"{env}: {one_line(error)}{_install_hint(str(error))}") from error
-    except (gym.error.UnregisteredEnv, gym.error.Error) as error:
-        raise DeeprlError(_unknown(env, error)) from error
-    except ModuleNotFoundError as error:
-        reason = f"cannot import {error.name!r}" if error.name else one_line(error)
-        raise DeeprlError(f"{env}: {reason}{_install_hint(str(error))}") from error
     except DeeprlError:
         raise
     except Exception as error:  # an environment may refuse its arguments by any error
-        raise DeeprlError(f"{env} with arguments {kwargs}: {_reason(error)}") from error
+        raise DeeprlError(_refusal(env, kwargs, error)) from error
     for wrapper in wrappers:
         try:
             made = load_object(wrapper, "wrapper")(made)
         except DeeprlError:
             raise
         except Exception as error:
-            raise DeeprlError(f"wrapper {wrapper}: {_reason(error)}") from error
+            raise DeeprlError(f"wrapper {wrapper}: {blame.reason(error)}") from error
         if not isinstance(made, gym.Env):
             raise DeeprlError(f"wrapper {wrapper}: gives {type(made).__name__}, not an environment")
     return made
@@ -163,11 +159,17 @@ def _register(namespace: str) -> None:
         getattr(module, "register_envs", lambda: None)()
 
 
-def _reason(error: Exception) -> str:
-    """What an error says, with its type where it says little: `KeyError: 'mass'`."""
-    said = one_line(error)
-    return f"{type(error).__name__}: {said}" if isinstance(error, LookupError | AssertionError) or not said else said
-
-
-def _unknown(env: str, error: Exception) -> str:
-    return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({one_line(error)})'}"
+def _refusal(env: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+    """Why an environment cannot be made, in one line."""
+    if isinstance(error, gym.error.DependencyNotInstalled):
+        return f"{env}: {one_line(error)}{_install_hint(str(error))}"
+    malformed = isinstance(error, gym.error.Error) and env.rpartition(":")[2] not in gym.registry
+    if malformed or isinstance(error, gym.error.UnregisteredEnv):
+        return f"unknown environment {env!r}{nearest(env, gym.registry) or f' ({one_line(error)})'}"
+    if isinstance(error, ModuleNotFoundError):
+        what = f"cannot import {error.name!r}" if error.name else one_line(error)
+        return f"{env}: {what}{_install_hint(str(error))}"
+    if "render_mode" in kwargs and "unexpected keyword argument 'render_mode'" in str(error):
+        return f"{env} cannot be drawn: its constructor takes no render_mode"
+    arguments = f" with arguments {kwargs}" if kwargs else ""
+    return f"{env}{arguments}{blame.versions(env, error)}: {blame.reason(error)}"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -28,6 +28,7 @@ from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
 from deeprl.interrupts import HEEDED
 
+_UNGUARDED = 79  # the exit status of a process that has run a script without its guard
 _ENDED = (EOFError, BrokenPipeError, ConnectionResetError)  # what a pipe says whose other end is gone
 
 
@@ -57,6 +58,13 @@ class Workers(AsyncVectorEnv):
 
     So are the errors that users can mend.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.processes = []
+        try:
+            super().__init__(*args, **kwargs)
+        except _ENDED as error:
+            raise DeeprlError(f"env_backend async: {_why_ended(self.processes)}") from error
 
     def reset(self, **kwargs: Any) -> Any:
         with self._all_alive():
@@ -95,7 +103,11 @@ class Workers(AsyncVectorEnv):
 
 
 def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
-    """`n` environments in a process each, which reset in the step that ends an episode."""
+    """`n` environments in a process each, which reset in the step that ends an episode.
+
+    Raises DeeprlError where they cannot be made there, or these processes would run the user's script again.
+    """
+    _check_script()
     fns = [Unheeding(make, os.getpid())] * n
     resource_tracker.ensure_running()  # started below, it would let the signals through again
     # New processes inherit that signals wait, and so do not die of one before their first line; here they wait as well.
@@ -103,13 +115,40 @@ def async_vector(make: MakeEnv, n: int) -> AsyncVectorEnv:
     try:
         # "spawn": a fork would copy the locks of torch's thread pool in whatever state they are.
         vector = Workers(fns, copy=False, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
-    except _ENDED as error:
-        how = "name it module:Id to have module imported there, or use env_backend sync"
-        raise DeeprlError(f"env_backend async: an environment cannot be made in a process of its own; {how}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     Finalize(vector, _kill, (vector.processes,), exitpriority=20)
     return vector
+
+
+def _check_script() -> None:
+    """End a process that runs the user's script for the second time, while it is still starting.
+
+    multiprocessing's new processes run the script first. Without the usual guard it comes here again. Raises
+    DeeprlError for a script that cannot be run again.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise SystemExit(_UNGUARDED)  # the parent tells why
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and not os.path.exists(script):
+        raise DeeprlError(
+            f"env_backend async: new processes begin by reading {script}, which is no file: save it as one"
+        )
+
+
+def _why_ended(processes: Sequence[BaseProcess]) -> str:
+    """Why processes have ended before their environments were made."""
+    for process in processes:
+        process.join(timeout=5)  # those that end by themselves
+    codes = [process.exitcode for process in processes]
+    _kill([process for process, code in zip(processes, codes, strict=True) if code is None])
+    if _UNGUARDED in codes:
+        return (
+            "each new process runs this script again, which would train in it, too; put what the script does below"
+            ' if __name__ == "__main__":, or use env_backend sync'
+        )
+    how = "name it module:Id to have module imported there, or use env_backend sync"
+    return f"an environment cannot be made in a process of its own; {how}"
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:

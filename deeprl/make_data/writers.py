@@ -21,6 +21,7 @@ import deeprl
 from deeprl.data.datasets import Dataset
 from deeprl.data.files import MARK
 from deeprl.errors import DeeprlError
+from deeprl.targets import check_dataset
 
 _SUFFIXES = (".hdf5", ".h5")
 _BLOCK_ROWS = 1024
@@ -63,10 +64,14 @@ def exists(target: str) -> bool:
 
 
 def check_target(target: str) -> None:
-    """Raise DeeprlError where a dataset cannot be made: it exists, or its name is neither a file nor an id."""
-    if exists(target):
-        hint = "" if is_file(target) else f" (`minari delete {target}`)"
-        raise DeeprlError(f"{target}: exists; remove it first{hint}, or choose another name")
+    """Raise DeeprlError where a dataset cannot be made: it exists, or its name is neither a file nor an id.
+
+    Nor can a file among the records of a run.
+    """
+    if is_file(target):
+        check_dataset(target)
+    elif exists(target):
+        raise DeeprlError(f"{target}: exists; remove it first (`minari delete {target}`), or choose another name")
 
 
 def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
@@ -214,12 +219,14 @@ def _minari_path(target: str) -> Path:
 
 
 def check_file(path: str | Path) -> Path:
-    """Where a new file may be written. Raises DeeprlError if there is one, or its suffix is not that of HDF5."""
+    """Where a new file may be written. Raises DeeprlError if there is one or its suffix is not that of HDF5.
+
+    Nor may it lie among the records of a run.
+    """
     target = Path(path).expanduser()
     if target.suffix not in _SUFFIXES:
         raise DeeprlError(f"{path}: expected a file {' or '.join(_SUFFIXES)}")
-    if target.exists():
-        raise DeeprlError(f"{path}: exists; remove it first, or write to another file")
+    check_dataset(path)
     return target
 
 
