@@ -94,11 +94,13 @@ def check_film(path: str | Path) -> None:
 
 
 def check_dataset(path: str | Path) -> None:
-    """Raise DeeprlError where a dataset file cannot be: it exists, or would lie among the records of a run."""
+    """Raise DeeprlError where a dataset file cannot be: it exists, or would lie in the directory of a run."""
     file = Path(path).expanduser()
     if file.exists():
         raise DeeprlError(f"{path}: exists; remove it first, or write to another file")
     _check_file(file)
+    if run := next(filter(is_run, file.resolve().parents), None):
+        raise DeeprlError(f"{path}: lies in the directory of the run {run}; write to another place")
 
 
 def _check_file(path: Path) -> None:

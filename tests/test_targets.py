@@ -78,7 +78,7 @@ REFUSED = {
     "evaluate": """run run/evaluations.csv run/metrics.csv run/status.json other.csv rows.csv film.gif
         report/summary.csv run/snapshots/a.csv data.hdf5""".split(),
     "watch": ["run", "empty", "other.csv", "run/config.json", "data.hdf5", "run/checkpoints/a.gif", "film.avi"],
-    "create": ["data.hdf5", "run/snapshots/a.hdf5", "run/checkpoints/a.h5", "other.csv"],
+    "create": ["data.hdf5", "run/a.hdf5", "run/snapshots/a.hdf5", "run/checkpoints/a.h5", "other.csv"],
     "corrupt": ["data.hdf5", "run/snapshots/a.hdf5", "run/checkpoints/a.h5", "other.csv", "run"],
     "train": ["run", "report", "notes", "minari", "other.csv"],
 }
@@ -87,7 +87,7 @@ WRITTEN = {
     "rows": ["new.csv", "rows.csv", "nothing.csv"],
     "evaluate": ["new.csv", "below/new.csv", "episodes.csv", "nothing.csv", "run/episodes.csv"],
     "watch": ["new.gif", "film.gif", "new/a.gif", "run/a.gif"],
-    "create": ["new.hdf5", "run/a.hdf5"],
+    "create": ["new.hdf5"],
     "corrupt": ["new.hdf5"],
     "train": ["new", "empty"],
 }
