@@ -222,6 +222,41 @@ def test_write_rows_keeps_equal_rows_of_two_agents(tmp_path):
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("name", ["wall_s", "updates_per_s", "commit", "torch", "device", "command", "score"])
+def test_write_rows_knows_an_evaluation_that_was_computed_elsewhere(name, tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row()])
+    before = path.read_text()
+    write_rows(path, [row(**{name: "y"})])
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["algorithm", "env", "seed", "step", "return", "config_hash", "label"])
+def test_write_rows_takes_another_evaluation(name, tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row()])
+    write_rows(path, [row(**{name: 7})])
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_rows_of_a_run_that_went_on_have_each_evaluation_once(tmp_path):
+    path = tmp_path / "rows.csv"
+    early = HEADER + "".join(f"100,{m},{m},0,7.5,200,{10 + m}\n" for m in (0, 1))
+    run = write_run(tmp_path / "a", seeds=(5, 5), state="stopped", evaluations=early)  # equal but for their settings
+    write_rows(path, results(tmp_path))
+    first = path.read_text()
+    later = early.replace(",10\n", ",12\n") + "".join(f"200,{m},{m},0,8.5,200,30\n" for m in (0, 1))
+    (run / "evaluations.csv").write_text(later)
+    about = json.loads((run / "config.json").read_text()) | {"commit": "def5678", "device": "cpu (another)"}
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "status.json").write_text(json.dumps({"state": "finished", "step": 200, "updates_per_s": 900.0}))
+    write_rows(path, results(tmp_path))
+    assert path.read_text().startswith(first)
+    found = list(csv.DictReader(path.open()))
+    assert [(r["seed"], r["step"], r["return"]) for r in found] == [("5", "100", "7.5")] * 2 + [("5", "200", "8.5")] * 2
+    assert [r["commit"] for r in found] == ["abc1234"] * 2 + ["def5678"] * 2
+
+
 def test_write_rows_refuses_another_header(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
