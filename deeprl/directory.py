@@ -22,6 +22,7 @@ FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
 EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graphs")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
+FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 
 
@@ -31,11 +32,13 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
     custom_net: name of the function that was passed as `net=`, if one was.
 
     Raises DeeprlError, naming the settings that differ, if it holds another run, or something else. How it is executed
-    (`EXECUTION`) may differ.
+    (`EXECUTION`) may differ. A new run is refused inside another one, of which it would be taken for a part.
     """
     if not (directory / "config.json").exists():
         if directory.exists() and (not directory.is_dir() or any(p.name not in _BEFORE for p in directory.iterdir())):
             raise DeeprlError(f"{directory} is not empty and holds no run; choose another --out")
+        if outer := _run_around(directory):
+            raise DeeprlError(f"{directory} lies inside the run {outer}; choose another --out")
         return None
     stored = read_about(directory)
     here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
@@ -48,6 +51,17 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
             remedy = "it goes on from Python, where its net= is passed again"
         raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
+
+
+def _run_around(directory: Path) -> Path | None:
+    """The directory of the run inside which `directory` lies, as it is named there where it can be."""
+    for parent in Path(os.path.realpath(directory)).parents:
+        with contextlib.suppress(DeeprlError):
+            read_about(parent)
+            return next(
+                (named for named in reversed(directory.parents) if os.path.realpath(named) == str(parent)), parent
+            )
+    return None
 
 
 def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int) -> Execution:

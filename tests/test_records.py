@@ -100,6 +100,38 @@ def test_results_of_a_run_directory_itself_are_read(tmp_path):
     assert len(results(write_run(tmp_path / "a"))) == 4
 
 
+def names(root):
+    return [run.name for run in read_runs(root)]
+
+
+def test_run_inside_another_is_found(tmp_path):
+    write_run(tmp_path / "base")
+    write_run(tmp_path / "base" / "lr" / "high", seeds=(2,))
+    for folder in ("checkpoints", "snapshots", "tensorboard", "report"):
+        write_run(tmp_path / "base" / folder / "copy")
+    assert names(tmp_path) == ["base", "base/lr/high"]
+    assert names(tmp_path / "base") == [".", "lr/high"]
+    assert {row["seed"] for row in results(tmp_path)} == {0, 1, 2}
+
+
+def test_runs_are_found_through_links_each_once(tmp_path):
+    root = tmp_path / "runs"
+    write_run(root / "b")
+    write_run(tmp_path / "disk" / "far")
+    write_run(tmp_path / "disk" / "store" / "inner")
+    for link, target in {"a": "b", "far": "../disk/far", "store": "../disk/store", "again": "../disk"}.items():
+        (root / link).symlink_to(target)
+    (root / "b" / "loop").symlink_to("..")
+    (root / "out").symlink_to("../..")  # all that lies around, the runs above too
+    (root / "nowhere").symlink_to("gone")
+    write_run(tmp_path / "beside")
+    assert names(root) == ["again/far", "again/store/inner", "b"]
+    (root / "again").unlink()
+    assert names(root) == ["b", "far", "store/inner"]
+    (tmp_path / "link").symlink_to("runs")
+    assert names(tmp_path / "link") == ["b", "far", "store/inner"]
+
+
 def test_results_of_directory_without_runs_raise_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DeeprlError, match=f"no runs in {tmp_path}"):

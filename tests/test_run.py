@@ -337,6 +337,31 @@ def test_foreign_directory_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("inner", ["run/inner", "run/a/../b/inner", "run/checkpoints/inner", "link/inner", "run/kept"])
+def test_new_run_inside_another_is_refused_before_it_begins(inner, tmp_path, monkeypatch):
+    sac.train(config(tmp_path / "run", steps=32))
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "run" / "kept").mkdir()
+    (tmp_path / "run" / "report").mkdir()  # the directory of a report holds a config.json of another kind
+    (tmp_path / "config.json").write_text("{}")  # somebody's own
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    named = inner.split("/")[0]
+    with pytest.raises(DeeprlError, match=rf"^{inner} lies inside the run {named}; choose another --out$"):
+        sac.train(config(inner, steps=32))
+    with pytest.raises(DeeprlError, match="lies inside the run"):
+        sac.train(config(tmp_path / inner, steps=32))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_beside_another_and_one_inside_that_was_there_before_go_on(tmp_path):
+    sac.train(config(tmp_path / "inner", steps=40), callback=lambda run: run.step == 35)
+    sac.train(config(tmp_path / "runs" / "a", steps=32))
+    assert sac.train(config(tmp_path / "runs" / "a" / ".." / "b", steps=32)).finished
+    (tmp_path / "inner").rename(tmp_path / "runs" / "a" / "inner")
+    assert sac.train(config(tmp_path / "runs" / "a" / "inner", steps=40)).finished
+
+
 def test_empty_directory_is_accepted(tmp_path):
     assert sac.train(config(tmp_path, steps=10, learning_starts=5)).finished
 
