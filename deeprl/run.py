@@ -98,13 +98,12 @@ class Run:
         make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
-        self.evaluate_in(make, keep=envs.restorable != "no")
+        self.evaluate_in(make)
         return envs
 
-    def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:
-        """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
-        keep = keep and not self.config.wrappers  # which may remember, and would be others after a resume
-        self._news.append(self._evaluations.begin(make, keep))
+    def evaluate_in(self, make: EnvFactory) -> None:
+        """Evaluate in environments that `make` makes."""
+        self._news += self._evaluations.begin(make)
         self._closing.callback(self._evaluations.close)
 
     def restore(
