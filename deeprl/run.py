@@ -208,12 +208,12 @@ class Run:
         self.checkpoint()
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
+        """Write the agents' metrics ([S] each) and mean training returns, if it is time to or the run is at its end."""
         if line := self._clock.learned():
             self._progress.say(line)
         # A session that has only just resumed has not seen every kind of update yet.
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
-        if not self.due(self.config.log_every):
+        if not (self.due(self.config.log_every) or self.step >= self.config.steps):
             return
         self._report_frozen()
         self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes

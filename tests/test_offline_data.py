@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,17 @@ def test_resume_is_exact(tmp_path: Path, algorithm: str) -> None:
     ]
     assert without_times[0] == without_times[1]
     assert len(without_times[0]) == 1 + 3 * 3
+
+
+def test_last_step_of_an_offline_run_has_a_row_of_metrics(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dataset": write_made(tmp_path / "a.npz"), "steps": 12, "log_every": 1000}
+    train(tmp_path / "whole", "bc", **settings)
+    train(tmp_path / "parts", "bc", **settings, callback=lambda run: run.step == 11)
+    assert not (tmp_path / "parts" / "metrics.csv").exists()
+    train(tmp_path / "parts", "bc", **settings)
+    found = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("whole", "parts")]
+    assert [[row["step"] for row in rows] for rows in found] == [["12"], ["12"]]
+    assert [rows[0] | {"wall_s": ""} for rows in found] == [found[0][0] | {"wall_s": ""}] * 2
 
 
 class OwnGenerator(Linear):
