@@ -32,8 +32,9 @@ def assess(
     of the newest checkpoint. net: the run's own networks, if they have no name.
     """
     population = load_population(run_dir, net, step=step)
-    if table:
-        Path(table).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(table).absolute() if table else None  # an environment may change the working directory
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
     seeds = [m["seed"] for m in population.members]
     make = evaluated_in(read_about(Path(run_dir)))
     evaluator = Evaluator(make, seeds, episodes)
@@ -52,8 +53,8 @@ def assess(
         score = f", score {normalized(own.mean(), found):.1f}" if found else ""
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
-    if table:
-        with Path(table).open("w", newline="") as file:
+    if path:
+        with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("member", "seed", "episode", "return", "length"))
             writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played)

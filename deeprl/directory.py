@@ -13,7 +13,7 @@ from typing import Any, get_args
 from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity, identity_of
 from deeprl.envs.make import EnvFactory
-from deeprl.errors import DeeprlError, InUseError, first_line
+from deeprl.errors import DeeprlError, InUseError, first_line, shown
 from deeprl.lock import Lock
 from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
@@ -24,6 +24,32 @@ EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graph
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
 FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
+
+
+class Home:
+    """The directory of a run, which stays where it was when the run's environment changes the working directory.
+
+    Called, it gives the path as it was named, or an absolute one once that would lead elsewhere.
+    """
+
+    def __init__(self, named: str):
+        self._named, self._begun = Path(named), _working_directory()
+
+    def __call__(self) -> Path:
+        return self._named if _working_directory() == self._begun else self.fixed
+
+    @property
+    def fixed(self) -> Path:
+        """The absolute path."""
+        return Path(self._begun, self._named)
+
+
+def _working_directory() -> str:
+    """Empty where it has been deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> dict[str, Any] | None:
@@ -210,7 +236,7 @@ def writing(directory: Path) -> Iterator[None]:
         safe = f"the checkpoint of step {kept[-1]:,} is safe" if kept else "there is no checkpoint in it"
         if not directory.exists():
             safe = "the directory is gone"
-        what = f"cannot write to {error.filename or directory}: {error.strerror or error}"
+        what = f"cannot write to {shown(error.filename or directory)}: {error.strerror or error}"
         raise DeeprlError(f"{what}; {safe}; mend this and run the same command again") from error
 
 

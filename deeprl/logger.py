@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.envs.population import Episode
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, shown
 
 _EVENTS = "events.out.tfevents."  # names of TensorBoard's files begin so
 _RECORD = struct.Struct("<QI")  # before each of their events: its size and a checksum
@@ -60,10 +60,10 @@ class CsvLog:
         if size == 0 or not self.path.exists():
             self._columns = None
             self.path.unlink(missing_ok=True)
-            return f"{self.path} was deleted: its rows so far are lost" if size else ""
+            return f"{shown(self.path)} was deleted: its rows so far are lost" if size else ""
         with self.path.open("rb+") as file:
             if hashlib.sha256(file.read(size)).hexdigest() != digest:
-                raise DeeprlError(f"{self.path} is damaged; delete it to go on without its rows so far")
+                raise DeeprlError(f"{shown(self.path)} is damaged; delete it to go on without its rows so far")
             file.truncate(size)
             os.fsync(file.fileno())
         return ""

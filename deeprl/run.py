@@ -20,7 +20,7 @@ from torch import Tensor
 from deeprl import checkpoint, custom, health, memory, rng, snapshots
 from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
-from deeprl.directory import claimed, execution_of, fitting, stored_run, write_about, write_json, writing
+from deeprl.directory import Home, claimed, execution_of, fitting, stored_run, write_about, write_json, writing
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.population import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
@@ -55,7 +55,7 @@ class Run:
     ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
         self._custom_net = custom.name_of(net) if net else ""
-        self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
+        self._home = Home(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = 0
         self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
         self.execution = execution_of(self._stored, config, updates)
@@ -69,7 +69,7 @@ class Run:
         self._clock = Clock()
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
-        self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
+        self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
         self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes), list[str]()
 
@@ -219,11 +219,9 @@ class Run:
         self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
         if self.diverged:
             self._progress.say(f"all agents of {self.directory} are frozen: the run ends at step {self.step:,}")
-        if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
-            self._episodes = []
-            return
-        with writing(self.directory):
-            self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
+        if metrics:  # none in the warm-up, whose returns are not those of the policy that the next row is about
+            with writing(self.directory):
+                self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
         self._episodes = []
 
     def evaluate(self, policy: PopulationPolicy) -> None:
@@ -239,8 +237,7 @@ class Run:
             return
         with writing(self.directory):
             self._logs.evaluation(self.step, self.wall_s, episodes)
-        mean = sum(e.ret for e in episodes) / len(episodes)
-        self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
+        self._progress.update(self.step, f"return {sum(e.ret for e in episodes) / len(episodes):,.1f} at {self.step:,}")
         self._write_status("running")
 
     def _evaluation_due(self) -> bool:
@@ -252,8 +249,7 @@ class Run:
         if self.due(self.config.snapshot_every):
             with writing(self.directory):
                 snapshots.take(self.directory, self.step, self._attached["agents"].state_dict())
-        minutes = self.config.checkpoint_minutes
-        if minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60:
+        if 0 < self.config.checkpoint_minutes * 60 <= time.monotonic() - self._saved_at:
             self.save()
 
     def save(self, only: tuple[str, ...] | None = None) -> None:
@@ -280,6 +276,11 @@ class Run:
             self.save(only=("agents", "data") if done else None)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
         self._write_status("finished" if self.finished else "diverged" if done else "stopped")
+
+    @property
+    def directory(self) -> Path:
+        """Where the records are."""
+        return self._home()
 
     @property
     def wall_s(self) -> float:

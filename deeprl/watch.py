@@ -42,11 +42,12 @@ def watch(
     if path.suffix not in (".gif", ".mp4"):
         raise DeeprlError(f"{path}: films are .gif or .mp4")
     path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.absolute()  # the environment may change the working directory
     env = Checked(make_env(where.env, where.env_kwargs, where.wrappers, render=True))
     frames, episode_return = _film(env, policy, max_steps)
     fps = float(env.metadata.get("render_fps") or 30)
     env.close()
-    _write(path, frames, fps)
+    _write(place, frames, fps)
     print(f"{path}: {len(frames)} frames, return {episode_return:,.1f}", flush=True)
     return path
 
