@@ -38,8 +38,9 @@ def assess(
     if table:
         check_table(table, _COLUMNS)
     population = load_population(run_dir, net, step=step)
-    if table:
-        Path(table).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(table).absolute() if table else None  # an environment may change the working directory
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
     seeds = [m["seed"] for m in population.members]
     make = evaluated_in(read_about(Path(run_dir)))
     evaluator = Evaluator(make, seeds, episodes)
@@ -58,8 +59,8 @@ def assess(
         score = f", score {normalized(own.mean(), found):.1f}" if found else ""
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
-    if table:
-        with Path(table).open("w", newline="", encoding="utf-8") as file:
+    if path:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played)

@@ -101,7 +101,7 @@ class _Writer:
     """The files of one checkpoint in the making. histories: each with its blocks, once they are in their place."""
 
     def __init__(self, temporary: Path, final: Path):
-        self._temporary, self._final = temporary, final
+        self._temporary, self._final = temporary, final.absolute()  # blocks are found again from anywhere
         self._files: dict[str, dict[str, Any]] = {}
         self.histories: list[tuple[History, list[Block]]] = []
 
@@ -246,7 +246,9 @@ def _restored(value: Any, path: Path, files: dict[str, Any]) -> Any:
         history = History(_no_more_rows)
         history.first, history.last = value["span"]
         history.stored = history.last
-        history.blocks = [Block(path / n, a, b, files[n]["bytes"], files[n]["sha256"]) for n, a, b in value["history"]]
+        history.blocks = [
+            Block(path.absolute() / n, a, b, files[n]["bytes"], files[n]["sha256"]) for n, a, b in value["history"]
+        ]
         return history
     if isinstance(value, dict):
         return {k: _restored(v, path, files) for k, v in value.items()}

@@ -81,7 +81,7 @@ class RunConfig:
     eval_episodes: int = 10
     """Episodes of each evaluation, without exploration; 0 never evaluates."""
     log_every: int = 1_000
-    """Steps between rows of metrics.csv."""
+    """Steps between rows of metrics.csv; the last step has one too."""
     tensorboard: bool = True
     """Write TensorBoard events beside the CSV files."""
     checkpoint_minutes: float = 10.0

@@ -127,6 +127,12 @@ def networks_digest(net: Any) -> str:
     return fingerprint(net.remake.args[0], [getattr(net, name) for name in _INPUTS if hasattr(net, name)])
 
 
+def made_of(net: Any, data: Any = None) -> dict[str, Any]:
+    """What a run keeps, to see later that it is the same: of own networks and of the datasets that it learns from."""
+    networks = {"net_digest": networks_digest(net)} if net.remake else {}
+    return networks | ({"datasets": data.sources} if data is not None else {})
+
+
 # --- one trial, when a run begins ---
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from deeprl import checkpoint, provenance
 from deeprl.config import RunConfig, config_hash, identity, identity_of
 from deeprl.envs.make import EnvFactory
-from deeprl.errors import DeeprlError, InUseError, first_line
+from deeprl.errors import DeeprlError, InUseError, first_line, shown
 from deeprl.lock import Lock
 from deeprl.population import Backend, Execution, Precision, resolve_device, resolve_execution
 from deeprl.spec import EnvSpec
@@ -22,7 +22,34 @@ FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
 EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graphs")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
+FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
+
+
+class Home:
+    """The directory of a run, which stays where it was when the run's environment changes the working directory.
+
+    Called, it gives the path as it was named, or an absolute one once that would lead elsewhere.
+    """
+
+    def __init__(self, named: str):
+        self._named, self._begun = Path(named), _working_directory()
+
+    def __call__(self) -> Path:
+        return self._named if _working_directory() == self._begun else self.fixed
+
+    @property
+    def fixed(self) -> Path:
+        """The absolute path."""
+        return Path(self._begun, self._named)
+
+
+def _working_directory() -> str:
+    """Empty where it has been deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> dict[str, Any] | None:
@@ -31,11 +58,13 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
     custom_net: name of the function that was passed as `net=`, if one was.
 
     Raises DeeprlError, naming the settings that differ, if it holds another run, or something else. How it is executed
-    (`EXECUTION`) may differ.
+    (`EXECUTION`) may differ. A new run is refused inside another one, of which it would be taken for a part.
     """
     if not (directory / "config.json").exists():
         if directory.exists() and (not directory.is_dir() or any(p.name not in _BEFORE for p in directory.iterdir())):
             raise DeeprlError(f"{directory} is not empty and holds no run; choose another --out")
+        if outer := _run_around(directory):
+            raise DeeprlError(f"{directory} lies inside the run {outer}; choose another --out")
         return None
     stored = read_about(directory)
     here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
@@ -57,6 +86,17 @@ def _moved(there: Any, here: Any, config: RunConfig, stored: dict[str, Any]) -> 
     from deeprl.data.source import same_datasets
 
     return same_datasets(there, here, len(config.seeds), stored.get("datasets", {}))
+
+
+def _run_around(directory: Path) -> Path | None:
+    """The directory of the run inside which `directory` lies, as it is named there where it can be."""
+    for parent in Path(os.path.realpath(directory)).parents:
+        with contextlib.suppress(DeeprlError):
+            read_about(parent)
+            return next(
+                (named for named in reversed(directory.parents) if os.path.realpath(named) == str(parent)), parent
+            )
+    return None
 
 
 def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int) -> Execution:
@@ -232,7 +272,7 @@ def writing(directory: Path) -> Iterator[None]:
         safe = f"the checkpoint of step {kept[-1]:,} is safe" if kept else "there is no checkpoint in it"
         if not directory.exists():
             safe = "the directory is gone"
-        what = f"cannot write to {error.filename or directory}: {error.strerror or error}"
+        what = f"cannot write to {shown(error.filename or directory)}: {error.strerror or error}"
         raise DeeprlError(f"{what}; {safe}; mend this and run the same command again") from error
 
 

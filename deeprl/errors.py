@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DeeprlError(Exception):
@@ -29,3 +32,10 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """All that an error says, in one line, without backticks."""
     return str(error).replace("\n", " ").replace("`", "").strip()
+
+
+def shown(path: str | os.PathLike[str]) -> Path:
+    """A path as seen from the working directory, if it lies below it."""
+    with contextlib.suppress(ValueError, OSError):
+        return Path(path).relative_to(Path.cwd())
+    return Path(path)

@@ -16,6 +16,7 @@ from deeprl.envs.checked import Checked
 from deeprl.envs.dmc import DMControl
 from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.population import Episode, env_seeds
+from deeprl.envs.restorable import forgets
 from deeprl.population import Execution, over_agents
 from deeprl.progress import Progress
 from deeprl.spaces import env_spec, to_env_action
@@ -174,15 +175,24 @@ class Evaluations:
         self._seeds, self._episodes = seeds, episodes
         self._evaluator: Evaluator | None = None
 
-    def begin(self, make: EnvFactory, keep: bool) -> str:
-        """Set them up; keep: in the same environments each time. Returns a line about what the user should know."""
-        self.make, self._evaluator = make, Evaluator(make, self._seeds, self._episodes, keep)
+    def begin(self, make: EnvFactory) -> list[str]:
+        """Set them up. Returns lines about what the user should know.
+
+        They are played in the same environments each time, unless these remember: a resumed run, which has others, must
+        come to the same episodes. A user's own wrappers may remember what does not show at once. Raises DeeprlError if
+        the first steps in one break the rules of environments.
+        """
+        self.make = make
         if self._episodes == 0:
-            return ""
+            self._evaluator = Evaluator(make, self._seeds, 0)
+            return []
         env = make()
-        limited = names_time_limit(env)
+        limited, same = names_time_limit(env), bool(make.wrappers) or forgets(env)
         env.close()
-        return "" if limited else f"{make.env} names no time limit: evaluation episodes are cut after {LONGEST:,} steps"
+        self._evaluator = Evaluator(make, self._seeds, self._episodes, keep=same and not make.wrappers)
+        cut = f"{make.env} names no time limit: evaluation episodes are cut after {LONGEST:,} steps"
+        anew = f"{make.env} goes another way when an episode is played again: every evaluation makes new environments"
+        return [*([] if limited else [cut]), *([] if same else [anew])]
 
     def missing(self, step: int) -> bool:
         """Whether a step at which there is to be one has none yet."""

@@ -7,13 +7,18 @@ import hashlib
 import math
 import os
 import platform
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deeprl.envs.population import Episode
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, shown
+
+_EVENTS = "events.out.tfevents."  # names of TensorBoard's files begin so
+_RECORD = struct.Struct("<QI")  # before each of their events: its size and a checksum
+_TIME, _TIME_FIELD = struct.Struct("<xd"), 0x09  # an event begins with its time
 
 
 class CsvLog:
@@ -55,10 +60,10 @@ class CsvLog:
         if size == 0 or not self.path.exists():
             self._columns = None
             self.path.unlink(missing_ok=True)
-            return f"{self.path} was deleted: its rows so far are lost" if size else ""
+            return f"{shown(self.path)} was deleted: its rows so far are lost" if size else ""
         with self.path.open("rb+") as file:
             if hashlib.sha256(file.read(size)).hexdigest() != digest:
-                raise DeeprlError(f"{self.path} is damaged; delete it to go on without its rows so far")
+                raise DeeprlError(f"{shown(self.path)} is damaged; delete it to go on without its rows so far")
             file.truncate(size)
             os.fsync(file.fileno())
         return ""
@@ -70,10 +75,14 @@ class TensorBoardLog:
     Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are
     on the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on
     are not to be shown any more.
+
+    TensorBoard reads files in the order of their names, which begin with the time, and draws values over their times.
+    Where the clock is behind that of an earlier session, both go on from where that session was.
     """
 
     def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):
         self._directory, self._names, self._purge_step = directory, names, purge_step
+        self._now = 0.0  # seconds, of the last event
         self._writers: dict[int, Any] = {}
         self._files: list[Any] = []
 
@@ -92,8 +101,10 @@ class TensorBoardLog:
 
         folder = self._directory / self._names[member]
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
-        self._files.append((folder / name).open("wb"))
+        files = sorted(folder.glob(f"{_EVENTS}*"))
+        self._now = max([self._now, *map(_last_time, files[-1:])])
+        number = _number_after([file.name for file in files])
+        self._files.append((folder / f"{_EVENTS}{number}.{platform.node()}.{os.getpid()}").open("wb"))
         self._writers[member] = RecordWriter(self._files[-1])
         self._add(member, file_version="brain.Event:2")
         if self._purge_step is not None:
@@ -102,7 +113,8 @@ class TensorBoardLog:
     def _add(self, member: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writers[member].write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._now = max(self._now, time.time())
+        self._writers[member].write(Event(wall_time=self._now, **content).SerializeToString())
 
     def sync(self) -> None:
         """Have everything written so far on the disk itself."""
@@ -113,6 +125,28 @@ class TensorBoardLog:
         for writer in self._writers.values():
             writer.close()
         self._writers, self._files = {}, []
+
+
+def _number_after(names: Sequence[str]) -> str:
+    """Digits for the name of a new file of events: the time in ns, or, where a name is later, one more than in it."""
+    now = f"{time.time_ns():019d}"
+    newest = max((name.removeprefix(_EVENTS).partition(".")[0] for name in names), default="")
+    if newest < now or not newest.isdecimal():
+        return now
+    return f"{int(newest) + 1:0{len(newest)}d}"
+
+
+def _last_time(file: Path) -> float:
+    """Seconds at the last whole event of a file; 0 where there is none."""
+    content = file.read_bytes()
+    place, last = 0, b""
+    while len(content) - place >= _RECORD.size:
+        size, _ = _RECORD.unpack_from(content, place)
+        event = content[place + _RECORD.size : place + _RECORD.size + size]
+        if len(event) == size:
+            last = event
+        place += _RECORD.size + size + 4  # a checksum
+    return float(_TIME.unpack_from(last)[0]) if len(last) >= _TIME.size and last[0] == _TIME_FIELD else 0.0
 
 
 class RunLogs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -22,5 +23,6 @@ def load_object(path: str, what: str) -> Any:
 
 def see_working_directory() -> None:
     """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    with contextlib.suppress(FileNotFoundError):  # it has been deleted
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())

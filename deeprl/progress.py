@@ -90,12 +90,13 @@ class Progress:
             self._task = self._bar.add_task(self._title, total=self._total, note="")
         self._bar.update(self._task, completed=done, note=text)
 
-    def say(self, line: str) -> None:
-        """Print a line of its own above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            show(line)
+    def say(self, *lines: str) -> None:
+        """Print lines of their own above the bar."""
+        for line in lines:
+            if self._bar is not None:
+                self._bar.console.print(line, highlight=False, markup=False)
+            else:
+                show(line)
 
     def close(self) -> None:
         if self._bar is not None:

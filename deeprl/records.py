@@ -20,7 +20,7 @@ import numpy as np
 
 from deeprl.cells import Cell, cells_of, task_of
 from deeprl.data.scores import normalized
-from deeprl.directory import COMPLETE
+from deeprl.directory import COMPLETE, FOLDERS
 from deeprl.errors import DeeprlError
 from deeprl.units import Unit, recorded_unit
 
@@ -106,20 +106,35 @@ def unit_name(pairs: Pairs) -> str:
 
 
 def read_runs(directory: str | Path) -> list[Run]:
-    """Every run at or below `directory`, sorted by path.
+    """Every run at or below `directory`, sorted by path, each once; links are followed.
 
     Raises:
         DeeprlError: no run there; a file that cannot be read, named with its row.
     """
     root = Path(directory)
-    found: list[Path] = []
-    for folder, below, files in os.walk(root):
-        if "config.json" in files and RECORDS & set(files):
-            found.append(Path(folder))
-            below.clear()
+    found = _run_directories(root)
     if not found:
         raise DeeprlError(f"no runs in {root}: found no directory with config.json and evaluations.csv")
-    return [_read_run(path, path.relative_to(root).as_posix()) for path in sorted(found)]
+    return [_read_run(path, path.relative_to(root).as_posix()) for path in found]
+
+
+def _run_directories(root: Path) -> list[Path]:
+    """The directories of runs at or below `root`, sorted; one that links lead to as well is named without them."""
+    found: dict[str, Path] = {}
+    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # links to these would lead out of it
+    pending = [str(root)]
+    while pending:
+        for folder, below, files in os.walk(pending.pop(0)):
+            place = os.path.realpath(folder)
+            if place in seen:
+                below.clear()
+            elif "config.json" in files and RECORDS & set(files):
+                found[place] = Path(folder)
+                below[:] = [name for name in below if name not in FOLDERS]
+            seen.add(place)
+            paths = [os.path.join(folder, name) for name in below]
+            pending += [path for path in paths if os.path.islink(path)]  # after all that lies here itself
+    return sorted(found.values())
 
 
 def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:

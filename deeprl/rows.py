@@ -18,6 +18,10 @@ COLUMNS = (
     *("commit", "config_hash", "torch", "device", "command"),
 )
 
+# What stays the same when a run goes on or is read again; the hash stands for all settings.
+EVALUATION = ("algorithm", "env", "seed", "step", "return", "config_hash")
+_PLACES = [COLUMNS.index(column) for column in EVALUATION]
+
 
 def results(directory: str | Path) -> list[dict[str, Any]]:
     """One row per run, member and evaluation step below `directory`; `pandas.DataFrame(results(d))` is a tidy table.
@@ -49,8 +53,10 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     The algorithm of rows with a label is written as `algorithm:label`.
 
-    A new file gets the header. Rows that the file holds already are not written again, so that writing the same rows
-    twice changes nothing; a row that occurs twice in `rows` (two agents, equal in everything) is kept twice.
+    A new file gets the header. Evaluations that the file holds already are not written again: neither those of the same
+    rows, nor of a run that has gone on since. Rows are of one evaluation if they are equal in `EVALUATION`; in all else
+    (times, speed, device, commit, command) the row stays as it was first written. What occurs twice in `rows` (two
+    agents, equal in everything) is kept twice.
 
     Raises:
         DeeprlError: the file has another header; a row lacks a column.
@@ -60,21 +66,25 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     lines = list(csv.reader(io.StringIO(text)))
     if lines and tuple(lines[0]) != COLUMNS:
         raise DeeprlError(f"{path} has the header {','.join(lines[0])}; benchmark rows have {','.join(COLUMNS)}")
-    present = Counter(map(tuple, lines[1:]))
+    present = Counter(_evaluation(line) for line in lines[1:] if len(line) == len(COLUMNS))
     new: list[list[str]] = [] if lines else [list(COLUMNS)]
     for number, row in enumerate(rows):
         if missing := [column for column in COLUMNS if column not in row]:
             raise DeeprlError(f"row {number} for {path} lacks {', '.join(missing)}")
         named = dict(row) | ({"algorithm": f"{row['algorithm']}:{row['label']}"} if row.get("label") else {})
         values = ["" if named[column] is None else str(named[column]) for column in COLUMNS]
-        if present[tuple(values)] > 0:
-            present[tuple(values)] -= 1
+        if present[_evaluation(values)] > 0:
+            present[_evaluation(values)] -= 1
         else:
             new.append(values)
     with path.open("a", newline="", encoding="utf-8") as file:
         if text and not text.endswith("\n"):
             file.write("\n")
         csv.writer(file, lineterminator="\n").writerows(new)
+
+
+def _evaluation(values: list[str]) -> tuple[str, ...]:
+    return tuple(values[place] for place in _PLACES)
 
 
 def _row(run: Run, agent: Agent, at: Evaluation, cell: Cell) -> dict[str, Any]:

@@ -17,20 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from deeprl import checkpoint, custom, health, memory, rng, snapshots
+from deeprl import checkpoint, custom, directory, health, memory, rng, snapshots
 from deeprl.clock import Clock
 from deeprl.config import RunConfig, config_hash
-from deeprl.directory import (
-    claimed,
-    execution_of,
-    fitting,
-    note_made_of,
-    require_networks,
-    stored_run,
-    write_about,
-    write_json,
-    writing,
-)
+from deeprl.directory import Home, fitting, write_json, writing
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.population import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
@@ -66,22 +56,18 @@ class Run:
     ):
         self.algorithm, self.config, self.callback = algorithm, config, callback
         self._custom_net = custom.name_of(net) if net else ""
-        self.directory = Path(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
-        self.step = self.updates = 0
-        self.unit = Unit("steps")
-        self._stored = stored_run(self.directory, algorithm, config, self._custom_net)
-        self.execution = execution_of(self._stored, config, updates)
+        self._home = Home(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
+        self.step = self.updates = self._previous_step = self._resumed_at = 0
+        self.stored = directory.stored_run(self.directory, algorithm, config, self._custom_net)
+        self.execution = directory.execution_of(self.stored, config, updates)
         self.keys = rng.Streams(config.seeds, self.execution.device)
         self.finished = self.diverged = False
-        self._episodes: list[Episode] = []
-        self._previous_step = self._resumed_at = 0
-        self._metrics_before: Mapping[str, Tensor] = {}
-        self._attached: dict[str, Any] = {}
-        self.frozen: list[health.Record] = []
-        self._clock = Clock()
+        self._episodes, self._attached = list[Episode](), dict[str, Any]()
+        self.frozen, self._metrics_before = list[health.Record](), dict[str, Tensor]()
+        self._clock, self.unit = Clock(), Unit("steps")
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
-        self._logs = RunLogs(self.directory, config.seeds, config.tensorboard)
+        self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
         self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
         self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes), list[str]()
 
@@ -110,19 +96,13 @@ class Run:
         make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
         envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
         self._closing.callback(envs.close)
-        self.evaluate_in(make, keep=envs.restorable != "no")
+        self.evaluate_in(make)
         return envs
 
-    def evaluate_in(self, make: EnvFactory, keep: bool = True) -> None:
-        """Evaluate in environments that `make` makes. keep: the same ones each time, not new ones."""
-        keep = keep and not self.config.wrappers  # which may remember, and would be others after a resume
-        self._news.append(self._evaluations.begin(make, keep))
+    def evaluate_in(self, make: EnvFactory) -> None:
+        """Evaluate in environments that `make` makes."""
+        self._news += self._evaluations.begin(make)
         self._closing.callback(self._evaluations.close)
-
-    @property
-    def known_datasets(self) -> dict[str, dict[str, str]]:
-        """What the run has kept of its datasets in earlier sessions (`data.source`)."""
-        return (self._stored or {}).get("datasets", {})
 
     def restore(
         self, net: Any, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any
@@ -141,28 +121,26 @@ class Run:
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         spec = (envs or data).spec
         self.unit = unit_of(self.config.env, spec.action_repeat, offline=envs is None)
-        made_of = {"net_digest": custom.networks_digest(net)} if net.remake else {}
-        made_of |= {"datasets": data.sources} if data else {}
-        require_networks(self.directory, self._stored, made_of)
+        made_of = custom.made_of(net, data)
         about = (spec, self.execution, self._custom_net, self._evaluations.make, made_of)
-        begin = functools.partial(write_about, self.directory, self.algorithm, self.config, *about)
-        found, news = claimed(self.directory, self._stored, self.config, self.execution, begin, self._closing)
+        begin = functools.partial(directory.write_about, self.directory, self.algorithm, self.config, *about)
+        directory.require_networks(self.directory, self.stored, made_of)
+        found, news = directory.claimed(self.directory, self.stored, self.config, self.execution, begin, self._closing)
         news += self._news
         if found:
             news += self._resume(net, *found)
-        elif self._stored is not None:
+        elif self.stored is not None:
             news.append(f"{self.directory} has no checkpoint: the run begins anew")
         elif envs is not None and envs.restorable == "no":
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
-            note_made_of(self.directory, self.config, made_of)
+            directory.note_made_of(self.directory, self.config, made_of)
             news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
         title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step, self.unit.counted)
         self._closing.callback(self._logs.close)
         self._closing.callback(self._progress.close)
-        for line in filter(None, news):
-            self._progress.say(line)
+        self._progress.say(*filter(None, news))
         self._opened = True
         self._write_status("running")
 
@@ -232,22 +210,20 @@ class Run:
         self.checkpoint()
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Write the agents' metrics ([S] each) and mean training returns, if it is time to."""
+        """Write the agents' metrics ([S] each) and mean training returns, if it is time to or the run is at its end."""
         if line := self._clock.learned():
             self._progress.say(line)
         # A session that has only just resumed has not seen every kind of update yet.
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
-        if not self.due(self.config.log_every):
+        if not (self.due(self.config.log_every) or self.step >= self.config.steps):
             return
         self._report_frozen()
         self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
         if self.diverged:
             self._progress.say(f"all agents of {self.directory} are frozen: the run ends at step {self.step:,}")
-        if not metrics:  # warm-up: no row, and its returns are not those of the policy that the next row is about
-            self._episodes = []
-            return
-        with writing(self.directory):
-            self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
+        if metrics:  # none in the warm-up, whose returns are not those of the policy that the next row is about
+            with writing(self.directory):
+                self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
         self._episodes = []
 
     def evaluate(self, policy: PopulationPolicy) -> None:
@@ -263,8 +239,7 @@ class Run:
             return
         with writing(self.directory):
             self._logs.evaluation(self.step, self.wall_s, episodes)
-        mean = sum(e.ret for e in episodes) / len(episodes)
-        self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
+        self._progress.update(self.step, f"return {sum(e.ret for e in episodes) / len(episodes):,.1f} at {self.step:,}")
         self._write_status("running")
 
     def _evaluation_due(self) -> bool:
@@ -276,8 +251,7 @@ class Run:
         if self.due(self.config.snapshot_every):
             with writing(self.directory):
                 snapshots.take(self.directory, self.step, self._attached["agents"].state_dict())
-        minutes = self.config.checkpoint_minutes
-        if minutes > 0 and time.monotonic() - self._saved_at >= minutes * 60:
+        if 0 < self.config.checkpoint_minutes * 60 <= time.monotonic() - self._saved_at:
             self.save()
 
     def save(self, only: tuple[str, ...] | None = None) -> None:
@@ -306,6 +280,11 @@ class Run:
         self._write_status("finished" if self.finished else "diverged" if done else "stopped")
 
     @property
+    def directory(self) -> Path:
+        """Where the records are."""
+        return self._home()
+
+    @property
     def wall_s(self) -> float:
         """Seconds of work on this run, earlier sessions included."""
         return self._clock.wall_s()
@@ -313,8 +292,7 @@ class Run:
     def _report_frozen(self) -> None:
         new = health.found(self._attached["agents"].tree, self.config.seeds, self.step, self.frozen)
         self.frozen += new
-        for record in new:
-            self._progress.say(f"{self.algorithm} {self.config.task}: {health.sentence(record)}")
+        self._progress.say(*(f"{self.algorithm} {self.config.task}: {health.sentence(record)}" for record in new))
 
     def _write_status(self, state: str) -> None:
         status = {"state": state, "step": self.step, "frozen": self.frozen}

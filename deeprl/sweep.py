@@ -25,6 +25,7 @@ at: the way to use many cores.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -55,7 +56,8 @@ def run_sweep(file: str | Path) -> Path:
     try:
         check_sweep(out)
         for planned in plan:
-            planned.check()
+            with contextlib.chdir("."):  # which environments may change
+                planned.check()
     except DeeprlError as error:
         raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
@@ -67,7 +69,8 @@ def run_sweep(file: str | Path) -> Path:
             continue
         show(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps")
         try:
-            algorithm_module(planned.algorithm).train(planned.config)
+            with contextlib.chdir("."):
+                algorithm_module(planned.algorithm).train(planned.config)
         except InUseError as error:
             show(f"{name}: left to another process ({error})")
     return write_report(out)

@@ -60,10 +60,11 @@ def watch(
     path = Path(out) if out is not None else directory / _name(about, policy.seed, member, step)
     check_film(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    place = path.absolute()  # the environment may change the working directory
     env = Checked(make_env(where.env, where.env_kwargs, where.wrappers, render=True))
     try:
         film = _film(env, policy, max_steps)
-        _write(path, film.frames.pictures(), float(env.metadata.get("render_fps") or 30))
+        _write(place, film.frames.pictures(), float(env.metadata.get("render_fps") or 30))
     finally:
         env.close()
     told = f"return {film.ret:,.1f}" if film.over else f"return {film.ret:,.1f} so far: cut at --max-steps {max_steps}"

@@ -26,7 +26,7 @@ from test_envs import PENDULUM, actions, play
 from deeprl import checkpoint
 from deeprl.envs.make import EnvFactory, FreshWorld, make_env
 from deeprl.envs.population import PopulationEnvs, env_seeds
-from deeprl.envs.restorable import Captured, Replayed, episode_seed, how_restorable
+from deeprl.envs.restorable import Captured, Replayed, episode_seed, forgets, how_restorable
 from deeprl.evaluate import Evaluator
 from deeprl.online import dqn
 
@@ -186,6 +186,21 @@ def test_state_of_the_other_kind_begins_a_new_episode(layer: Any, base: Any) -> 
 )
 def test_kind_is_found_out(make: Any, kind: str) -> None:
     assert how_restorable(make()) == kind
+
+
+@pytest.mark.parametrize(
+    ("make", "same"),
+    [
+        (lambda: gym.make("Pendulum-v1"), True),
+        (lambda: gym.make("HalfCheetah-v5"), True),
+        *[(make, name not in ("running_statistics", "counts_episodes")) for name, make in MAKES.items()],
+        (lambda: wrappers.NormalizeObservation(gym.make("CartPole-v1")), False),  # captured, but remembers
+        (Unseeded, False),
+        (lambda: SecretlyHarder(Hidden()), False),
+    ],
+)
+def test_it_is_found_out_whether_episodes_depend_on_those_before(make: Any, same: bool) -> None:
+    assert forgets(make()) is same
 
 
 @pytest.mark.parametrize("name", ["LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3"])

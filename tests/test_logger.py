@@ -1,5 +1,6 @@
 import csv
 import os
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -167,3 +168,41 @@ def test_tensorboard_values_are_seen_at_once_and_brought_to_the_disk(tmp_path, m
     log.sync()
     assert flushed == [next((tmp_path / name).iterdir()).stat().st_ino for name in ("a", "b")]
     log.close()
+
+
+def write_session(directory, now, first, last, monkeypatch):
+    """Steps first .. last - 1 in a session whose clock stands at `now` seconds."""
+    monkeypatch.setattr("deeprl.logger.time.time", lambda: float(now))
+    monkeypatch.setattr("deeprl.logger.time.time_ns", lambda: now * 10**9)
+    log = TensorBoardLog(directory, ["a"], first)
+    for step in range(first, last + 3):  # the last three are never shown: the session is killed before they are saved
+        log.write(step, 0, {"x": float(step)})
+    log.close()
+
+
+# The clock of each session, in seconds: an hour behind, in 1970, at the same moment, far ahead and then right again.
+@pytest.mark.parametrize("clocks", [(5000, 1400), (2 * 10**9, 7), (7, 7, 7), (2**40, 5000, 5001), (5, 1, 4, 2)])
+def test_tensorboard_shows_all_steps_in_order_whatever_the_clock(clocks, tmp_path, monkeypatch):
+    for session, now in enumerate(clocks):
+        write_session(tmp_path, now, 10 * session, 10 * session + 10, monkeypatch)
+    monkeypatch.undo()
+    shown = EventAccumulator(str(tmp_path / "a")).Reload().Scalars("x")
+    assert [value.step for value in shown] == list(range(10 * len(clocks) + 3))
+    times = [value.wall_time for value in shown]
+    assert times == sorted(times)
+    assert times[0] == clocks[0]
+    assert times[-1] == max(clocks)
+
+
+@pytest.mark.parametrize("name", ["events.out.tfevents.1700000000.host.1.0", "events.out.tfevents.host"])
+@pytest.mark.parametrize("content", [b"", bytes(40), b"\xff" * 40, (3).to_bytes(8, "little") + bytes(4) + b"\xff" * 7])
+def test_tensorboard_goes_on_beside_files_of_others_and_broken_ones(name, content, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_bytes(content)
+    began = time.time()
+    log = TensorBoardLog(tmp_path, ["a"])
+    log.write(10, 0, {"x": 0.5})
+    log.close()
+    (ours,) = [file for file in (tmp_path / "a").iterdir() if file.name != name]
+    (shown,) = EventAccumulator(str(ours)).Reload().Scalars("x")
+    assert shown.wall_time >= began

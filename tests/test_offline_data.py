@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import NormalizeReward, TimeLimit
 from helpers import assert_equal
-from offline_helpers import SPEC, made, made_dataset, write_made
+from offline_helpers import SPEC, Linear, made, made_dataset, write_made
 from recordings import write, write_minari
 
 import deeprl
@@ -180,6 +183,72 @@ def test_resume_is_exact(tmp_path: Path, algorithm: str) -> None:
     ]
     assert without_times[0] == without_times[1]
     assert len(without_times[0]) == 1 + 3 * 3
+
+
+def test_last_step_of_an_offline_run_has_a_row_of_metrics(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"dataset": write_made(tmp_path / "a.npz"), "steps": 12, "log_every": 1000}
+    train(tmp_path / "whole", "bc", **settings)
+    train(tmp_path / "parts", "bc", **settings, callback=lambda run: run.step == 11)
+    assert not (tmp_path / "parts" / "metrics.csv").exists()
+    train(tmp_path / "parts", "bc", **settings)
+    found = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("whole", "parts")]
+    assert [[row["step"] for row in rows] for rows in found] == [["12"], ["12"]]
+    assert [rows[0] | {"wall_s": ""} for rows in found] == [found[0][0] | {"wall_s": ""}] * 2
+
+
+class OwnGenerator(Linear):
+    """Pays what it draws from a generator that no seed reaches, whatever the policy: training is not restored here."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, _, *rest = super().step(action)
+        return obs, float(self.generator.uniform()), *rest
+
+
+# Environments whose episodes depend on those before: in themselves, and in a wrapper of which only its maker knows.
+REMEMBERING = {
+    "generator": lambda: TimeLimit(OwnGenerator(), 5),
+    "wrapper": lambda: NormalizeReward(TimeLimit(Linear(), 5)),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "td3"])
+@pytest.mark.parametrize("kind", REMEMBERING)
+def test_evaluations_after_a_resume_are_those_of_the_whole_run(
+    kind: str, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    about = gym.envs.registration.EnvSpec("Remembering-v0", REMEMBERING[kind])
+    monkeypatch.setitem(gym.registry, "Remembering-v0", about)
+    own = {"dataset": write_made(tmp_path / "a.npz")} if algorithm == "bc" else {"learning_starts": 5}
+    settings = {"env": "Remembering-v0", "eval_every": 5, "eval_episodes": 2, **own}
+    train(tmp_path / "whole", algorithm, **settings)
+    capsys.readouterr()
+    for stop in (7, 15):
+        train(tmp_path / "parts", algorithm, **settings, callback=lambda run, at=stop: run.step == at)
+    assert capsys.readouterr().out.count("every evaluation makes new environments") == 2
+    train(tmp_path / "parts", algorithm, **settings)
+    evaluations = [
+        [line.rsplit(",", 1)[0] for line in (tmp_path / name / "evaluations.csv").open()] for name in ("whole", "parts")
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert len(evaluations[0]) == 1 + 6 * 2
+
+
+def test_environments_that_forget_are_kept_from_one_evaluation_to_the_next(tmp_path: Path) -> None:
+    made_before = []
+
+    class Counted(Linear):
+        def __init__(self) -> None:
+            made_before.append(self)
+
+    gym.register("Counted-v0", Counted, max_episode_steps=5)
+    counts = []
+    settings = {"dataset": write_made(tmp_path / "a.npz"), "env": "Counted-v0", "eval_every": 5, "eval_episodes": 2}
+    train(tmp_path / "run", "bc", **settings, callback=lambda run: counts.append(len(made_before)))
+    gym.registry.pop("Counted-v0")
+    assert counts[5] == counts[-1] == counts[0] + 2
 
 
 def test_a_changed_dataset_is_refused_on_resume(tmp_path: Path) -> None:

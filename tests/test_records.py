@@ -110,6 +110,38 @@ def test_results_of_a_run_directory_itself_are_read(tmp_path):
     assert len(results(write_run(tmp_path / "a"))) == 4
 
 
+def names(root):
+    return [run.name for run in read_runs(root)]
+
+
+def test_run_inside_another_is_found(tmp_path):
+    write_run(tmp_path / "base")
+    write_run(tmp_path / "base" / "lr" / "high", seeds=(2,))
+    for folder in ("checkpoints", "snapshots", "tensorboard", "report"):
+        write_run(tmp_path / "base" / folder / "copy")
+    assert names(tmp_path) == ["base", "base/lr/high"]
+    assert names(tmp_path / "base") == [".", "lr/high"]
+    assert {row["seed"] for row in results(tmp_path)} == {0, 1, 2}
+
+
+def test_runs_are_found_through_links_each_once(tmp_path):
+    root = tmp_path / "runs"
+    write_run(root / "b")
+    write_run(tmp_path / "disk" / "far")
+    write_run(tmp_path / "disk" / "store" / "inner")
+    for link, target in {"a": "b", "far": "../disk/far", "store": "../disk/store", "again": "../disk"}.items():
+        (root / link).symlink_to(target)
+    (root / "b" / "loop").symlink_to("..")
+    (root / "out").symlink_to("../..")  # all that lies around, the runs above too
+    (root / "nowhere").symlink_to("gone")
+    write_run(tmp_path / "beside")
+    assert names(root) == ["again/far", "again/store/inner", "b"]
+    (root / "again").unlink()
+    assert names(root) == ["b", "far", "store/inner"]
+    (tmp_path / "link").symlink_to("runs")
+    assert names(tmp_path / "link") == ["b", "far", "store/inner"]
+
+
 def test_results_of_directory_without_runs_raise_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DeeprlError, match=f"no runs in {tmp_path}"):
@@ -231,6 +263,41 @@ def test_write_rows_twice_adds_nothing(tmp_path):
 def test_write_rows_keeps_equal_rows_of_two_agents(tmp_path):
     write_rows(tmp_path / "rows.csv", [row(), row()])
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["wall_s", "updates_per_s", "commit", "torch", "device", "command", "score"])
+def test_write_rows_knows_an_evaluation_that_was_computed_elsewhere(name, tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row()])
+    before = path.read_text()
+    write_rows(path, [row(**{name: "y"})])
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["algorithm", "env", "seed", "step", "return", "config_hash", "label"])
+def test_write_rows_takes_another_evaluation(name, tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row()])
+    write_rows(path, [row(**{name: 7})])
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_rows_of_a_run_that_went_on_have_each_evaluation_once(tmp_path):
+    path = tmp_path / "rows.csv"
+    early = HEADER + "".join(f"100,{m},{m},0,7.5,200,{10 + m}\n" for m in (0, 1))
+    run = write_run(tmp_path / "a", seeds=(5, 5), state="stopped", evaluations=early)  # equal but for their settings
+    write_rows(path, results(tmp_path))
+    first = path.read_text()
+    later = early.replace(",10\n", ",12\n") + "".join(f"200,{m},{m},0,8.5,200,30\n" for m in (0, 1))
+    (run / "evaluations.csv").write_text(later)
+    about = json.loads((run / "config.json").read_text()) | {"commit": "def5678", "device": "cpu (another)"}
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "status.json").write_text(json.dumps({"state": "finished", "step": 200, "updates_per_s": 900.0}))
+    write_rows(path, results(tmp_path))
+    assert path.read_text().startswith(first)
+    found = list(csv.DictReader(path.open()))
+    assert [(r["seed"], r["step"], r["return"]) for r in found] == [("5", "100", "7.5")] * 2 + [("5", "200", "8.5")] * 2
+    assert [r["commit"] for r in found] == ["abc1234"] * 2 + ["def5678"] * 2
 
 
 def test_write_rows_refuses_another_header(tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -231,8 +232,8 @@ def test_run_directory_holds_what_the_contract_says(tmp_path):
     ]  # fmt: skip
     assert {r["length"] for r in evaluations} == {"25"}
     metrics = rows(tmp_path / "run" / "metrics.csv")
-    # multiples of 7 with an update done before: 35, 42, .. 84; the first update is at 31
-    assert [r["step"] for r in metrics] == [str(s) for s in range(35, 91, 7) for _ in range(2)]
+    # multiples of 7 with an update done before: 35, 42, .. 84; the first update is at 31; and the last step
+    assert [r["step"] for r in metrics] == [str(s) for s in [*range(35, 91, 7), 90] for _ in range(2)]
     assert {"train/return", "train/length", "train/critic_loss", "train/alpha"} <= metrics[0].keys()
     assert metrics[0]["train/length"] == "nan"  # the episode that ended at step 25 was random
     assert metrics[2]["train/length"] == "nan"  # none ended between 36 and 42
@@ -335,6 +336,31 @@ def test_foreign_directory_is_refused_and_left_alone(tmp_path):
     with pytest.raises(DeeprlError, match="not empty and holds no run"):
         sac.train(config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("inner", ["run/inner", "run/a/../b/inner", "run/checkpoints/inner", "link/inner", "run/kept"])
+def test_new_run_inside_another_is_refused_before_it_begins(inner, tmp_path, monkeypatch):
+    sac.train(config(tmp_path / "run", steps=32))
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "run" / "kept").mkdir()
+    (tmp_path / "run" / "report").mkdir()  # the directory of a report holds a config.json of another kind
+    (tmp_path / "config.json").write_text("{}")  # somebody's own
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    named = inner.split("/")[0]
+    with pytest.raises(DeeprlError, match=rf"^{inner} lies inside the run {named}; choose another --out$"):
+        sac.train(config(inner, steps=32))
+    with pytest.raises(DeeprlError, match="lies inside the run"):
+        sac.train(config(tmp_path / inner, steps=32))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_beside_another_and_one_inside_that_was_there_before_go_on(tmp_path):
+    sac.train(config(tmp_path / "inner", steps=40), callback=lambda run: run.step == 35)
+    sac.train(config(tmp_path / "runs" / "a", steps=32))
+    assert sac.train(config(tmp_path / "runs" / "a" / ".." / "b", steps=32)).finished
+    (tmp_path / "inner").rename(tmp_path / "runs" / "a" / "inner")
+    assert sac.train(config(tmp_path / "runs" / "a" / "inner", steps=40)).finished
 
 
 def test_empty_directory_is_accepted(tmp_path):
@@ -516,9 +542,15 @@ def test_env_that_remembers_episodes_is_evaluated_alike_after_a_resume(tmp_path)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path):
+def shown_steps(directory, tag):
+    """The steps at which TensorBoard shows values of the first agent."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(directory / "tensorboard" / "member_0_seed_0")).Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path):
     settings = config(tmp_path / "run", tensorboard=True, checkpoint_minutes=0.0)
     for stop in (37, 60):
         sac.train(settings, callback=lambda run, stop=stop: run.step == stop)
@@ -526,6 +558,49 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path):
     (tmp_path / "run" / "checkpoints" / "000000060" / "state.pt").write_bytes(b"")
     with pytest.warns(UserWarning, match="is broken"):
         sac.train(settings)
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "member_0_seed_0")).Reload()
-    assert [e.step for e in events.Scalars("eval/return")] == [40, 80, 90]
-    assert [e.step for e in events.Scalars("train/q")] == list(range(35, 91, 7))
+    assert shown_steps(tmp_path / "run", "eval/return") == [40, 80, 90]
+    assert shown_steps(tmp_path / "run", "train/q") == [*range(35, 91, 7), 90]
+
+
+# Steps of rows in metrics.csv: the first update is at step 31, environments count one or three steps in each pass.
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"steps": 40, "log_every": 1000}, [40]),
+        ({"steps": 40, "log_every": 16}, [32, 40]),
+        ({"steps": 40, "log_every": 20}, [40]),
+        ({"steps": 40, "log_every": 20, "envs_per_agent": 3}, [42]),
+        ({"steps": 42, "log_every": 20, "envs_per_agent": 3}, [42]),
+        ({"steps": 40, "log_every": 7, "learning_starts": 39, "utd": 0.5}, []),  # nothing has been learned
+    ],
+)
+def test_last_step_has_a_row_of_metrics(settings, steps, tmp_path):
+    whole = config(tmp_path / "whole", tensorboard=True, eval_episodes=1, **settings)
+    sac.train(whole)
+    parts = dataclasses.replace(whole, out=str(tmp_path / "parts"))
+    for stop in (30, 33, 39):
+        sac.train(parts, callback=lambda run, stop=stop: run.step == stop)
+        kept = rows(tmp_path / "parts" / "metrics.csv") if (tmp_path / "parts" / "metrics.csv").exists() else []
+        assert [int(row["step"]) for row in kept] == [step for step in steps if step <= stop]  # none of the stop
+    assert sac.train(parts).finished
+    assert sac.train(parts).finished  # does nothing
+    for out in (tmp_path / "whole", tmp_path / "parts"):
+        found = rows(out / "metrics.csv") if (out / "metrics.csv").exists() else []
+        assert [int(row["step"]) for row in found] == steps
+        if steps:
+            assert found == rows(tmp_path / "whole" / "metrics.csv")
+            assert shown_steps(out, "train/q") == steps
+
+
+def test_row_of_the_last_step_is_there_once_if_its_evaluation_was_stopped(tmp_path):
+    settings = config(tmp_path / "run", steps=40, log_every=1000, eval_every=0)
+
+    def stop(run):  # in the evaluation, as a signal would
+        if run.step == 39:
+            run._to_stop = lambda: run.step == 40
+
+    run = sac.train(settings, callback=stop)
+    assert (run.step, run.finished) == (40, False)
+    assert sac.train(settings).finished
+    assert [row["step"] for row in rows(tmp_path / "run" / "metrics.csv")] == ["40"]
+    assert {row["step"] for row in rows(tmp_path / "run" / "evaluations.csv")} == {"40"}

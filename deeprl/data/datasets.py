@@ -139,7 +139,11 @@ def load_dataset(
     Raises DeeprlError that names file, key and row for what is wrong with it, and for an environment with other
     observations or actions.
     """
-    with _opened(source) as opened, contextlib.ExitStack() as closing:
+    with (
+        contextlib.chdir("."),
+        _opened(source) as opened,
+        contextlib.ExitStack() as closing,
+    ):  # environments may change it
         checks.check_headers(opened)
         notes = list(opened.notes)
         recording = _evaluated_in(opened, env, env_kwargs, tuple(wrappers), notes)

@@ -268,7 +268,7 @@ def open_data(run: Run, best: float = 1.0) -> OfflineData:
         raise DeeprlError("dataset: name a file (.hdf5, .h5, .npz) or a Minari id")
     places, sources = dict[str, str](), dict[str, dict[str, str]]()
     for source in config.datasets():
-        places[source], sources[source] = find_again(source, run.known_datasets)
+        places[source], sources[source] = find_again(source, (run.stored or {}).get("datasets", {}))
     rows = sum(peek(place).rows for place in places.values()) if len(places) > 1 else 0
     return OfflineData(_read(run, config, best, places), rows, config, run.execution.device, sources)
 

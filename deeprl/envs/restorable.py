@@ -156,14 +156,33 @@ def how_restorable(env: gym.Env) -> Restorable:
     layer.step(env.action_space.sample())
     if layer.capture() is not None:
         return "captured"
+    trial = _tried(env)
+    trial.to_restore = (trial.capture(), 1)
+    return "replayed" if trial.restore() is None else "no"
+
+
+def forgets(env: gym.Env) -> bool:
+    """Whether an episode of this environment, which is used up by it, goes the same way whatever it played before.
+
+    Those in which agents are evaluated may be kept then. Wrappers are left as the first episode leaves them. Raises
+    DeeprlError as `how_restorable` does.
+    """
+    env.action_space.seed(0)
+    trial = _tried(env)
+    played: dict[str, Any] = trial.capture() or {}
+    trial.to_restore = (played | {"memory": [None for _ in played["memory"]]}, 1)
+    return trial.restore() is None
+
+
+def _tried(env: gym.Env) -> Replayed:
+    """The first steps of an episode."""
     trial = Replayed(env)
     trial.reset(seed=0)
     for _ in range(_TRIAL):
         _, _, terminated, truncated, _ = trial.step(env.action_space.sample())
         if terminated or truncated:
             break
-    trial.to_restore = (trial.capture(), 1)
-    return "replayed" if trial.restore() is None else "no"
+    return trial
 
 
 @dataclass(frozen=True)
