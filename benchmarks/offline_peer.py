@@ -45,7 +45,7 @@ from speed_rows import device_name
 
 COLUMNS = [
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
-    *("commit", "config_hash", "torch", "device", "command"),
+    *("commit", "config_hash", "torch", "device", "command", "unit"),
 ]
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 AUTHORS = {"expectile": 0.7, "temperature": 3.0}  # their mujoco_config.py, where it is not their default
@@ -189,6 +189,7 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         *(mean_return(policy, args.env, args.episodes, seed), "", round(wall, 1), round(args.steps / wall, 1)),
         *(git("rev-parse", "--short", "HEAD"), "", "" if args.repo else version("torch")),
         *(f"cpu ({device_name('cpu')}, {args.threads} threads)", f"python {shlex.join(sys.argv)}"),
+        "gradient steps",
     )
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -241,11 +241,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from deeprl.report import write_report
-    from deeprl.rows import COLUMNS, results, write_rows
+    from deeprl.rows import COLUMNS, OLDER, results, write_rows
     from deeprl.targets import check_table
 
     if options.rows:
-        check_table(options.rows, COLUMNS)
+        check_table(options.rows, COLUMNS, OLDER)
     print(f"report: {write_report(options.directory, options.out, options.published)}")
     if options.rows:
         write_rows(options.rows, results(options.directory))

@@ -78,11 +78,14 @@ def check_sweep(directory: str | Path) -> None:
     check_report(folder / "report")
 
 
-def check_table(path: str | Path, columns: Sequence[str]) -> None:
-    """Raise DeeprlError unless a CSV file of these columns may be written there: it is new, empty, or has them."""
+def check_table(path: str | Path, columns: Sequence[str], older: Sequence[str] = ()) -> None:
+    """Raise DeeprlError unless a CSV file of these columns may be written there: it is new, empty, or has them.
+
+    older: the columns of earlier versions.
+    """
     file = Path(path)
     _check_file(file)
-    if file.exists() and not _told(file, columns, alone=True):
+    if file.exists() and not any(_told(file, known, alone=True) for known in (columns, older or columns)):
         raise DeeprlError(f"{path}: exists and is no table of {','.join(columns)}; write to another file")
 
 

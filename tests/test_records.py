@@ -242,10 +242,17 @@ def test_write_rows_writes_benchmark_columns_in_order(tmp_path):
     write_rows(path, results(tmp_path))
     lines = list(csv.reader(path.open()))
     assert ",".join(lines[0]) == (
-        "algorithm,env,seed,step,return,score,wall_s,updates_per_s,commit,config_hash,torch,device,command"
+        "algorithm,env,seed,step,return,score,wall_s,updates_per_s,commit,config_hash,torch,device,command,unit"
     )
     assert lines[1][:8] == ["sac", "Pendulum-v1", "0", "100", "100.5", "", "10.0", "1000.0"]
-    assert lines[1][8:] == ["abc1234", "0123456789ab", "2.9.0", "cpu (test, 1 thread)", "deeprl train sac"]
+    assert lines[1][8:] == [
+        "abc1234",
+        "0123456789ab",
+        "2.9.0",
+        "cpu (test, 1 thread)",
+        "deeprl train sac",
+        "simulator steps",
+    ]
     assert len(lines) == 5
 
 
@@ -282,6 +289,13 @@ def test_write_rows_takes_another_evaluation(name, tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_write_rows_knows_a_dataset_by_the_end_of_its_name(tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [row(env="medium")])
+    write_rows(path, [row(env="car/medium")])  # read together with another of this name
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_rows_of_a_run_that_went_on_have_each_evaluation_once(tmp_path):
     path = tmp_path / "rows.csv"
     early = HEADER + "".join(f"100,{m},{m},0,7.5,200,{10 + m}\n" for m in (0, 1))
@@ -298,6 +312,14 @@ def test_rows_of_a_run_that_went_on_have_each_evaluation_once(tmp_path):
     found = list(csv.DictReader(path.open()))
     assert [(r["seed"], r["step"], r["return"]) for r in found] == [("5", "100", "7.5")] * 2 + [("5", "200", "8.5")] * 2
     assert [r["commit"] for r in found] == ["abc1234"] * 2 + ["def5678"] * 2
+
+
+def test_write_rows_goes_on_in_a_file_of_before_there_was_a_unit(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(COLUMNS[:-1]) + "\n")
+    write_rows(path, [row(), row(seed=1)])
+    write_rows(path, [row(), row(seed=1)])
+    assert [len(line) for line in csv.reader(path.open())] == [len(COLUMNS) - 1] * 3
 
 
 def test_write_rows_refuses_another_header(tmp_path):
