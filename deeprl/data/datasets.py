@@ -25,7 +25,7 @@ from deeprl.data.d4rl import WRAPPERS
 from deeprl.data.files import SUFFIXES, Recording, open_file
 from deeprl.data.minari import open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
-from deeprl.data.scores import score_range
+from deeprl.data.scores import is_of_d4rl, score_range
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.process import torch_defaults
@@ -189,6 +189,10 @@ def _evaluated_in(
     if opened.env and here != there:
         notes.append(f"the dataset is of {there}; policies are evaluated in {here}")
     about = {k: v for k, v in opened.about.items() if k != "wrappers"} | ({"wrappers": [*wrappers]} if wrappers else {})
+    # Its references are those of its own task; D4RL's in a file of ours are those that `score_range` gives again.
+    there_too = (env, kwargs, wrappers) == (opened.env, opened.env_kwargs, opened.wrappers)
+    keep = there_too and not (opened.own and is_of_d4rl(opened.score_range))
+    opened = replace(opened, score_range=opened.score_range if keep else ())
     return replace(opened, env=env, env_kwargs=kwargs, env_problem=problem, wrappers=wrappers, about=about)
 
 
@@ -222,7 +226,7 @@ def _spec(recording: Recording, name: str, env: gym.Env | None, problem: str) ->
     Raises DeeprlError if the environment is another one than was recorded, and for discrete actions.
     """
     obs_dim, action_dim = (recording.columns[key].shape[1] for key in ("observations", "actions"))
-    scores = recording.score_range or score_range(recording.env, name)
+    scores = recording.score_range or score_range(recording.env, recording.env_kwargs, recording.wrappers, name)
     made = env_spec(env) if env is not None else None
     low = recording.low or (made.action_low if made else (-1.0,) * action_dim)
     high = recording.high or (made.action_high if made else (1.0,) * action_dim)

@@ -231,7 +231,7 @@ def _origin(
     if wrappers:
         about["wrappers"] = list(wrappers)
     names = {name.partition(":")[0] for name in sources}
-    return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env))
+    return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env, kwargs, wrappers))
 
 
 def _recipe(request: Request) -> str:
