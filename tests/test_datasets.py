@@ -262,6 +262,7 @@ def test_one_chain_is_one_episode_and_longer_ones_than_the_limit_are_told(tmp_pa
     assert dataset.notes == (
         "timeouts: absent; episodes end where next_observations do not go on in the next row: 1; longer than the limit"
         f" of 5 steps of {TOY}: 1",
+        "no episode is complete: all count as if they were",
     )
 
 

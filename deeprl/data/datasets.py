@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from deeprl.data import checks
@@ -56,7 +57,8 @@ class Dataset:
     recording stops without an end, and where the row of a time limit was left out. A terminated row's next_obs, which
     is never used, is obs itself if the file does not give it.
     ends [E] int64: the number of rows up to the end of each episode; the last one is N. A recording that stops without
-    an end is an episode too.
+    an end is an episode too, but not `complete` [E] bool (by default all are): it is neither among the best ones, nor
+    does the range of returns count it.
     returns [E] float64: undiscounted, in the units of the environment, with the rewards of rows that were left out
     because their successor is not known.
     env: the environment that policies are evaluated in, "" if nothing names it; env_problem: why it cannot be made
@@ -74,6 +76,11 @@ class Dataset:
     env_problem: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    complete: Bool[Tensor, " E"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.complete is None:
+            object.__setattr__(self, "complete", torch.ones(len(self.ends), dtype=torch.bool))
 
     def __len__(self) -> int:
         return len(self.data.reward)
@@ -83,8 +90,13 @@ class Dataset:
         """What `env` is wrapped in, innermost first, as in `make_env`."""
         return tuple(self.about.get("wrappers", ()))
 
+    @property
+    def whole_returns(self) -> Float[Tensor, " C"]:
+        """Those of the complete episodes, or of all where none is."""
+        return self.returns[self.complete] if bool(self.complete.any()) else self.returns
+
     def digest(self) -> str:
-        """Eight hex digits that change with any number of the data."""
+        """Eight hex digits that change with any number of the data (not with what is known of its episodes)."""
         made = hashlib.blake2b(digest_size=4)
         for array in (*self.data, self.ends, self.returns):
             made.update(repr((tuple(array.shape), array.dtype)).encode())
@@ -145,16 +157,16 @@ def load_dataset(
         made, problem = _made(recording, bool(env or wrappers), closing)
         spec, assumed = _spec(recording, dataset_name(source), made, problem)
         if outline:
-            data, ends, returns = no_rows(spec)
+            data, ends, returns, complete = no_rows(spec)
         else:
             with np.errstate(over="ignore"):  # numbers too large for float32 are reported by file, key and row
-                terminal, last = episode_ends(recording, _limit(made), notes)
-                data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes, assumed)
+                episodes = episode_ends(recording, _limit(made), notes)
+                data, ends, returns, complete = read_rows(recording, spec, episodes, clip, notes, assumed)
             if made is not None:
                 notes += differences(data.obs.numpy(), made, _wrapped(recording.env, recording.wrappers))
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
-            recording.about, tuple(notes),
+            recording.about, tuple(notes), complete,
         )  # fmt: skip
 
 
