@@ -250,8 +250,9 @@ def test_networks_that_are_not_those_of_the_checkpoint_are_refused(
     loads: list[Callable[[], Any]] = [
         lambda: deeprl.load(out, net=changed),
         lambda: deeprl.api.load_population(out, net=changed, step=20),
-        lambda: deeprl.train("sac", net=changed, **few, out=str(out)),
     ]
+    with pytest.raises(DeeprlError, match="net"):
+        deeprl.train("sac", net=changed, **few, out=str(out))
     for load in loads:
         with pytest.raises(DeeprlError) as error:
             load()
