@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -168,6 +169,10 @@ class Policy:
     obs: [*O] or a batch [B, *O] in the environment's own units. Returns actions [A] or [B, A] in the environment's
     units, clipped to its bounds, of the type of its actions (mostly float32); of a discrete environment an int64 number
     or [B] of them. seed, settings: which agent this is; spec: shapes and bounds of its environment.
+
+    Any number of threads may call one policy, or several of one run, at the same time, and take its modules. A policy
+    that keeps some randomness draws anew in each call, by the number of the call: which thread gets which number is not
+    determined.
     """
 
     def __init__(self, population: Population, member: int):
@@ -176,7 +181,7 @@ class Policy:
         self._net, self._config, self._act = population.net, population.config, population.act()
         self._state = take_member(population.state, member)
         self._device = self._state.step.device
-        self._draws = 0
+        self._draws = itertools.count(1)
 
     @torch_defaults()
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -209,9 +214,8 @@ class Policy:
             raise ValueError(f"obs has shape {values.shape}; expected {shape} or a batch of them")
         rows = torch.as_tensor(values.reshape(-1, *shape), device=self._device)
         is_first = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        self._draws += 1
         key = rng.key(self.seed, "eval", device=self._device)
-        key[3] = self._draws  # others in every call, for policies that keep some randomness
+        key[3] = next(self._draws)  # one step of the interpreter: no two threads get the same
         action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, key)[0].cpu().numpy())
         return action[0] if values.shape == shape else action
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from deeprl.convert import converted
 from deeprl.errors import DeeprlError, nearest
-from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds, plain_json
+from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, parse_seeds, plain_json, require_finite
 
 __all__ = [
     "Json",
@@ -111,23 +111,20 @@ class RunConfig:
         object.__setattr__(self, "env_kwargs", plain_json("env_kwargs", self.env_kwargs))  # a copy of our own
         _require(len(self.seeds) > 0, "seeds: at least one is needed")
         _require(all(0 <= s < 2**32 for s in self.seeds), "seeds: must be in 0 .. 2^32 - 1")
-        _require(self.steps > 0, f"steps: must be positive, not {self.steps}")
-        _require(self.log_every > 0, f"log_every: must be positive, not {self.log_every}")
-        _require(self.keep_checkpoints > 0, f"keep_checkpoints: must be positive, not {self.keep_checkpoints}")
+        for each in dataclasses.fields(self):
+            require_finite(each.name, getattr(self, each.name))
+        for name in ("steps", "log_every", "keep_checkpoints"):
+            _require(getattr(self, name) > 0, f"{name}: must be positive, not {getattr(self, name)}")
         for name in ("eval_every", "eval_episodes", "snapshot_every", "threads", "checkpoint_minutes", "max_hours"):
             _require(getattr(self, name) >= 0, f"{name}: must not be negative")
         for name in per_agent_fields(type(self)):
             value = getattr(self, name)
-            _require(
-                not isinstance(value, tuple) or len(value) == len(self.seeds),
-                f"{name}: {len(value) if isinstance(value, tuple) else 1} values for {len(self.seeds)} seeds",
-            )
-        members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in self._members()]
+            count = len(value) if isinstance(value, tuple) else len(self.seeds)
+            _require(count == len(self.seeds), f"{name}: {count} values for {len(self.seeds)} seeds")
+        alone = [self.member(i) for i in range(len(self.seeds))] if len(self.seeds) > 1 else []
+        members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in alone]
         twice = next((m[0][0] for i, m in enumerate(members) if m in members[:i]), None)
         _require(twice is None, f"seeds: {twice} twice: two agents have the same seed and settings")
-
-    def _members(self) -> list[RunConfig]:
-        return [] if len(self.seeds) == 1 else [self.member(i) for i in range(len(self.seeds))]
 
     def member(self: C, index: int) -> C:
         """The settings of one agent: a population of one, with a single value in every per-agent field."""
@@ -156,10 +153,17 @@ class RunConfig:
                 own = value if isinstance(value, tuple) else (value,)
                 _require(set(own) == {field_.default}, f"{field_.name}: {value} has no effect with {reason}")
 
-    def require_layers(self, name: str) -> None:
-        """Raise DeeprlError unless each layer that a setting names has units."""
-        units = getattr(self, name)
-        _require(min(units, default=1) > 0, f"{name}: layers need at least one unit, not {units}")
+    def require_layers(self, *names: str) -> None:
+        """Raise DeeprlError unless each layer that these settings name has units."""
+        for name in names:
+            units = getattr(self, name)
+            _require(min(units, default=1) > 0, f"{name}: layers need at least one unit, not {units}")
+
+    def require_range(self, name: str) -> None:
+        """Raise DeeprlError unless a setting is two bounds, the lower one first."""
+        bounds = getattr(self, name)
+        ordered = len(bounds) == 2 and bounds[0] < bounds[1]
+        _require(ordered, f"{name}: a lower and an upper bound are needed, not {bounds}")
 
     def require_learning(self, learning_starts: int) -> None:
         """Raise DeeprlError unless steps are left after the warm-up."""

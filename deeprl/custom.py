@@ -24,6 +24,7 @@ from deeprl.spec import EnvSpec, Params
 from deeprl.tree import tree_leaves, tree_map
 
 _INPUTS = {"actor": 1, "critic": 2, "value": 1, "q": 1}  # networks of a `Net`: of (obs), or of (obs, action)
+_HELD = {"q": ("params", "target", "moments")}  # names in `State`, where they are not such as actor, target_actor, ...
 
 
 def name_of(make: Callable[..., Any]) -> str:
@@ -246,13 +247,20 @@ def _equal(one: Any, other: Any) -> bool:
 def with_fixed(saved: Mapping[str, Tensor], net: Any, fixed: nets.Fixed, prefix: str) -> Mapping[str, Tensor]:
     """A checkpoint's leaves, with the fixed tensors that one of an earlier version lacks.
 
-    Parameters that were trained there although they should not have been are those of the checkpoint; buffers are those
-    of the constructor. Raises DeeprlError for buffers that the constructor draws at random: they were never saved.
+    Parameters that were trained there although they should not have been are those of the checkpoint, whose targets and
+    moments of them are left out; buffers are those of the constructor, unless the checkpoint has some fixed tensors and
+    is thus not so old. Raises DeeprlError for buffers that the constructor draws at random: they were never saved.
     """
     found = dict(saved)
+    knows = any(name.startswith(f"{prefix}fixed.") for name in saved)
     for network, tensors in fixed.items():
+        params, target, moments = _HELD.get(network, (network, f"target_{network}", f"{network}_moments"))
         for key in (key for key in tensors if f"{prefix}fixed.{network}.{key}" not in saved):
-            trained = saved.get(f"{prefix}{'params' if network == 'q' else network}.{key}")
+            trained = saved.get(f"{prefix}{params}.{key}")
+            for field in (params, target, f"{moments}.m", f"{moments}.v"):
+                found.pop(f"{prefix}{field}.{key}", None)
+            if trained is None and knows:
+                continue  # other networks, as `load_flat` tells
             if trained is None:
                 number = [name for name in _INPUTS if hasattr(net, name)].index(network)
                 one, other = (_tensors(net.remake(seed)[number])[key] for seed in (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,15 +54,16 @@ def greedy_policy(
 
     act(state, carry, obs, is_first, key) of one agent, without exploration. execution: that of the training run, of
     which only the backend counts here. Runs eagerly, in f32: it is called with other shapes than in training, and a
-    graph for them costs more than it saves.
+    graph for them costs more than it saves. Threads may call it at the same time: each begins with `carry`.
     """
     device = tree_leaves(state)[0].device
     lifted = over_agents(act, Execution(execution.backend if execution else "vmap", device=str(device)))
 
+    own = threading.local()
+
     def policy(obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
-        nonlocal carry
         inputs = (torch.from_numpy(x).to(device) for x in (obs, is_first))
-        action, carry = lifted(state, carry, *inputs, keys.to(device))
+        action, own.carry = lifted(state, getattr(own, "carry", carry), *inputs, keys.to(device))
         return action.cpu().numpy()
 
     return policy
@@ -74,11 +76,13 @@ class Evaluator:
     Environments are made at the first call and kept; keep=False makes new ones for every call, so that wrappers with
     a memory cannot carry it from one evaluation to the next. Those with a `state_dict` may have one too.
     Where no time limit is known, episodes are cut after `LONGEST` steps; `cut` is a line about those of the last call.
+    Calls from several threads follow one another, as they play in the same environments.
     """
 
     def __init__(self, make: MakeEnv, seeds: Sequence[int], episodes: int, keep: bool = True):
         self._make, self._seeds, self._episodes, self._keep = make, list(seeds), episodes, keep
         self._envs: list[list[gym.Env]] = []
+        self._playing = threading.RLock()
         self.cut = ""
 
     def __call__(
@@ -93,6 +97,16 @@ class Evaluator:
         progress: called at every step with the number of finished episodes and that of the step. stop: asked at every
         step; raises StoppedError where it is true.
         """
+        with self._playing:
+            return self._play(policy, counter, progress, stop)
+
+    def _play(
+        self,
+        policy: PopulationPolicy,
+        counter: int,
+        progress: Callable[[int, int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> list[Episode]:
         starts = [env_seeds(seed, "eval", self._episodes, counter) for seed in self._seeds]
         episodes: list[Episode] = []
         for first in range(0, self._episodes, _PARALLEL_EPISODES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -28,9 +29,10 @@ def parse_seeds(words: Iterable[str]) -> tuple[int, ...]:
 def plain_json(name: str, value: Any) -> Any:
     """A copy of `value` that is what JSON gives back, with lists in place of tuples; name: what messages call it.
 
-    Raises DeeprlError for what JSON would change or cannot hold: keys that are no text, NumPy's arrays and numbers,
-    objects.
+    Raises DeeprlError for what JSON would change or cannot hold: keys that are no text, NumPy's arrays and numbers, NaN
+    and infinity, objects.
     """
+    require_finite(name, value)
     if type(value) is dict:
         for key in value:
             if type(key) is not str:
@@ -44,6 +46,15 @@ def plain_json(name: str, value: Any) -> Any:
     raise DeeprlError(
         f"{name}: is of type {kind}; settings are kept as JSON: numbers, text, true, false, lists, objects"
     )
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raise DeeprlError for a setting that is NaN or infinite, or a tuple or list that holds such a number."""
+    if isinstance(value, tuple | list):
+        for each in value:
+            require_finite(name, each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise DeeprlError(f"{name}: must be a finite number, not {value}")
 
 
 def _numbers_or_auto(words: list[str]) -> float | tuple[float | str, ...] | str:

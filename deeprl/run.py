@@ -154,10 +154,9 @@ class Run:
             self._metrics_before, self._evaluations.at = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             health.know(own["causes"])
-            done = step >= self.config.steps or self.diverged
+            done, agents = step >= self.config.steps or self.diverged, self._attached["agents"].tree
             parts = [name for name in self._attached if not done or name in ("agents", "data")]
-            fixed = self._attached["agents"].tree.state.fixed
-            content["agents"] = custom.with_fixed(content["agents"], net, fixed, "state.")
+            content["agents"] = custom.with_fixed(content["agents"], net, agents.state.fixed, "state.")
             restored = {name: self._attached[name].load_state_dict(content[name]) for name in parts}
         self.step, self._resumed_at, self._previous_step = step, step, step - self._width
         self._begun_at = (step, self._evaluations.at)

@@ -44,14 +44,27 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Tensor]:
 def load_flat(tree: Any, saved: Mapping[str, Tensor], prefix: str = "") -> None:
     """Copy saved leaves (`flatten`, names beginning with `prefix`) into the memory of `tree`.
 
-    Raises DeeprlError, and copies nothing, if a leaf is missing or has another shape.
+    Raises DeeprlError, and copies nothing, if a leaf is missing, left over, or of another shape.
     """
     own = flatten(tree)
+    given = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
+    found = {
+        "missing there": [name for name in own if name not in given],
+        "left over": [name for name in given if name not in own],
+        "of another shape": [name for name, leaf in own.items() if name in given and given[name].shape != leaf.shape],
+    }
+    if misfits := [f"{what}: {_first(names)}" for what, names in found.items() if names]:
+        raise DeeprlError(
+            f"net: these networks do not fit the checkpoint ({'; '.join(misfits)}); pass the run's own net="
+        )
     for name, leaf in own.items():
-        if prefix + name not in saved or saved[prefix + name].shape != leaf.shape:
-            raise DeeprlError(f"these networks do not fit the checkpoint at {name}; pass the run's own net=")
-    for name, leaf in own.items():
-        leaf.copy_(saved[prefix + name])
+        leaf.copy_(given[name])
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(name.removeprefix("state.") for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def write_into(tree: Any, new: Any) -> None:

@@ -111,6 +111,7 @@ def test_every_successor_is_what_the_action_leads_to(tmp_path: Path, files: list
         **dict.fromkeys(("observations", "next_observations"), ((100, 2), "float32")),
         **{"actions": ((100, 1), "float64"), "rewards": ((100,), "float32")},
         **dict.fromkeys(("terminals", "timeouts"), ((100,), "bool")),
+        "metadata_episode_complete": (((d["terminals"] | d["timeouts"]).sum(),), "bool"),
     }
     s, a = d["observations"].astype(np.float64), d["actions"].astype(np.float64)
     np.testing.assert_allclose(d["next_observations"], 0.9 * s + a * [1.0, -0.5], rtol=1e-5, atol=1e-6)

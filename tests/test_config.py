@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import typing
 
 import gymnasium as gym
 import numpy as np
@@ -373,3 +374,61 @@ def test_auto_and_numbers_stand_side_by_side():
     assert tyro.cli(Config, args=words).target_entropy == ("auto", -3.5)
     with pytest.raises(DeeprlError, match=r"^target_entropy: must be in -1e\+06 .. 1e\+06, not -10000000.0"):
         Config(seeds=(1, 2), target_entropy=("auto", -1e7))
+
+
+# --- numbers that are none, and bounds ---
+
+
+def _float_fields(algorithm: str) -> list[tuple[str, str]]:
+    """(name, kind) of the settings of an algorithm that hold floats: one, one for each agent, or several."""
+    hints = typing.get_type_hints(algorithm_module(algorithm).Config)
+    found = []
+    for field in dataclasses.fields(algorithm_module(algorithm).Config):
+        text = str(hints[field.name])
+        if "float" in text or hints[field.name] is float:
+            kind = "per agent" if field.metadata.get("per_agent") else "several" if "tuple" in text else "one"
+            found.append((field.name, kind))
+    return found
+
+
+ALL_FLOATS = [(a, *f) for a in deeprl.ALGORITHMS for f in _float_fields(a)]
+
+
+@pytest.mark.parametrize(("algorithm", "name", "kind"), ALL_FLOATS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_no_setting_is_nan_or_infinite(algorithm: str, name: str, kind: str, number: float) -> None:
+    config = algorithm_module(algorithm).Config
+    values = {"one": [number], "several": [(number, 1.0), (0.0, number)], "per agent": [number, (0.5, number)]}[kind]
+    for value in values:
+        seeds = (0, 1) if isinstance(value, tuple) else (0,)
+        with pytest.raises(DeeprlError, match=f"^{name}: ") as error:
+            build(config, {name: value, "seeds": seeds})
+        assert "\n" not in str(error.value)
+
+
+def test_the_floats_of_every_algorithm_are_tried() -> None:
+    assert {algorithm for algorithm, _, _ in ALL_FLOATS} == set(deeprl.ALGORITHMS)
+    kinds = {(name, kind) for _, name, kind in ALL_FLOATS}
+    assert kinds >= {("max_hours", "one"), ("log_std_range", "several"), ("discount", "per agent")}
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], {"deep": [{"er": float("nan")}]}])
+def test_arguments_of_environments_are_numbers_that_json_has(value: object) -> None:
+    with pytest.raises(DeeprlError, match=r"^env_kwargs\.speed\S*: must be a finite number, not (nan|inf)$"):
+        Config(env_kwargs={"speed": value})
+
+
+WITH_RANGE = [(a, n) for a, n, kind in ALL_FLOATS if kind == "several" and n.endswith("_range")]
+
+
+@pytest.mark.parametrize(("algorithm", "name"), WITH_RANGE)
+@pytest.mark.parametrize("bounds", [[2.0, -5.0], [-5.0], [-5.0, 0.0, 2.0], [1.0, 1.0]])
+def test_a_range_is_two_bounds_in_their_order(algorithm: str, name: str, bounds: list[float]) -> None:
+    config = algorithm_module(algorithm).Config
+    with pytest.raises(DeeprlError, match=f"^{name}: a lower and an upper bound are needed, not"):
+        build(config, {name: bounds})
+    assert getattr(build(config, {name: [-4.0, 1.0]}), name) == (-4.0, 1.0)
+
+
+def test_algorithms_with_a_range_are_tried() -> None:
+    assert {("sac", "log_std_range"), ("cql", "log_std_range")} <= set(WITH_RANGE)

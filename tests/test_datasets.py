@@ -262,6 +262,7 @@ def test_one_chain_is_one_episode_and_longer_ones_than_the_limit_are_told(tmp_pa
     assert dataset.notes == (
         "timeouts: absent; episodes end where next_observations do not go on in the next row: 1; longer than the limit"
         f" of 5 steps of {TOY}: 1",
+        "no episode is complete: all count as if they were",
     )
 
 
@@ -412,6 +413,34 @@ def test_names_of_d4rl_imply_an_environment(
     assert dataset.returns.tolist() == [4.0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (-20.272305, 3234.3)),
+        ({"env": "Hopper-v5"}, (-20.272305, 3234.3)),
+        ({"env_kwargs": {"max_episode_steps": 500}}, ()),
+        ({"env": "Hopper-v4", "wrappers": ("gymnasium.wrappers:OrderEnforcing",)}, ()),
+    ],
+)
+def test_scores_are_of_the_environment_that_policies_are_evaluated_in(
+    tmp_path: Path, asked: dict[str, Any], expected: tuple[float, ...]
+) -> None:
+    raw = flat() | {"observations": np.random.default_rng(0).normal(size=(ROWS, 11)), "actions": np.zeros((ROWS, 3))}
+    raw.pop("next_observations", None)
+    assert load_dataset(write(tmp_path / "hopper-medium-v2.hdf5", raw), **asked).spec.score_range == expected
+
+
+@pytest.mark.parametrize(("stored", "expected"), [([-20.272305, 3234.3], ()), ([1.0, 2.0], (1.0, 2.0))])
+def test_references_that_an_earlier_version_took_by_the_name_alone_are_not_believed(
+    tmp_path: Path, stored: list[float], expected: tuple[float, ...]
+) -> None:
+    """It wrote D4RL's into any file called hopper-medium. Others can only be those of a Minari dataset."""
+    path = write(tmp_path / "hopper-medium.hdf5", flat())
+    with h5py.File(path, "a") as file:
+        file.attrs.update({"deeprl": "0.1.0", "env": TOY, "env_kwargs": "{}", "score_range": json.dumps(stored)})
+    assert load_dataset(path).spec.score_range == expected
+
+
 def test_a_name_that_only_resembles_one_of_d4rl_implies_nothing(tmp_path: Path) -> None:
     raw = flat() | {"actions": np.zeros((ROWS, 2))}
     assert load_dataset(write(tmp_path / "hopper_of_mine-v2.npz", raw)).env == ""
@@ -423,6 +452,9 @@ def test_minari_metadata_give_environment_bounds_and_references(minari_root: Pat
     dataset = load_dataset("toy/plane-v0")
     assert (dataset.env, dataset.env_kwargs, dataset.env_problem) == (TOY, {"big": False, "max_episode_steps": 5}, "")
     assert dataset.spec.score_range == (-10.0, 30.0)
+    assert load_dataset("toy/plane-v0", TOY).spec.score_range == (-10.0, 30.0)
+    assert load_dataset("toy/plane-v0", TOY, {"big": False, "max_episode_steps": 50}).spec.score_range == ()
+    assert load_dataset("toy/plane-v0", wrappers=["gymnasium.wrappers:OrderEnforcing"]).spec.score_range == ()
     assert dataset.about["algorithm_name"] == "x"
     longer = spec | {"max_episode_steps": 9, "additional_wrappers": [{"name": "Flatten"}]}
     write_minari(minari_root, "toy/wrapped-v0", env_spec=json.dumps(longer))

@@ -315,7 +315,7 @@ def test_own_actor_of_wrong_shape_raises() -> None:
         ({"critics": 0}, "critics: must be positive"),
         ({"critics": 1}, "critics: at least 2 can differ"),
         ({"eta": -1.0}, "eta: must be in 0"),
-        ({"eta": math.nan}, "eta: must be in 0"),
+        ({"eta": math.nan}, "eta: must be a finite number"),
         ({"tau": 1.5}, "tau: must be in 0 .. 1"),
         ({"target_entropy": math.inf}, "target_entropy"),
         ({"hidden": (0,)}, "hidden: layers need"),

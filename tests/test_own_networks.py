@@ -26,6 +26,8 @@ from deeprl.spec import EnvSpec
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 PENDULUM = EnvSpec((3,), 1, (-2.0,), (2.0,))
 FEW: dict[str, Any] = {"steps": 45, "learning_starts": 30, "eval_episodes": 0}
+FEW_RUN: dict[str, Any] = {"env": "Pendulum-v1", "learning_starts": 10, "batch_size": 4, "eval_episodes": 0}
+FEW_RUN |= {"compile": "off", "threads": 1, "tensorboard": False}
 OBS = np.array([1.0, 0.0, 0.5])
 
 
@@ -176,6 +178,86 @@ def test_older_checkpoints_give_what_they_had_trained_and_the_constructors_const
     random = sac.build_net(SPEC, sac.Config(), make)
     with pytest.raises(DeeprlError, match=r"^net: projection of the actor is random, and the checkpoint does not"):
         with_fixed(older, random, state.fixed, "state.")
+
+
+def older(agents: dict[str, Tensor], key: str, network: str) -> dict[str, Tensor]:
+    """What an earlier version would have saved: a frozen parameter as if it were trained, and no fixed tensors."""
+    value = agents[f"state.fixed.{network}.{key}"]
+    places = network, f"{network}_moments.m", f"{network}_moments.v"
+    kept = {name: leaf for name, leaf in agents.items() if not name.startswith("state.fixed.")}
+    return kept | {f"state.{place}.{key}": torch.full_like(value, 3.0) for place in places}
+
+
+class Frozen(nn.Module):
+    """An actor with a frozen layer, a constant buffer where there is to be one, and as many layers between."""
+
+    def __init__(self, layers: int = 1, width: int = 4, scale: bool = False):
+        super().__init__()
+        self.encoder = nn.Linear(3, 4).requires_grad_(False)
+        self.middle = nn.ModuleList(nn.Linear(4, 4) for _ in range(layers))
+        self.head = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 2))
+        self.scale = 1.0
+        if scale:
+            del self.scale
+            self.register_buffer("scale", torch.full((), 2.0))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.encoder(obs)
+        for layer in self.middle:
+            x = torch.relu(layer(x))
+        mean, log_std = (self.head(x) * self.scale).chunk(2, -1)
+        return mean, log_std.clamp(-5.0, 2.0)
+
+
+def frozen(spec: EnvSpec, settings: Any, **other: Any) -> tuple[nn.Module, nn.Module]:
+    return Frozen(**other), CriticEnsemble(spec.obs_dim, spec.action_dim, (8,))
+
+
+def test_checkpoints_in_which_frozen_layers_had_been_trained_load_and_resume(tmp_path: Path) -> None:
+    """The layer is that of the checkpoint; what was kept for its training is left out."""
+    out = tmp_path / "run"
+    deeprl.train("sac", net=frozen, **FEW_RUN | {"steps": 40}, out=str(out))
+    step, content = checkpoint.load(out / "checkpoints") or (0, {})
+    content["agents"] = older(content["agents"], "encoder.weight", "actor")
+    content["agents"] |= {"state.actor.encoder.bias": torch.zeros(1, 4)}
+    checkpoint.save(out / "checkpoints", step, content)
+    weight = deeprl.load(out, net=frozen).modules()["actor"].encoder.weight
+    assert bool((weight == 3.0).all())
+    deeprl.train("sac", net=frozen, **FEW_RUN | {"steps": 40}, out=str(out))  # goes on, and is at its end
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"layers": 0}, "left over: actor.middle.0.weight, actor.middle.0.bias, actor_moments.m.middle.0.weight and 3"),
+        ({"layers": 2}, "missing there: actor.middle.1.weight, actor.middle.1.bias, actor_moments.m.middle.1.weight"),
+        ({"width": 8}, "of another shape: actor.head.0.weight, actor.head.0.bias, actor.head.1.weight and 6 more"),
+        ({"scale": True}, "missing there: fixed.actor.scale"),
+    ],
+)
+def test_networks_that_are_not_those_of_the_checkpoint_are_refused(
+    other: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """By `load`, by `load_population` of a snapshot, and where the run goes on; in both directions."""
+    out = tmp_path / "run"
+
+    def changed(spec: EnvSpec, settings: Any) -> tuple[nn.Module, nn.Module]:
+        return frozen(spec, settings, **other)
+
+    changed.__qualname__, changed.__module__ = frozen.__qualname__, frozen.__module__
+    few = FEW_RUN | {"steps": 40, "snapshot_every": 20}
+    deeprl.train("sac", net=frozen, callback=lambda run: run.step >= 30, **few, out=str(out))
+    loads: list[Callable[[], Any]] = [
+        lambda: deeprl.load(out, net=changed),
+        lambda: deeprl.api.load_population(out, net=changed, step=20),
+    ]
+    with pytest.raises(DeeprlError, match="net"):
+        deeprl.train("sac", net=changed, **few, out=str(out))
+    for load in loads:
+        with pytest.raises(DeeprlError) as error:
+            load()
+        assert f"these networks do not fit the checkpoint ({said}" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 # --- what is refused at the start ---

@@ -505,7 +505,7 @@ def test_discrete_actions_raise() -> None:
         ({"utd": 0.0}, "must be positive"),
         *[({name: -0.1}, "must be in 0 .. 1, not -0.1") for name in ("actor_lr", "critic_lr", "discount", "tau")],
         ({"discount": 1.5}, "must be in 0 .. 1, not 1.5"),
-        ({"tau": math.nan}, "must be in 0 .. 1, not nan"),
+        ({"tau": math.nan}, "must be a finite number, not nan"),
         *[({name: -1.0}, "must be in 0 .. 10") for name in ("exploration_noise", "target_noise", "target_noise_clip")],
         ({"tau": (0.1, 2.0), "seeds": (0, 1)}, "must be in 0 .. 1, not 2"),
         ({"target_noise": (0.1,), "seeds": (0, 1)}, "1 values for 2 seeds"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
-from deeprl.tree import flatten, tree_leaves, tree_map, write_into
+from deeprl.errors import DeeprlError
+from deeprl.tree import TreeState, flatten, load_flat, tree_leaves, tree_map, write_into
 
 
 class Inner(NamedTuple):
@@ -68,3 +70,34 @@ def test_write_into_keeps_memory_and_changes_numbers() -> None:
     # A copy: the new tree can change without changing the old one.
     new.step.fill_(-1.0)
     assert float(old.step) == 54.0
+
+
+@pytest.mark.parametrize("prefix", ["", "state."])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": None}, "missing there: step"),
+        ({"inner.other": torch.zeros(2)}, "left over: inner.other"),
+        ({"step": torch.zeros(2)}, "of another shape: step"),
+        (
+            {"step": None, "a": torch.ones(()), "b": torch.ones(()), "c": torch.ones(()), "d": torch.ones(())},
+            "missing there: step; left over: a, b, c and 1 more",
+        ),
+    ],
+)
+def test_saved_leaves_must_be_those_of_the_tree(prefix: str, change: dict[str, Tensor | None], said: str) -> None:
+    """And nothing is copied where they are not."""
+    own = tree(100.0)
+    changed = {k: v for k, v in (flatten(tree()) | change).items() if v is not None}
+    saved = {prefix + k: v for k, v in changed.items()} | ({"frozen_at": torch.zeros(1)} if prefix else {})
+    with pytest.raises(DeeprlError) as error:
+        load_flat(own, saved, prefix)
+    expected = f"net: these networks do not fit the checkpoint ({said}); pass the run's own net="
+    assert str(error.value) == expected
+    assert [float(x) for x in tree_leaves(own)] == [100.0, 101.0, 102.0, 103.0, 104.0]
+
+
+def test_saved_leaves_are_copied_by_name() -> None:
+    own = tree(100.0)
+    TreeState(own).load_state_dict(dict(reversed(flatten(tree()).items())))
+    assert [float(x) for x in tree_leaves(own)] == [0.0, 1.0, 2.0, 3.0, 4.0]

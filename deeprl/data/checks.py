@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import h5py
 import numpy as np
 
-from deeprl.data.files import KEYS, Column, Recording
+from deeprl.data.files import COMPLETE, KEYS, Column, Recording
 from deeprl.errors import DeeprlError
 
 _REQUIRED = KEYS[:4]
@@ -109,6 +109,13 @@ def given_returns(file: str, returns: np.ndarray, episodes: int) -> np.ndarray:
             f"{file}: episode_returns: expected one finite number for each of {episodes} episodes, from row 0 on"
         )
     return returns.astype(np.float64)
+
+
+def given_complete(file: str, complete: np.ndarray, episodes: int) -> np.ndarray:
+    """Which of all episodes are complete, as a file tells. Raises DeeprlError unless it is one flag for each."""
+    if complete.shape != (episodes,) or complete.dtype.kind != "b":
+        raise DeeprlError(f"{file}: {COMPLETE}: expected one flag for each of {episodes} episodes, from row 0 on")
+    return complete
 
 
 def check_bounds(file: str, low: Sequence[float], high: Sequence[float], size: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from deeprl.data import checks
@@ -25,7 +26,7 @@ from deeprl.data.d4rl import WRAPPERS
 from deeprl.data.files import SUFFIXES, Recording, open_file
 from deeprl.data.minari import open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
-from deeprl.data.scores import score_range
+from deeprl.data.scores import is_of_d4rl, score_range
 from deeprl.data.source import is_file
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
@@ -57,7 +58,8 @@ class Dataset:
     recording stops without an end, and where the row of a time limit was left out. A terminated row's next_obs, which
     is never used, is obs itself if the file does not give it.
     ends [E] int64: the number of rows up to the end of each episode; the last one is N. A recording that stops without
-    an end is an episode too.
+    an end is an episode too, but not `complete` [E] bool (by default all are): it is neither among the best ones, nor
+    does the range of returns count it.
     returns [E] float64: undiscounted, in the units of the environment, with the rewards of rows that were left out
     because their successor is not known.
     env: the environment that policies are evaluated in, "" if nothing names it; env_problem: why it cannot be made
@@ -75,6 +77,11 @@ class Dataset:
     env_problem: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    complete: Bool[Tensor, " E"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.complete is None:
+            object.__setattr__(self, "complete", torch.ones(len(self.ends), dtype=torch.bool))
 
     def __len__(self) -> int:
         return len(self.data.reward)
@@ -84,8 +91,13 @@ class Dataset:
         """What `env` is wrapped in, innermost first, as in `make_env`."""
         return tuple(self.about.get("wrappers", ()))
 
+    @property
+    def whole_returns(self) -> Float[Tensor, " C"]:
+        """Those of the complete episodes, or of all where none is."""
+        return self.returns[self.complete] if bool(self.complete.any()) else self.returns
+
     def digest(self) -> str:
-        """Eight hex digits that change with any number of the data."""
+        """Eight hex digits that change with any number of the data (not with what is known of its episodes)."""
         made = hashlib.blake2b(digest_size=4)
         for array in (*self.data, self.ends, self.returns):
             made.update(repr((tuple(array.shape), array.dtype)).encode())
@@ -150,16 +162,16 @@ def load_dataset(
         made, problem = _made(recording, bool(env or wrappers), closing)
         spec, assumed = _spec(recording, dataset_name(source), made, problem)
         if outline:
-            data, ends, returns = no_rows(spec)
+            data, ends, returns, complete = no_rows(spec)
         else:
             with np.errstate(over="ignore"):  # numbers too large for float32 are reported by file, key and row
-                terminal, last = episode_ends(recording, _limit(made), notes)
-                data, ends, returns = read_rows(recording, spec, terminal, last, clip, notes, assumed)
+                episodes = episode_ends(recording, _limit(made), notes)
+                data, ends, returns, complete = read_rows(recording, spec, episodes, clip, notes, assumed)
             if made is not None:
                 notes += differences(data.obs.numpy(), made, _wrapped(recording.env, recording.wrappers))
         return Dataset(
             dataset_name(source), data, ends, returns, spec, recording.env, recording.env_kwargs, problem,
-            recording.about, tuple(notes),
+            recording.about, tuple(notes), complete,
         )  # fmt: skip
 
 
@@ -189,6 +201,10 @@ def _evaluated_in(
     if opened.env and here != there:
         notes.append(f"the dataset is of {there}; policies are evaluated in {here}")
     about = {k: v for k, v in opened.about.items() if k != "wrappers"} | ({"wrappers": [*wrappers]} if wrappers else {})
+    # Its references are those of its own task; D4RL's in a file of ours are those that `score_range` gives again.
+    there_too = (env, kwargs, wrappers) == (opened.env, opened.env_kwargs, opened.wrappers)
+    keep = there_too and not (opened.own and is_of_d4rl(opened.score_range))
+    opened = replace(opened, score_range=opened.score_range if keep else ())
     return replace(opened, env=env, env_kwargs=kwargs, env_problem=problem, wrappers=wrappers, about=about)
 
 
@@ -222,7 +238,7 @@ def _spec(recording: Recording, name: str, env: gym.Env | None, problem: str) ->
     Raises DeeprlError if the environment is another one than was recorded, and for discrete actions.
     """
     obs_dim, action_dim = (recording.columns[key].shape[1] for key in ("observations", "actions"))
-    scores = recording.score_range or score_range(recording.env, name)
+    scores = recording.score_range or score_range(recording.env, recording.env_kwargs, recording.wrappers, name)
     made = env_spec(env) if env is not None else None
     low = recording.low or (made.action_low if made else (-1.0,) * action_dim)
     high = recording.high or (made.action_high if made else (1.0,) * action_dim)

@@ -3,8 +3,9 @@
 A file holds flat arrays with one row per step, episodes one after the other: `observations`, `actions`, `rewards`,
 `terminals`, and where there are any `timeouts` and `next_observations`; other keys are ignored. An HDF5 file that
 `deeprl` wrote says so in its attribute `deeprl`, tells in `env`, `env_kwargs`, `action_low`, `action_high`,
-`score_range` and `about` where it comes from, and has `episode_returns` where they are not the sums of its rewards. In
-files of others these names are as good as any.
+`score_range` and `about` where it comes from, has `episode_returns` where they are not the sums of its rewards, and in
+`metadata_episode_complete` which episodes were not cut by the end of the recording: D4RL's own readers, which go
+through all arrays by row, pass over names with `metadata` in them. In files of others these names are as good as any.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ OLD_MINARI = (
     " it again (deeprl dataset download ID)"
 )
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+COMPLETE = "metadata_episode_complete"  # [episodes] bool
 MARK = "deeprl"  # the attribute of an HDF5 file that the library wrote, its version; the first ones had none
 _FORMS = {"env_kwargs": dict, "about": dict, "action_low": list, "action_high": list, "score_range": list}
 # Of `about`, what the library writes and goes by.
@@ -63,7 +65,8 @@ class Recording:
 
     wrappers: what its environment was wrapped in. lengths: rows of each episode where the file tells them apart, int64.
     low, high: bounds of the actions, empty where it does not tell. score_range: as in `EnvSpec`. returns: of each
-    episode, where the file has them; the sums of its rewards otherwise. own: the library wrote it, and its next
+    episode, where the file has them; the sums of its rewards otherwise. complete: which episodes ended, [E] bool, where
+    the file tells. own: the library wrote it, and its next
     observations are the true ones. notes: what is odd about it.
     """
 
@@ -78,6 +81,7 @@ class Recording:
     about: dict[str, Any] = field(default_factory=dict)
     score_range: tuple[float, ...] = ()
     returns: np.ndarray | None = None
+    complete: np.ndarray | None = None
     lengths: np.ndarray | None = None
     own: bool = False
     notes: tuple[str, ...] = ()
@@ -232,6 +236,8 @@ def _attributes(source: str, file: h5py.File) -> dict[str, Any]:
         return said
     if isinstance(file.get("episode_returns"), h5py.Dataset):
         said["returns"] = file["episode_returns"][()]
+    if isinstance(file.get(COMPLETE), h5py.Dataset):
+        said["complete"] = file[COMPLETE][()]
     if "env" in file.attrs:
         said["env"] = str(file.attrs["env"])
     for name, kind in _FORMS.items():

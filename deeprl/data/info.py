@@ -108,6 +108,9 @@ def describe(dataset: Dataset) -> str:
     size = sum(array.nbytes for array in data)
     ends = int(data.terminated.sum()), int(data.truncated.sum())
     at_bounds = sum(int((np.abs(data.action[rows].numpy()) >= 1).sum()) for rows in _pieces(len(dataset)))
+    incomplete = int((~dataset.complete).sum())
+    stopped = f", {incomplete:,} of them where a recording stopped" if incomplete else ""
+    of_whole = " of complete episodes" if 0 < incomplete < len(lengths) else ""
     found = problems(dataset)
     kwargs = f" with {dataset.env_kwargs}" if dataset.env_kwargs else ""
     wrappers = f", wrapped in {', '.join(w)}" if (w := dataset.wrappers) else ""
@@ -117,9 +120,9 @@ def describe(dataset: Dataset) -> str:
         f"environment: {dataset.env or 'not named'}{kwargs}{wrappers}; {spec.obs_dim} observations,"
         f" {spec.action_dim} actions in {_interval(spec.action_low, spec.action_high)}",
         *_origin(dataset.about),
-        f"returns: {_spread(dataset.returns.numpy())}{_score(dataset)}",
-        *_histogram(dataset.returns.numpy()),
-        f"lengths: {_spread(lengths)}; {ends[0]:,} episodes terminated, {ends[1]:,} were cut",
+        f"returns{of_whole}: {_spread(dataset.whole_returns.numpy())}{_score(dataset)}",
+        *_histogram(dataset.whole_returns.numpy()),
+        f"lengths: {_spread(lengths)}; {ends[0]:,} episodes terminated, {ends[1]:,} were cut{stopped}",
         f"rewards: {_spread(data.reward.numpy())}",
         f"actions at the bounds: {at_bounds / max(data.action.numel(), 1):.1%}; duplicate transitions:"
         f" {duplicates(dataset) / len(dataset):.1%}",
@@ -179,12 +182,12 @@ def _score(dataset: Dataset) -> str:
     if not dataset.spec.score_range:
         return "; no reference scores"
     low, high = dataset.spec.score_range
-    score = float(normalized(dataset.returns, dataset.spec.score_range).mean())
+    score = float(normalized(dataset.whole_returns, dataset.spec.score_range).mean())
     return f"; normalised mean {score:.1f} (0 is {_short(low)}, 100 is {_short(high)})"
 
 
 def _histogram(returns: np.ndarray) -> list[str]:
-    if returns.min() == returns.max():
+    if returns.max() - returns.min() <= 1e-12 * np.abs(returns).max():  # too little for edges between the bars
         return []
     counts, edges = np.histogram(returns, _BINS)
     return [

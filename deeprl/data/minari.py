@@ -116,6 +116,7 @@ def open_minari(source: str) -> Iterator[Recording]:
             about={k: v for k, v in metadata.items() if k not in ("observation_space", "action_space", *OWN_FACTS)},
             score_range=_score_range(metadata),
             lengths=lengths,
+            complete=_complete(file, episodes, lengths),
             notes=_miscounted(metadata, int(lengths.sum())),
         )
 
@@ -207,6 +208,12 @@ def _length(source: str, group: h5py.Group) -> int:
                 f" row that not both have is row {min(count, expected)}"
             )
     return steps
+
+
+def _complete(file: h5py.File, episodes: list[str], lengths: np.ndarray) -> np.ndarray | None:
+    """Which episodes with any rows are complete, [E] bool, where each tells, as those that the library wrote do."""
+    told = [file[name].attrs.get("episode_complete") for name, length in zip(episodes, lengths, strict=True) if length]
+    return np.array(told, bool) if told and all(isinstance(value, bool | np.bool_) for value in told) else None
 
 
 def _column(source: str, file: h5py.File, key: str, episodes: list[str], lengths: np.ndarray) -> Column:

@@ -18,6 +18,7 @@ from torch import Tensor
 from deeprl.config import PerAgentText, RunConfig, per_agent
 from deeprl.data.compare import evaluation_of
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
+from deeprl.data.rewards import Rewards, reward_recipe
 from deeprl.data.source import Known, find_again
 from deeprl.errors import DeeprlError
 from deeprl.progress import show
@@ -26,7 +27,6 @@ from deeprl.run import Run
 from deeprl.spec import Batch, EnvSpec
 
 Normalize = Literal["off", "obs", "both"]
-Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "calql-antmaze", "calql-adroit", "standardize"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class OfflineConfig(RunConfig):
     """Centre and scale observations by the dataset's mean and standard deviation + 0.001, those of its observations
     (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""
     rewards: Rewards = "as-is"
-    """`return-range`: times 1000 / (best - worst return of an episode), IQL on locomotion; `minus-one`: r - 1, IQL on
-    AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `calql-antmaze` and `calql-adroit`: 10 r - 5 and 10 r + 5,
-    Cal-QL; `standardize`: centred and scaled to deviation 1."""
+    """`return-range`: times 1000 / (best - worst return of a complete episode), IQL on locomotion; `minus-one`: r - 1,
+    IQL on AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `calql-antmaze` and `calql-adroit`: 10 r - 5 and
+    10 r + 5, Cal-QL; `standardize`: centred and scaled to deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,23 +119,6 @@ def moments_of(columns: Sequence[Float[Tensor, "N O"]]) -> tuple[Float[Tensor, "
     mean = torch.stack([block.sum(0, dtype=torch.float64) for block in blocks]).sum(0) / count
     variance = torch.stack([(block - mean).square().sum(0) for block in blocks]).sum(0) / count
     return mean.to(torch.float32), variance.sqrt().to(torch.float32)
-
-
-def reward_recipe(dataset: Dataset, rewards: Rewards) -> tuple[float, float]:
-    """Scale and shift of a dataset's rewards; the sources are in `OfflineConfig.rewards`."""
-    fixed = {"as-is": (1.0, 0.0), "minus-one": (1.0, -1.0), "cql-antmaze": (4.0, -2.0)}
-    fixed |= {"calql-antmaze": (10.0, -5.0), "calql-adroit": (10.0, 5.0)}
-    if rewards in fixed:
-        return fixed[rewards]
-    if rewards == "return-range":
-        spread, unit = float(dataset.returns.max() - dataset.returns.min()), 1000.0
-    else:
-        spread, unit = float(dataset.data.reward.to(torch.float64).std(correction=0)), 1.0
-    if spread == 0.0:
-        raise DeeprlError(f"{dataset.name}: rewards {rewards} needs some that differ, and these are all equal")
-    scale = unit / spread
-    shift = -scale * float(dataset.data.reward.to(torch.float64).mean()) if rewards == "standardize" else 0.0
-    return scale, shift
 
 
 def returns_to_go(
@@ -247,14 +230,18 @@ class OfflineData:
 
 
 def best_episodes(dataset: Dataset, share: float) -> Dataset:
-    """The share of the episodes with the highest returns, at least one, in the order in which they were recorded."""
-    count = max(1, int(share * len(dataset.ends)))
-    chosen = dataset.returns.argsort(descending=True, stable=True)[:count].sort().values
+    """The share of the complete episodes with the highest returns, at least one, in the order of their recording.
+
+    Where no episode is complete, of all.
+    """
+    whole = dataset.complete.nonzero().squeeze(1) if dataset.complete.any() else torch.arange(len(dataset.ends))
+    count = max(1, int(share * len(whole)))
+    chosen = whole[dataset.whole_returns.argsort(descending=True, stable=True)[:count]].sort().values
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), dataset.ends[:-1]])
     rows = torch.cat([torch.arange(int(starts[i]), int(dataset.ends[i])) for i in chosen])
     data = Stored(*(array[rows] for array in dataset.data))
-    ends = (dataset.ends - starts)[chosen].cumsum(0)
-    return dataclasses.replace(dataset, data=data, ends=ends, returns=dataset.returns[chosen])
+    ends, returns = (dataset.ends - starts)[chosen].cumsum(0), dataset.returns[chosen]
+    return dataclasses.replace(dataset, data=data, ends=ends, returns=returns, complete=dataset.complete[chosen])
 
 
 def open_data(run: Run, best: float = 1.0) -> OfflineData:

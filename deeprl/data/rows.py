@@ -6,6 +6,7 @@ Everything is read in pieces straight into its place among the final arrays, so 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,17 @@ _BLOCK = 2**16  # rows moved together
 # --- episodes ---
 
 
-def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows terminate, and which are the last of their episode: [raw rows] bool.
+class Episodes(NamedTuple):
+    """Those of a recording: which rows terminate, and which are the last of theirs, [raw rows] bool; which episodes are
+    complete, [raw episodes] bool."""
+
+    terminal: np.ndarray
+    last: np.ndarray
+    complete: np.ndarray
+
+
+def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> Episodes:
+    """Where the episodes of a recording end.
 
     limit: steps of the environment's time limit, if it is known. notes: what is odd is appended. Raises DeeprlError.
     """
@@ -43,11 +53,42 @@ def episode_ends(recording: Recording, limit: int | None, notes: list[str]) -> t
     last = terminal | timeout
     if recording.lengths is not None:
         last[np.cumsum(recording.lengths)[recording.lengths > 0] - 1] = True
-    open_ends = int((last & ~terminal & ~timeout).sum()) + (not last[-1])
     last[-1] = True
-    if open_ends:
+    stops = last & ~terminal & ~timeout
+    if open_ends := int(stops.sum()):
         notes.append(f"recordings that stop without an end of their episode: {open_ends:,}")
-    return terminal, last
+    complete = _complete(recording, np.flatnonzero(last) + 1, terminal, stops, limit)
+    if not complete.any():
+        notes.append("no episode is complete: all count as if they were")
+    return Episodes(terminal, last, complete)
+
+
+def _complete(
+    recording: Recording, ends: np.ndarray, terminal: np.ndarray, stops: np.ndarray, limit: int | None
+) -> np.ndarray:
+    """Which episodes ended by themselves or at their time limit, [raw episodes] bool.
+
+    Files of our own tell. Those of earlier versions do not; there an episode was cut if it ends where the share of one
+    policy does, before the time limit. In files of others flags are believed (an environment of today may have another
+    limit than theirs had), and a last row without any has not ended an episode, unless the limit says so.
+    """
+    lengths = np.diff(ends, prepend=0)
+    if recording.complete is not None:
+        return checks.given_complete(recording.file, recording.complete, len(ends))
+    complete = ~stops[ends - 1]
+    if "timeouts" not in recording.columns:
+        complete[-1] &= bool(terminal[-1]) or int(lengths[-1]) == limit
+    if recording.own and limit is not None and recording.about.get("env") == recording.env:
+        complete &= terminal[ends - 1] | (lengths >= limit) | ~np.isin(ends, _shares(recording.about))
+    return complete
+
+
+def _shares(about: dict[str, Any]) -> np.ndarray:
+    """Where the shares of the policies end, in rows, that `dataset create` made a dataset of; of no other dataset."""
+    steps, policies = about.get("steps"), about.get("policies")
+    if not (isinstance(steps, int) and isinstance(policies, list) and policies):
+        return np.empty(0)
+    return np.floor(steps * np.arange(1, len(policies) + 1) / len(policies) + 0.5)
 
 
 def _timeouts(recording: Recording, terminal: np.ndarray, limit: int | None) -> np.ndarray:
@@ -111,27 +152,28 @@ def _side_by_side(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> 
 # --- transitions ---
 
 
-def no_rows(spec: EnvSpec) -> tuple[Stored, Tensor, Tensor]:
+def no_rows(spec: EnvSpec) -> tuple[Stored, Tensor, Tensor, Tensor]:
     """Empty arrays in place of those of `read_rows`."""
     obs, none = torch.empty(0, *spec.obs_shape), torch.empty(0, dtype=torch.bool)
     data = Stored(obs, torch.empty(0, spec.action_dim), torch.empty(0), none, none, obs)
-    return data, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+    return data, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), none
 
 
 def read_rows(
     recording: Recording,
     spec: EnvSpec,
-    terminal: np.ndarray,
-    last: np.ndarray,
+    episodes: Episodes,
     clip: bool,
     notes: list[str],
     assumed: str = "",
-) -> tuple[Stored, Tensor, Tensor]:
-    """All transitions, the ends [E] int64 and the returns [E] float64 of the episodes, as in `datasets.Dataset`.
+) -> tuple[Stored, Tensor, Tensor, Tensor]:
+    """All transitions, the ends [E] int64 and the returns [E] float64 of the episodes, and which of these are complete
+    [E] bool, as in `datasets.Dataset`.
 
-    terminal, last: what `episode_ends` gave. notes: what is odd is appended. assumed: why the bounds of the actions are
-    not known, if they are not. Raises DeeprlError.
+    episodes: what `episode_ends` gave. notes: what is odd is appended. assumed: why the bounds of the actions are not
+    known, if they are not. Raises DeeprlError.
     """
+    terminal, last, complete = episodes
     file, columns = recording.file, recording.columns
     known = "next_observations" in columns
     keep = np.ones_like(last) if known else ~last | terminal
@@ -165,7 +207,7 @@ def read_rows(
     stored.truncated[ends - 1] = ~stored.terminated[ends - 1]
     if empty := int((counts == 0).sum()):
         notes.append(f"episodes left out, of one row whose successor is not known: {empty:,}")
-    return stored, torch.from_numpy(ends), torch.from_numpy(returns[counts > 0])
+    return stored, torch.from_numpy(ends), torch.from_numpy(returns[counts > 0]), torch.from_numpy(complete[counts > 0])
 
 
 def _ends(file: str, counts: np.ndarray) -> np.ndarray:

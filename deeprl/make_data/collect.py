@@ -3,7 +3,8 @@
 Fu et al. 2020 (arXiv 2004.07219) made the locomotion sets with one agent at several moments of its training. Those are
 the snapshots of a run (`--snapshot-every`) or of a file; `KINDS` tells which of them make which dataset. Underneath, a
 dataset is a list of `Share`s: policies, and how much of each.
-Each policy's last episode is cut where its share is complete, and counts as cut by a time limit.
+Each policy's last episode is cut where its share is complete; it is marked like one of a time limit, but in the list of
+complete episodes it is not.
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ def _origin(
     if wrappers:
         about["wrappers"] = list(wrappers)
     names = {name.partition(":")[0] for name in sources}
-    return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env))
+    return Origin(env, kwargs, ", ".join(sorted(names)), about, score_range(env, kwargs, wrappers))
 
 
 def _recipe(request: Request) -> str:

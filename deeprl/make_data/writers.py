@@ -19,7 +19,7 @@ import numpy as np
 
 import deeprl
 from deeprl.data.datasets import Dataset
-from deeprl.data.files import MARK
+from deeprl.data.files import COMPLETE, MARK
 from deeprl.errors import DeeprlError
 from deeprl.targets import check_dataset
 
@@ -85,15 +85,18 @@ def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origi
 
 def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
     """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] as in `Recorded`,
-    `terminals`, `timeouts` [N] bool, and attributes `env`, `env_kwargs`, `action_low`, `action_high`, `about` (JSON but
-    for `env`), and `deeprl`, the version of the library.
+    `terminals`, `timeouts` [N] bool, `metadata_episode_complete` [E] bool, and attributes `env`, `env_kwargs`,
+    `action_low`, `action_high`, `about` (JSON but for `env`), and `deeprl`, the version of the library.
     """  # fmt: skip
     space: Any = env.action_space
     told = {"env_kwargs": origin.env_kwargs, "about": origin.about}
     told |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
     with _new_file(Path(target).expanduser(), origin.env, told) as file:
+        complete = []
         for episode in episodes:
             _append(file, episode)
+            complete.append(episode.complete)
+        file[COMPLETE] = np.array(complete, bool)
 
 
 @contextlib.contextmanager
@@ -162,7 +165,9 @@ def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin
             env_spec=spec,
         )
         storage.update_metadata(metadata)
-        storage.update_episodes(_buffer(episode) for episode in episodes)
+        complete: list[dict[str, bool]] = []
+        storage.update_episodes(_buffer(episode, complete) for episode in episodes)
+        storage.update_episode_metadata(complete)
         part.replace(path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -187,9 +192,11 @@ def _described(origin: Origin) -> str:
     return "; ".join(f"{k}: {json.dumps(v) if isinstance(v, dict | list) else v}" for k, v in origin.about.items())
 
 
-def _buffer(episode: Recorded) -> Any:
+def _buffer(episode: Recorded, complete: list[dict[str, bool]]) -> Any:
+    """An episode as Minari takes it; whether it is complete goes to `complete`, the episodes' further metadata."""
     from minari.data_collector import EpisodeBuffer
 
+    complete.append({"episode_complete": episode.complete})
     last = np.arange(len(episode.reward)) == len(episode.reward) - 1
     return EpisodeBuffer(
         seed=episode.seed,
@@ -245,6 +252,7 @@ def write_rows(dataset: Dataset, path: str | Path, beside: Mapping[str, np.ndarr
         for name, array in (_columns(dataset) | dict(beside or {})).items():
             file[name] = array
         file["episode_returns"] = dataset.returns.numpy()
+        file[COMPLETE] = dataset.complete.numpy()
 
 
 def _columns(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,7 +115,55 @@ def bound(net: Any, fixed: Fixed) -> Any:
 def functional_call(
     network: nn.Module | Bound, params: Params, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> Any:
-    """What a network returns with these trained parameters, and the fixed ones of the agent that it is bound to."""
-    if isinstance(network, Bound):
-        return torch.func.functional_call(network.module, {**network.fixed, **params}, args, kwargs)
-    return torch.func.functional_call(network, params, args, kwargs)
+    """What a network returns with these trained parameters, and the fixed ones of the agent that it is bound to.
+
+    Any number of threads may call one network at the same time, each with its own tensors: where it runs eagerly, they
+    are put into an outline of it that nobody else has in hand, and the network itself is never changed. What is no
+    tensor (settings, attributes) is there as it was at the network's first calls.
+    """
+    module, fixed = network if isinstance(network, Bound) else (network, {})
+    tensors = {**fixed, **params} if fixed else params
+    if torch.compiler.is_compiling():  # a trace changes no module
+        return torch.func.functional_call(module, tensors, args, kwargs)
+    idle = _idle.get(module)
+    if idle is None:
+        idle = _idle.setdefault(module, [])
+    try:
+        outline = idle.pop()  # one step of the interpreter: no two threads get the same
+    except IndexError:
+        outline = _Outline(module)
+    result = outline(tensors, args, kwargs or {})
+    idle.append(outline)  # not after an exception, which may have left it half changed
+    return result
+
+
+class _Outline:
+    """A copy of a network that shares its tensors and arrays, so that it takes next to no memory."""
+
+    def __init__(self, module: nn.Module):
+        held = [vars(child) | child._parameters | child._buffers for child in module.modules()]
+        arrays = [value for values in held for value in values.values() if isinstance(value, Tensor | np.ndarray)]
+        self._module = copy.deepcopy(module, {id(array): array for array in arrays})
+        tied: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = {}  # one tensor may have several places
+        self._places: dict[str, list[tuple[dict[str, Any], str, Tensor]]] = {}
+        for prefix, child in self._module.named_modules():
+            for tensors in (child._parameters, child._buffers):
+                for name, own in tensors.items():
+                    if own is not None:
+                        places = tied.setdefault(id(own), [])
+                        places.append((tensors, name, own))
+                        self._places[f"{prefix}.{name}" if prefix else name] = places
+
+    def __call__(self, tensors: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the network returns with these tensors in place of its own."""
+        changed = [(place, tensor) for name, tensor in tensors.items() for place in self._places.get(name, ())]
+        for (held, name, _), tensor in changed:
+            held[name] = tensor
+        result = self._module(*args, **kwargs)
+        for (held, name, own), _ in changed:  # keeps no tensor of a call alive
+            held[name] = own
+        return result
+
+
+# Outlines that are not in use, of each network: as many as there have been calls at the same time.
+_idle: weakref.WeakKeyDictionary[nn.Module, list[_Outline]] = weakref.WeakKeyDictionary()

@@ -102,7 +102,7 @@ class Config(OfflineConfig):
     critic_hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer of each critic
     critics: int = 2  # targets and the policy take their minimum
     start: nets.Start = "small-head"  # how layers start (`nets.start_layers`)
-    log_std_range: tuple[float, float] = (-5.0, 2.0)  # log sigma of the policy is cut to it
+    log_std_range: tuple[float, ...] = (-5.0, 2.0)  # log sigma of the policy is cut to it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,8 +120,8 @@ class Config(OfflineConfig):
             raise DeeprlError("sparse_rewards: only Cal-QL looks at returns; add --calibrated")
         if self.backup_entropy and self.backup == "max-then-min":
             raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
-        for name in ("actor_hidden", "critic_hidden"):
-            self.require_layers(name)
+        self.require_layers("actor_hidden", "critic_hidden")
+        self.require_range("log_std_range")
 
 
 class Net(NamedTuple):
@@ -142,8 +142,8 @@ Returns = Float[Tensor, " B"] | None
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
     """The actor and the critics of the authors' code: three ReLU layers of 256 each."""
-    sizes, start = (spec.obs_dim, spec.action_dim), config.start
-    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", config.log_std_range, start)
+    sizes, start, (low, high) = (spec.obs_dim, spec.action_dim), config.start, config.log_std_range
+    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", (low, high), start)
     return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start)
 
 

@@ -99,8 +99,8 @@ class Config(OnlineConfig):
             self.require_within(name, low, high)
         self.require_learning(self.learning_starts)
         self.require_layers("hidden")
-        if self.log_std_range and (len(self.log_std_range) != 2 or self.log_std_range[0] >= self.log_std_range[1]):
-            raise DeeprlError(f"log_std_range: a lower and an upper bound are needed, not {self.log_std_range}")
+        if self.log_std_range:
+            self.require_range("log_std_range")
 
 
 class Net(NamedTuple):
