@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ import torch
 import deeprl
 from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
-from deeprl.custom import with_fixed
+from deeprl.custom import networks_digest, with_fixed
 from deeprl.directory import read_about
 from deeprl.errors import DeeprlError, nearest
 from deeprl.memory import Needs, rehearse
@@ -104,7 +105,8 @@ def load_population(
 ) -> Population:
     """All agents of a run at its newest checkpoint (or snapshot, if it has none), or at the snapshot of a step.
 
-    Raises DeeprlError where `run_dir` holds no trained agents, or none of that step.
+    Warns of own networks that compute something else than those of the run. Raises DeeprlError where `run_dir` holds no
+    trained agents, or none of that step.
     """
     directory, device = Path(run_dir), resolve_device(device)
     about = read_about(directory)
@@ -117,6 +119,11 @@ def load_population(
     config = stored_config(about)
     spec = EnvSpec.from_json(about["spec"])
     modules = module.build_net(spec, config, load_object(net, "net") if isinstance(net, str) else net, device)
+    if about.get("net_digest") not in (None, networks_digest(modules)):
+        changed = (
+            "its own networks are not what they were when the run began: these may act otherwise than it was trained"
+        )
+        warnings.warn(f"{directory}: {changed}", stacklevel=3)
     kept = snapshots.steps(directory)
     at = functools.partial(checkpoint.load, directory / "checkpoints", histories=False)
     if step is None:

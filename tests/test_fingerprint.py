@@ -5,9 +5,10 @@ import importlib
 import subprocess
 import sys
 import uuid
+import warnings
 
+import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import deeprl
@@ -158,5 +159,8 @@ def test_a_run_with_other_networks_of_the_same_name_and_sizes_is_refused(tmp_pat
         deeprl.train("sac", net=_net(0.5), **few)
     run = deeprl.train("sac", net=_net(0.1), **few)
     assert run.finished
-    with torch.no_grad():
-        assert deeprl.load(run.directory, net=_net(0.1))(torch.zeros(3)).shape == (1,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert deeprl.load(run.directory, net=_net(0.1))(np.zeros(3)).shape == (1,)
+    with pytest.warns(UserWarning, match="its own networks are not what they were when the run began"):
+        deeprl.load(run.directory, net=_net(0.5))
