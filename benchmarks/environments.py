@@ -156,7 +156,8 @@ HIGHWAY = [
 ]
 PANDA = "Reach Push Slide PickAndPlace Stack Flip".split()
 FLATTEN = ("--wrappers gymnasium.wrappers:FlattenObservation",)
-OLD = "gymnasium-robotics 1.4.2 cannot read the joints of MuJoCo 4; with MuJoCo 3.3.7 it trains, with "
+OLD = "gymnasium-robotics 1.4.2 cannot read the joints of MuJoCo 3.12 and later; with constraints-robotics.txt it"
+OLD += " trains, with "
 OLD += FLATTEN[0]
 
 

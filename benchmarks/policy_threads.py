@@ -87,7 +87,7 @@ def main() -> None:
         print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:4]), flush=True)
         if args.csv:
             new = not args.csv.exists()
-            with args.csv.open("a", newline="") as file:
+            with args.csv.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 if new:
                     writer.writeheader()

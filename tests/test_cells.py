@@ -84,7 +84,7 @@ def test_of_a_record_all_but_its_books_sets_agents_apart(name):
     assert (one == two) == (name in RECORD_ONLY)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_cells_are_the_classes_of_equal_settings(data):
     """Any mixture of runs and populations: cells are equal where the settings are, whatever the run."""

@@ -463,7 +463,7 @@ def test_own_networks_replace_the_papers() -> None:
         ({"steps": 0}, "steps: must be positive"),
         ({"seeds": ()}, "seeds: at least one"),
         ({"seeds": (2**32,)}, "seeds: must be in"),
-        ({"seeds": (1, 1)}, "seeds: two agents have the same seed"),
+        ({"seeds": (1, 1)}, "seeds: 1 twice: two agents have the same seed"),
         ({"seeds": (0, 1), "tau": (0.1,)}, "tau: 1 values for 2 seeds"),
     ],
 )
