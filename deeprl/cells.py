@@ -8,6 +8,7 @@ brings together what differs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -22,8 +23,8 @@ RECORD_ONLY = {
     "format": "how the record is written",
     "members": "which agents there are; the settings of each are in `config`",
     "config_hash": "of the population with its seeds",
-    "versions": "where it was computed; a note names cells of several",
-    "commit": "where it was computed; a note names cells of several",
+    "versions": "what it was computed with; a note names cells of several",
+    "commit": "where it was computed; the table of runs tells",
     "device": "where it was computed: other rounding",
     "host": "where it was computed",
     "command": "how it was asked for",
@@ -103,15 +104,21 @@ def identity(info: Mapping[str, Any], member: int) -> dict[str, Any]:
 def _settings(info: Mapping[str, Any], member: int) -> dict[str, Any]:
     """The settings of one agent of a population."""
     own: dict[str, Any] = next(m for m in info["members"] if m["member"] == member).get("settings") or {}
-    if info["algorithm"] not in deeprl.ALGORITHMS:
-        return {**info["config"], **own}
+    usual, several = _known(str(info["algorithm"]))
+    whole = {**usual, **info["config"]}
+    return {k: v[member] if k in several and isinstance(v, list) else v for k, v in whole.items()} | own
+
+
+@functools.cache
+def _known(algorithm: str) -> tuple[dict[str, Any], frozenset[str]]:
+    """The defaults of an algorithm's settings, and which may differ between the agents of a population."""
+    if algorithm not in deeprl.ALGORITHMS:
+        return {}, frozenset()
     from deeprl.api import algorithm_module
     from deeprl.config import defaults, per_agent_fields
 
-    config = algorithm_module(info["algorithm"]).Config
-    several = per_agent_fields(config)
-    whole = {**defaults(config), **info["config"]}
-    return {k: v[member] if k in several and isinstance(v, list) else v for k, v in whole.items()} | own
+    config = algorithm_module(algorithm).Config
+    return defaults(config), frozenset(per_agent_fields(config))
 
 
 def _spec(stored: Mapping[str, Any] | None) -> dict[str, Any]:
