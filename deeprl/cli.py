@@ -208,6 +208,8 @@ def _resume(options: argparse.Namespace) -> int:
 def _with_datasets(config: Any, places: list[str]) -> Any:
     """The settings of a run whose datasets lie elsewhere now, given in the order in which it names them."""
     named = config.datasets() if hasattr(config, "datasets") else []
+    if not named:
+        raise DeeprlError("--dataset: this run learns from none")
     if len(places) != len(named):
         raise DeeprlError(f"--dataset: {len(places)} given, but this run has {len(named)}: {', '.join(named)}")
     new = dict(zip(named, places, strict=True))

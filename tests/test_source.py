@@ -105,7 +105,9 @@ def _kept(run: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "run.lock"}
 
 
-def test_a_run_goes_on_where_its_dataset_lies_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_its_dataset_lies_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(tmp_path / "whole", dataset=write(tmp_path / "a.npz"))
     monkeypatch.chdir(tmp_path)
     train(tmp_path / "run", half, dataset="a.npz")
@@ -116,6 +118,7 @@ def test_a_run_goes_on_where_its_dataset_lies_now(tmp_path: Path, monkeypatch: p
     (tmp_path / "a.npz").rename(tmp_path / "moved" / "b.npz")
     assert cli.main(["resume", str(tmp_path / "run")]) == 2
     assert cli.main(["resume", str(tmp_path / "run"), "--dataset", "moved/b.npz", "moved/b.npz"]) == 2
+    assert "--dataset: 2 given, but this run has 1: a.npz" in capsys.readouterr().err
     assert cli.main(["resume", str(tmp_path / "run"), "--dataset", "moved/b.npz"]) == 0
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     assert about["datasets"]["moved/b.npz"]["path"] == str(tmp_path / "moved" / "b.npz")
