@@ -41,8 +41,8 @@ class Run:
     A run whose agents have all diverged ends at the next log row, after an evaluation: nothing would change any more.
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
-    keys("update", i): the agents' keys of a named random stream, int64 [S, 4].
-    net: the function of own networks, to note in `config.json` that they are needed again.
+    keys("update", i): the agents' keys of a named random stream, int64 [S, 4]. unit: what its steps are.
+    net: the function of own networks, to note that they are needed again. stored: `config.json` of earlier sessions.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
     """
 
