@@ -181,7 +181,7 @@ def _told_apart(tasks: Sequence[Task]) -> list[str]:
         names = ["/".join([*folders[-count:], task.name]) for task, folders in zip(tasks, parents, strict=True)]
         if len(set(names)) == len(tasks):
             return names
-    return [f"{task.name} ({task.digest[:8]})" for task in tasks]
+    return [f"{task.name} ({task.digest[:8]})" if task.digest else task.name for task in tasks]
 
 
 def cells_of(agents: Sequence[tuple[Mapping[str, Any], int]]) -> list[Cell]:

@@ -83,8 +83,12 @@ class Run:
 
     def score(self, ret: float) -> float | None:
         """The normalised score of a return, None where nobody has published what it is measured by."""
-        found = self.info.get("spec", {}).get("score_range")
-        return normalized(ret, found) if found else None
+        return normalized(ret, self.references) if self.references else None
+
+    @property
+    def references(self) -> tuple[float, ...]:
+        """The returns that a score puts at 0 and 100; empty where there is no score."""
+        return tuple(self.info.get("spec", {}).get("score_range") or ())
 
     @property
     def finished(self) -> bool:

@@ -50,5 +50,5 @@ def _cell_notes(pairs: Pairs) -> Iterable[str]:
         found = sorted({str(run.info.get("versions", {}).get(name, "unknown")) for run, _ in pairs})
         if len(found) > 1:
             yield f"its runs are of several versions of {name} ({', '.join(found)})"
-    if len({run.score(0.0) for run, _ in pairs}) > 1:
+    if len({run.references for run, _ in pairs}) > 1:
         yield "its runs are scored by other reference returns, so there is no score"

@@ -145,8 +145,8 @@ def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
 
 def _score(pairs: Pairs, ret: float) -> float:
     """The score of a return; NaN where there is none, or where the runs of a cell have others."""
-    scores = {run.score(ret) for run, _ in pairs} if math.isfinite(ret) else {None}
-    score = scores.pop() if len(scores) == 1 else None
+    alike = len({run.references for run, _ in pairs}) == 1
+    score = pairs[0][0].score(ret) if alike else None
     return math.nan if score is None else score
 
 

@@ -307,3 +307,68 @@ def test_broken_published_curves_are_named(tmp_path, old, new, complaint):
         read_published(tmp_path / "theirs.csv")
     with pytest.raises(DeeprlError, match="No such file"):
         read_published(tmp_path / "nowhere.csv")
+
+
+def drawn(monkeypatch):
+    """Labels of the lines of all figures from now on, with how many points each has."""
+    from matplotlib.figure import Figure
+
+    found: dict[str, int] = {}
+    save = Figure.savefig
+
+    def seen(self, *args, **kwargs):
+        for line in (line for axes in self.axes for line in axes.get_lines()):
+            if not str(line.get_label()).startswith("_"):
+                found[str(line.get_label())] = len(line.get_xdata())
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", seen)
+    return found
+
+
+def test_curves_without_a_common_step_are_single_seeds(sweep, tmp_path, monkeypatch):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED.replace("Theirs,Hopper-v5,1,10000", "Theirs,Hopper-v5,1,10001"))
+    found = drawn(monkeypatch)
+    write_report(sweep, published=tmp_path / "theirs.csv")
+    assert found["Theirs, published (n = 2, no step in common)"] == 1  # up to the last step of ours, 20,000
+    assert found["sac (n = 3)"] == 4
+
+
+def test_published_curves_that_begin_after_ours_are_told_and_not_in_the_legend(sweep, tmp_path, monkeypatch):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED.replace(",10000,", ",80000,"))
+    found = drawn(monkeypatch)
+    page = write_report(sweep, published=tmp_path / "theirs.csv").read_text()
+    assert not [label for label in found if "published" in label]
+    assert "Hopper-v5: Theirs, published, is not drawn: it begins at 80,000, ours ends at 20,000." in page
+
+
+def test_a_file_without_a_curve_of_our_environments_is_told(sweep, tmp_path):
+    (tmp_path / "theirs.csv").write_text(PUBLISHED.replace("Hopper", "Swimmer"))
+    page = write_report(sweep, published=tmp_path / "theirs.csv").read_text()
+    assert "has no curve of these environments; it has Swimmer-v5, Walker2d-v5." in page
+
+
+def test_cells_of_several_versions_or_references_are_noted(tmp_path):
+    for name, seed, version, references in (("a", 0, "2.9.0", [0.0, 1.0]), ("b", 1, "2.10.0", [0.0, 2.0])):
+        run = write_run(tmp_path / name, "Hopper-v5", [1.0], seeds=[seed])
+        info = json.loads((run / "config.json").read_text())
+        info |= {"versions": {"torch": version}, "spec": {"score_range": references}}
+        (run / "config.json").write_text(json.dumps(info))
+    page = write_report(tmp_path).read_text()
+    row = summary(tmp_path)["Hopper-v5", ""]
+    assert (row["seeds"], row["mean"], row["score"]) == ("2", "1.0", "")
+    assert "Hopper-v5, sac: its runs are of several versions of torch (2.10.0, 2.9.0)." in page
+    assert "Hopper-v5, sac: its runs are scored by other reference returns, so there is no score." in page
+
+
+def test_a_dataset_with_the_name_of_an_environment_has_a_figure_of_its_own(tmp_path):
+    write_run(tmp_path / "online", "medium", [1.0])
+    offline = write_run(tmp_path / "offline", "Hopper-v5", [1.0], config={"dataset": "medium.hdf5"})
+    info = json.loads((offline / "config.json").read_text()) | {"algorithm": "bc"}
+    info["datasets"] = {"medium.hdf5": {"path": "/data/hopper/medium.hdf5", "sha256": "ab" * 32}}
+    (offline / "config.json").write_text(json.dumps(info))
+    write_report(tmp_path)
+    pictures = sorted(path.name for path in (tmp_path / "report").glob("*.png"))
+    assert pictures == ["curve_hopper-medium.png", "curve_medium.png"]
+    units = {(row["env"], row["unit"]) for row in results(tmp_path)}
+    assert units == {("medium", "simulator steps"), ("hopper/medium", "gradient steps")}
