@@ -21,7 +21,6 @@ and whose environments were Gym's v2: numbers of the two do not compare to a poi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import shlex
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from speed_rows import append
 
 from deeprl import provenance
 from deeprl.make_data.collect import Request, Summary, create
@@ -98,16 +98,6 @@ def row(asked: Request, made: Summary, theirs: tuple[int, int]) -> dict[str, Any
     return values | {"versions": json.dumps(provenance.versions()), "command": command}
 
 
-def append(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(values)
-
-
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     for (name, kind), theirs in D4RL.items():
@@ -117,7 +107,7 @@ def main() -> None:
             continue
         made = create(asked)
         print(made, flush=True)
-        append(Path(options.csv), row(asked, made, theirs))
+        append(Path(options.csv), COLUMNS, row(asked, made, theirs))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from speed_rows import device_name
+from speed_rows import append, device_name
 
 COLUMNS = [
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
@@ -234,12 +234,7 @@ def main() -> None:
         parser.error(f"--repo: {args.repo} has no learner.py")
     for seed in sorted(set(args.seeds) - done(args.csv, args)):
         row = run(args, seed)
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(args.csv, COLUMNS, row)
         print(json.dumps(row), flush=True)
 
 

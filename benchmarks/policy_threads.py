@@ -11,7 +11,6 @@ the time after which the interpreter goes to the next thread (its own default is
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from speed_rows import append
 
 import deeprl
 from deeprl import provenance
@@ -86,12 +86,7 @@ def main() -> None:
         row = dict(zip(COLUMNS, values, strict=True))
         print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:4]), flush=True)
         if args.csv:
-            new = not args.csv.exists()
-            with args.csv.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(args.csv, COLUMNS, row)
 
 
 if __name__ == "__main__":

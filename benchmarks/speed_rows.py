@@ -127,6 +127,17 @@ def save(path: Path, rows: list[Row], columns: Sequence[str] = COLUMNS, key: Seq
         writer.writerows(kept + rows)
 
 
+def append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Write a row behind those of a file, which gets its header if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
 def save_json(
     path: Path, args: argparse.Namespace, rounds: Rounds, rows: list[Row], failed: Mapping[str, str], **more: Any
 ) -> None:

@@ -130,8 +130,8 @@ def networks_digest(net: Any) -> str:
 
 def made_of(net: Any, data: Any = None) -> dict[str, Any]:
     """What a run keeps, to see later that it is the same: of own networks and of the datasets that it learns from."""
-    networks = {"net_digest": networks_digest(net)} if net.remake else {}
-    return networks | ({"datasets": data.sources} if data is not None else {})
+    kept = {"net_digest": networks_digest(net), "datasets": data.sources if data is not None else {}}
+    return {name: value for name, value in kept.items() if value}
 
 
 # --- one trial, when a run begins ---

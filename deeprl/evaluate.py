@@ -18,6 +18,7 @@ from deeprl.envs.dmc import DMControl
 from deeprl.envs.make import EnvFactory, MakeEnv
 from deeprl.envs.population import Episode, env_seeds
 from deeprl.envs.restorable import forgets
+from deeprl.envs.state import wrappers_of
 from deeprl.population import Execution, over_agents
 from deeprl.progress import Progress
 from deeprl.spaces import env_spec, to_env_action
@@ -42,9 +43,7 @@ def names_time_limit(env: gym.Env) -> bool:
     limited = bool(env.spec and env.spec.max_episode_steps) or isinstance(base, DMControl)
     if type(base).__module__ == "ale_py.env":
         limited = base.ale.getInt("max_num_frames_per_episode") > 0
-    while isinstance(env, gym.Wrapper):
-        limited, env = limited or isinstance(env, gym.wrappers.TimeLimit), env.env
-    return limited
+    return limited or any(isinstance(layer, gym.wrappers.TimeLimit) for layer in wrappers_of(env))
 
 
 def greedy_policy(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from deeprl.envs.checked import env_name
+from deeprl.envs.state import wrappers_of
 from deeprl.errors import DeeprlError
 from deeprl.spec import EnvSpec
 
@@ -97,18 +97,10 @@ def to_env_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high).astype(spec.action_dtype, copy=False)
 
 
-def _layers(env: gym.Env) -> Iterator[gym.Env]:
-    """A wrapped environment from outside to inside."""
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
-    yield env
-
-
 def _action_repeat(env: gym.Env) -> int:
     """Simulator steps of one step, as far as the wrappers tell that deeprl knows."""
     repeat = 1
-    for layer in _layers(env):
+    for layer in (*wrappers_of(env), env.unwrapped):
         if isinstance(layer, gym.wrappers.MaxAndSkipObservation):
             repeat *= int(layer._skip)
         elif isinstance(layer, gym.wrappers.AtariPreprocessing):
@@ -124,7 +116,7 @@ def counted_repeat(env: gym.Env, spec: EnvSpec) -> EnvSpec:
     Three random steps are made for it after a reset: of an environment that serves nothing else. `action_repeat` is 0
     where they differ.
     """
-    if all(type(layer).__module__.startswith(("gymnasium.", "deeprl.")) for layer in list(_layers(env))[:-1]):
+    if all(type(layer).__module__.startswith(("gymnasium.", "deeprl.")) for layer in wrappers_of(env)):
         return spec
     base, made, found = env.unwrapped, 0, set[int]()
     step, own = base.step, vars(base).get("step")
@@ -157,12 +149,10 @@ def counted_repeat(env: gym.Env, spec: EnvSpec) -> EnvSpec:
 
 def _frame_stack(env: gym.Env) -> int:
     """Frames that a wrapper stacks along the first axis of the observation, 0 without such a wrapper."""
-    layer: Any = env
-    while isinstance(layer, gym.Wrapper):
+    for layer in wrappers_of(env):
         if isinstance(layer, gym.wrappers.FrameStackObservation):
             shape = env.observation_space.shape  # which wrappers around it may have changed
             return int(layer.stack_size) if shape is not None and shape[0] == layer.stack_size else 0
         if isinstance(layer, gym.ObservationWrapper):
             return 0  # what comes out need not be a stack any more
-        layer = layer.env
     return 0

@@ -11,7 +11,8 @@ from test_records import write_run
 import deeprl
 from deeprl.api import algorithm_module
 from deeprl.cells import RECORD_ONLY, SETTINGS_ONLY, Task, cells_of, identity, key_of, names_of_tasks
-from deeprl.config import per_agent_fields
+from deeprl.config import NOT_IDENTITY, per_agent_fields
+from deeprl.directory import EXECUTION
 from deeprl.records import group, read_runs
 from deeprl.report import write_report
 from deeprl.rows import results
@@ -136,6 +137,11 @@ def test_a_run_that_went_on_in_another_precision_is_a_cell_of_its_own():
     mixed = record("sac", precision="bf16", facts={"changes": changes})
     cells = cells_of([(run, 0) for run in (*runs, mixed)])
     assert [json.loads(cell.settings)["precision"] for cell in cells] == ["strict", "bf16", "strict, then bf16"]
+
+
+def test_what_a_run_is_known_again_by_and_what_a_cell_is_differ_in_reasons_alone():
+    """A setting for the books of a run is one for those of a cell; how it is executed is both but for its precision."""
+    assert set(SETTINGS_ONLY) == NOT_IDENTITY | set(EXECUTION) - {"precision"} | {"seeds"}
 
 
 def kept(path, digest):

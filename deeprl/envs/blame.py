@@ -32,7 +32,7 @@ def reason(error: BaseException) -> str:
     """What an error says, in one line; with its type where it says little, and with its place where it says nothing."""
     said = one_line(error)
     if not said:
-        module, line = _place(error)
+        module, line = place(error)
         return f"{type(error).__name__} in {module}, line {line}" if module else type(error).__name__
     return f"{type(error).__name__}: {said}" if isinstance(error, LookupError | AssertionError) else said
 
@@ -67,7 +67,7 @@ def _modules(error: BaseException) -> Iterator[str]:
         seen = seen.__cause__ or seen.__context__
 
 
-def _place(error: BaseException) -> tuple[str, int]:
+def place(error: BaseException) -> tuple[str, int]:
     """Module and line that raised an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from deeprl.envs import blame
 from deeprl.envs.atari import OWN_INFO, announce_reset
 from deeprl.errors import DeeprlError, one_line
 
@@ -130,11 +131,9 @@ def _of_gymnasium(error: Exception) -> bool:
 
     What an environment raises itself is its own affair, and keeps its traceback.
     """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.startswith(("gymnasium.core", "gymnasium.wrappers.", "gymnasium.utils.passive_env_checker"))
+    return blame.place(error)[0].startswith(
+        ("gymnasium.core", "gymnasium.wrappers.", "gymnasium.utils.passive_env_checker")
+    )
 
 
 def _told(value: Any) -> str:

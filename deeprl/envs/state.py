@@ -84,12 +84,12 @@ def wrapper_memory(env: gym.Env) -> list[dict[str, Any] | None]:
         except _OpaqueError:
             return None
 
-    return [remembered(layer) for layer in _wrappers(env)]
+    return [remembered(layer) for layer in wrappers_of(env)]
 
 
 def restore_wrappers(env: gym.Env, memory: list[dict[str, Any] | None]) -> None:
     """Give the wrappers back what `wrapper_memory` told of them. Does nothing to those of which it told nothing."""
-    for layer, attributes in zip(_wrappers(env), memory, strict=True):
+    for layer, attributes in zip(wrappers_of(env), memory, strict=True):
         if attributes is None:
             continue
         for name in _own(layer).keys() - attributes.keys():  # made by a step that is yet to come
@@ -272,7 +272,8 @@ def _unpack_all(old: Any, packed: list[Any] | tuple[Any, ...]) -> Any:
     return tuple(values) if isinstance(packed, tuple) else values
 
 
-def _wrappers(env: gym.Env) -> list[gym.Env]:
+def wrappers_of(env: gym.Env) -> list[gym.Env]:
+    """The wrappers around an environment, from outside to inside."""
     layers: list[gym.Env] = []
     while isinstance(env, gym.Wrapper):
         layers.append(env)

@@ -66,7 +66,7 @@ def exists(target: str) -> bool:
 def check_target(target: str) -> None:
     """Raise DeeprlError where a dataset cannot be made: it exists, or its name is neither a file nor an id.
 
-    Nor can a file among the records of a run.
+    Nor can a file in the directory of a run.
     """
     if is_file(target):
         check_dataset(target)
@@ -228,7 +228,7 @@ def _minari_path(target: str) -> Path:
 def check_file(path: str | Path) -> Path:
     """Where a new file may be written. Raises DeeprlError if there is one or its suffix is not that of HDF5.
 
-    Nor may it lie among the records of a run.
+    Nor may it lie in the directory of a run.
     """
     target = Path(path).expanduser()
     if target.suffix not in _SUFFIXES:
