@@ -122,7 +122,7 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     import torch
     from torch.func import functional_call
 
-    from deeprl import nets, rng
+    from deeprl import learning, nets, rng
     from deeprl.online import simba_v2
     from deeprl.spec import Batch, EnvSpec
 
@@ -133,11 +133,11 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     for name, params in (("actor", state.actor), ("critic", state.critic), ("target critic", state.target_critic)):
         params.update({k: torch.tensor(found[f"start: {name}|{k}"]) for k in params})
     ended = data["terminated"] | data["truncated"]
-    for step in zip(*(x.split(1) for x in (data["seen"], data["earned"], ended)), strict=True):
-        state, _, _ = simba_v2.observe(net, config, state, *step)
+    for step in zip(*(x.split(1) for x in (data["seen"], ended, data["earned"])), strict=True):
+        state, _, _ = simba_v2.observe(net, config, state, learning.Seen(*step))
     made: Arrays = {f"observations: {k}|": x for k, x in state.obs_stats.items()}
     made |= {f"returns: {k.replace('returns', 'last')}|": x for k, x in state.return_stats.items()}
-    obs = made["normalised observations|"] = simba_v2.normalized(net, config, state, data["obs"][0])
+    obs = made["normalised observations|"] = learning.normalized(net, config, state, data["obs"][0])
     made["scaled rewards|"] = functional_call(net.return_scale, state.return_stats, (data["reward"][0],))
     made["policy's mean|"], made["policy's log_std|"] = functional_call(net.actor, state.actor, (obs,))
     logits = functional_call(net.critic, state.critic, (obs, data["action"][0]))

@@ -16,6 +16,7 @@ from deeprl.data.datasets import load_dataset
 from deeprl.data.offline import OfflineData
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.population import PopulationEnvs
+from deeprl.learning import sampled
 from deeprl.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
 from deeprl.replay import Replay, make_replay
 from deeprl.samplers import Priorities
@@ -76,13 +77,13 @@ Learn = Callable[[Agents, rng.Key, rng.Key, int], object]
 
 
 def sac(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
-    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(2,), donate=True)
+    learn = over_agents(freezing(sampled(module.update, net, config)), execution, shared=(2,), donate=True)
     return lambda agents, sample, update, _: learn(agents, replay.data, replay.size, sample, update)
 
 
 def td3(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
     both = [
-        over_agents(freezing(module.learner(net, config, policy)), execution, shared=(2,), donate=True)
+        over_agents(freezing(sampled(module.update, net, config, policy=policy)), execution, shared=(2,), donate=True)
         for policy in (False, True)
     ]
 
@@ -101,8 +102,8 @@ def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> L
 
 
 def iql(module: Any, net: Any, config: Any, execution: Any, data: OfflineData) -> Learn:
-    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(1,), donate=True)
-    return lambda agents, sample, update, _: learn(agents, data.arrays, data.first, data.size, sample, update)
+    learn = over_agents(freezing(sampled(module.update, net, config)), execution, shared=(1,), donate=True)
+    return lambda agents, sample, update, _: learn(agents, data.arrays, data.size, sample, update, data.first)
 
 
 LEARNERS: dict[str, Callable[..., Learn]] = {"sac": sac, "td3": td3, "dqn": dqn, "iql": iql}

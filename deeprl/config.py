@@ -1,8 +1,9 @@
 """Settings that all algorithms share, and the rules for all settings: per-agent fields, types, identity.
 
-An algorithm's `Config` extends `OnlineConfig`, or `OfflineConfig` of `deeprl.data.offline`, by its own fields. A field
-made with `per_agent(default)` may hold one value for all agents or a tuple with one value for each entry of `seeds`;
-all other fields are shared by the population.
+An algorithm's `Config` extends `OffPolicyConfig`, or `OfflineConfig` of `deeprl.data.offline`, by its own fields. A
+field made with `per_agent(default, low, high)` may hold one value for all agents or a tuple with one value for each
+entry of `seeds`; all other fields are shared by the population. What a field may be stands beside its default
+(`per_agent`, `within`, `positive`, `layers`) and is checked by `RunConfig`; a class that changes a default keeps it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from deeprl.fields import Json, PerAgent, PerAgentOrAuto, PerAgentText, Seeds, p
 
 __all__ = [
     "Json",
+    "OffPolicyConfig",
     "OnlineConfig",
     "PerAgent",
     "PerAgentOrAuto",
@@ -33,17 +35,40 @@ __all__ = [
     "config_hash",
     "identity",
     "identity_of",
+    "layers",
     "parse_seeds",
     "per_agent",
     "per_agent_fields",
+    "positive",
     "setting",
+    "within",
 ]
 C = TypeVar("C", bound="RunConfig")
 
 
-def per_agent(default: Any, added: bool = False) -> Any:
-    """A field that may differ between the agents of one population. added: see there."""
-    return field(default=default, metadata={"per_agent": True, "added": added})
+def per_agent(default: Any, low: float = 0.0, high: float = 1.0, *, at_start: bool = False, added: bool = False) -> Any:
+    """A field that may differ between the agents of one population; a number, or `auto`, is in [low, high].
+
+    It is a 0-d tensor of its name in the `hparams` of an agent's state, unless it is text, or only how an agent starts
+    (at_start). added: see there.
+    """
+    rules = {"per_agent": True, "bounds": (low, high), "at_start": at_start, "added": added}
+    return field(default=default, metadata=rules)
+
+
+def within(default: Any, low: float, high: float) -> Any:
+    """A field with a number in [low, high], the same for all agents of a population."""
+    return field(default=default, metadata={"bounds": (low, high)})
+
+
+def positive(default: Any) -> Any:
+    """A field with a number that is greater than 0, and finite."""
+    return field(default=default, metadata={"positive": True})
+
+
+def layers(*default: int) -> Any:
+    """A field with the units of each hidden layer."""
+    return field(default=default, metadata={"layers": True})
 
 
 def added(default: Any) -> Any:
@@ -121,6 +146,8 @@ class RunConfig:
             value = getattr(self, name)
             count = len(value) if isinstance(value, tuple) else len(self.seeds)
             _require(count == len(self.seeds), f"{name}: {count} values for {len(self.seeds)} seeds")
+        for each in dataclasses.fields(self):
+            self._keep_to(each.name, _rules(type(self), each.name))
         alone = [self.member(i) for i in range(len(self.seeds))] if len(self.seeds) > 1 else []
         members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in alone]
         twice = next((m[0][0] for i, m in enumerate(members) if m in members[:i]), None)
@@ -136,14 +163,18 @@ class RunConfig:
         """Raise DeeprlError unless a numeric setting, of every agent, is in [low, high], or `auto`."""
         value = getattr(self, name)
         values = value if isinstance(value, tuple) else (value,)
-        outside = [v for v in values if v != "auto" and not low <= v <= high]
+        outside = [v for v in values if not isinstance(v, str) and not low <= v <= high]
         _require(not outside, f"{name}: must be in {low:g} .. {high:g}, not {outside[0] if outside else ''}")
 
-    def require_positive(self, *names: str) -> None:
-        """Raise DeeprlError unless each of these settings is greater than 0, and finite."""
-        for name in names:
-            value = getattr(self, name)
+    def _keep_to(self, name: str, rules: Mapping[str, Any]) -> None:
+        """Raise DeeprlError unless a setting keeps to the rules of its field."""
+        value = getattr(self, name)
+        if "bounds" in rules:
+            self.require_within(name, *rules["bounds"])
+        if "positive" in rules:
             _require(0 < value < math.inf, f"{name}: must be positive and finite, not {value}")
+        if "layers" in rules:
+            _require(min(value, default=1) > 0, f"{name}: layers need at least one unit, not {value}")
 
     def refuse_idle(self, reason: str, *names: str) -> None:
         """Raise DeeprlError unless each of these settings, which have no effect here, has its default."""
@@ -153,24 +184,11 @@ class RunConfig:
                 own = value if isinstance(value, tuple) else (value,)
                 _require(set(own) == {field_.default}, f"{field_.name}: {value} has no effect with {reason}")
 
-    def require_layers(self, *names: str) -> None:
-        """Raise DeeprlError unless each layer that these settings name has units."""
-        for name in names:
-            units = getattr(self, name)
-            _require(min(units, default=1) > 0, f"{name}: layers need at least one unit, not {units}")
-
     def require_range(self, name: str) -> None:
         """Raise DeeprlError unless a setting is two bounds, the lower one first."""
         bounds = getattr(self, name)
         ordered = len(bounds) == 2 and bounds[0] < bounds[1]
         _require(ordered, f"{name}: a lower and an upper bound are needed, not {bounds}")
-
-    def require_learning(self, learning_starts: int) -> None:
-        """Raise DeeprlError unless steps are left after the warm-up."""
-        _require(
-            learning_starts < self.steps,
-            f"learning_starts: {learning_starts} random steps leave none of {self.steps} to learn",
-        )
 
     def scalars(self, *names: str) -> dict[str, float]:
         """Per-agent settings of a single member by name."""
@@ -178,6 +196,13 @@ class RunConfig:
         for name, value in values.items():
             _require(not isinstance(value, tuple), f"{name}: still has a value per agent; take config.member(i) first")
         return {name: float(value) for name, value in values.items()}
+
+    def hparams(self, **auto: float) -> dict[str, float]:
+        """The per-agent numbers of a single member that its updates use. auto: what `auto` stands for in a field."""
+        names = [n for n in per_agent_fields(type(self)) if not _rules(type(self), n)["at_start"]]
+        automatic = {name: auto[name] for name in names if getattr(self, name) == "auto"}
+        numbers = [n for n in names if n not in automatic and not isinstance(getattr(self, n), str)]
+        return self.scalars(*numbers) | automatic
 
     def varied(self) -> list[str]:
         """The per-agent fields in which the members of this population differ."""
@@ -187,6 +212,10 @@ class RunConfig:
     def task(self) -> str:
         """What the agents learn, in a few words: the name of a run's directory and title."""
         return self.env
+
+    def updates(self) -> int:
+        """Updates that the run will do, all agents together: one for each step of each agent."""
+        return self.steps * len(self.seeds)
 
     def shared_bytes(self) -> int:
         """Bytes that all agents share, beside those that each of them needs."""
@@ -211,6 +240,32 @@ class OnlineConfig(RunConfig):
             self.steps >= self.envs_per_agent,
             f"steps: {self.steps} are less than one of each of the {self.envs_per_agent} environments",
         )
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig(OnlineConfig):
+    """One run of agents that learn from a replay of what they have done."""
+
+    # --- schedule ---
+    learning_starts: int = positive(10_000)
+    """Uniformly random steps before the first update."""
+    utd: float = positive(1.0)
+    """Updates per environment step of one agent; may be fractional."""
+    batch_size: int = positive(256)
+    """Transitions in each update."""
+    buffer_size: int = positive(1_000_000)
+    """Transitions that the replay of an agent holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.learning_starts < self.steps,
+            f"learning_starts: {self.learning_starts} random steps leave none of {self.steps} to learn",
+        )
+
+    def updates(self) -> int:
+        """As there, `utd` for each step of each agent."""
+        return math.ceil(self.steps * self.utd) * len(self.seeds)
 
 
 # Fields that do not change what a run computes.
@@ -238,7 +293,7 @@ def defaults(config: type[RunConfig]) -> dict[str, Any]:
 def config_hash(algorithm: str, config: RunConfig) -> str:
     """Twelve hex digits that name (algorithm, settings)."""
     default = defaults(type(config))
-    late = {f.name for f in dataclasses.fields(config) if f.metadata.get("added")}
+    late = {f.name for f in dataclasses.fields(config) if _rules(type(config), f.name).get("added")}
     named = {k: v for k, v in identity(config).items() if k not in late or v != default[k]}
     text = json.dumps([algorithm, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -246,7 +301,16 @@ def config_hash(algorithm: str, config: RunConfig) -> str:
 
 def per_agent_fields(config: type[RunConfig]) -> list[str]:
     """Names of the fields that may differ inside a population."""
-    return [f.name for f in dataclasses.fields(config) if f.metadata.get("per_agent")]
+    return [f.name for f in dataclasses.fields(config) if _rules(config, f.name).get("per_agent")]
+
+
+def _rules(config: type[RunConfig], name: str) -> Mapping[str, Any]:
+    """The rules of a field: its own, or where it only has another default, those of the class that first had it."""
+    for kind in config.__mro__:
+        own = vars(kind).get("__dataclass_fields__", {}).get(name)
+        if own is not None and own.metadata:
+            return own.metadata
+    return {}
 
 
 def build(config: type[C], values: Mapping[str, Any]) -> C:

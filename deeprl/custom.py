@@ -7,7 +7,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,16 @@ from deeprl.fingerprint import fingerprint
 from deeprl.nets.agent import drawing_from
 from deeprl.objects import load_object
 from deeprl.population import Execution
+from deeprl.spaces import require
 from deeprl.spec import EnvSpec, Params
 from deeprl.tree import tree_leaves, tree_map
 
 _INPUTS = {"actor": 1, "critic": 2, "value": 1, "q": 1}  # networks of a `Net`: of (obs), or of (obs, action)
 _HELD = {"q": ("params", "target", "moments")}  # names in `State`, where they are not such as actor, target_actor, ...
+
+
+MakeNet = Callable[[EnvSpec, Any], Any]  # (spec, config) -> the modules that `make_net` of an algorithm returns
+Policies = Literal["tanh_normal", "normal", "deterministic"]
 
 
 def name_of(make: Callable[..., Any]) -> str:
@@ -54,6 +59,46 @@ def make_modules(
     modules = copy.deepcopy(remake(0))
     _check_apart(modules, wanted.split(", "))
     return modules, remake if own else None
+
+
+def build_networks(
+    algorithm: str,
+    make_net: Callable[..., Any],
+    spec: EnvSpec,
+    config: Any,
+    custom: Callable[..., Any] | None,
+    device: str,
+    *,
+    actor: Policies,
+    critic: int | None = None,
+    value: bool = False,
+) -> tuple[Any, nets.Remake]:
+    """The networks of a run that acts in [-1, 1]^A, on its device, and how they are built anew (`make_modules`).
+
+    actor(obs [B, O]) returns, by its kind: `tanh_normal` (mean, log_std) [B, A] before the tanh; `normal` (mean [B, A]
+    in [-1, 1], log_std [A]); `deterministic` actions [B, A] in [-1, 1]. critic, None where there is none:
+    critic(obs, action) returns values [E, B], or logits [E, B, bins] of so many bins. value: there is a third network,
+    value(obs), which returns [B, 1]. Raises DeeprlError for an environment of another kind, and for networks that do
+    not keep to this.
+    """
+    require(algorithm, spec, "continuous")
+    wanted = ["actor", *(["critic"] if critic is not None else []), *(["value"] if value else [])]
+    modules, remake = make_modules(make_net, spec, config, custom, ", ".join(wanted))
+    obs, rows = torch.zeros(3, *spec.obs_shape), (3, spec.action_dim)
+    what, expected = {
+        "tanh_normal": (f"mean and log_std of {rows} each", [rows] * 2),
+        "normal": (f"mean {rows} and log_std {rows[1:]}", [rows, rows[1:]]),
+        "deterministic": (f"actions {rows}", rows),
+    }[actor]
+    whose = getattr(config, "policy", getattr(config, "actor", ""))  # the setting that chooses between kinds
+    of = f" of {whose}" if whose else ""
+    if (found := output_shape(modules[0], obs)) != expected:
+        raise DeeprlError(f"net: the actor{of} must return {what}, not {found}")
+    if critic is not None:
+        check_critic(modules[1], spec, critic)
+    if value and (found := output_shape(modules[-1], obs)) != (3, 1):
+        raise DeeprlError(f"net: the value must return {(3, 1)}, not {found}")
+    return tuple(module.to(device) for module in modules), remake
 
 
 def _built(make: Any, spec: EnvSpec, config: Any, wanted: str, seed: int) -> tuple[nn.Module, ...]:

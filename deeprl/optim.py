@@ -6,11 +6,13 @@ every few elements inside a compiled kernel.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import grad_and_value
 
 from deeprl.spec import Params
 
@@ -26,8 +28,9 @@ class Moments(NamedTuple):
     beta2_power: Tensor
 
 
-def init_moments(params: Params) -> Moments:
-    """The state before the first step."""
+def init_moments(params: Params | Tensor) -> Moments:
+    """The state before the first step; of a single tensor under the name that `descend` looks for."""
+    params = params if isinstance(params, dict) else {"x": params}
     some = next(iter(params.values()))
     return Moments(
         {k: torch.zeros_like(p) for k, p in params.items()},
@@ -61,6 +64,46 @@ def adam(
         kept = params[k] * (1.0 - lr * weight_decay) if decays else params[k]
         new_params[k] = kept - step_size * m / (torch.sqrt(v) / root2 + eps)
     return new_params, Moments(new_m, new_v, power1, power2)
+
+
+class Descent(NamedTuple):
+    """A step down a loss: what it led to, the loss before it with what else it told, and the gradient's norm.
+
+    params: as they were given, a dictionary or a single tensor. aux: () of a loss that tells nothing else.
+    """
+
+    params: Any
+    moments: Moments
+    loss: Float[Tensor, ""]
+    aux: Any
+    grad_norm: Float[Tensor, ""]
+
+
+def descend(
+    loss: Callable[..., Any],
+    params: Any,
+    moments: Moments,
+    lr: Scalar,
+    *args: Any,
+    max_norm: float = 0.0,
+    weight_decay: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+) -> Descent:
+    """One step of `adam` down the gradient of loss(params, *args), which returns a value, or a value and more.
+
+    max_norm: the gradients' global norm is clipped to it, 0: not at all; `grad_norm` is that before.
+    """
+
+    def with_aux(params: Any, *args: Any) -> tuple[Tensor, Any]:
+        found = loss(params, *args)
+        return found if isinstance(found, tuple) else (found, ())
+
+    grads, (value, aux) = grad_and_value(with_aux, has_aux=True)(params, *args)
+    alone = next(iter(moments.m)) if isinstance(params, Tensor) else ""
+    named, slopes = ({alone: params}, {alone: grads}) if alone else (params, grads)
+    clipped = clip_by_global_norm(slopes, max_norm) if max_norm else slopes
+    new, moments = adam(named, clipped, moments, lr, eps=eps, weight_decay=weight_decay)
+    return Descent(new[alone] if alone else new, moments, value, aux, global_norm(slopes))
 
 
 def laprop(

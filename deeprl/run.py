@@ -42,7 +42,8 @@ class Run:
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     keys("update", i): the agents' keys of a named random stream, int64 [S, 4]. unit: what its steps are.
-    net: the function of own networks, to note that they are needed again. stored: `config.json` of earlier sessions.
+    custom_net: the function of own networks; its name is noted, as they are needed again. stored: `config.json` of
+    earlier sessions.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
     """
 
@@ -50,16 +51,15 @@ class Run:
         self,
         algorithm: str,
         config: RunConfig,
-        updates: int,
         net: Callable[..., Any] | None = None,
         callback: Callback | None = None,
     ):
-        self.algorithm, self.config, self.callback = algorithm, config, callback
+        self.algorithm, self.config, self.callback, self.custom_net = algorithm, config, callback, net
         self._custom_net = custom.name_of(net) if net else ""
         self._home = Home(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = self._previous_step = self._resumed_at = 0
         self.stored = directory.stored_run(self.directory, algorithm, config, self._custom_net)
-        self.execution = directory.execution_of(self.stored, config, updates)
+        self.execution = directory.execution_of(self.stored, config, config.updates())
         self.keys = rng.Streams(config.seeds, self.execution.device)
         self.finished = self.diverged = False
         self._episodes, self._attached = list[Episode](), dict[str, Any]()

@@ -129,7 +129,9 @@ class Priorities:
             self.values[:, rows] = self.largest[:, None]
 
     def update(self, row: Int[Tensor, "S B"], priority: Float[Tensor, "S B"]) -> None:
-        """Set the priorities [S, B] of the rows [S, B] that an update has just learned from."""
+        """Set the priorities [S, B] of the rows [S, B] that an update has just learned from, if any are kept."""
+        if self.values.numel() == 0:
+            return
         self.values.scatter_(1, row, priority)
         self.largest = torch.maximum(self.largest, priority.amax(1))
 

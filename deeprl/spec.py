@@ -12,11 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Metrics = dict[str, Tensor]  # name -> 0-d tensor of one agent (or [S] for a population)
 Params = dict[str, Tensor]  # parameter name -> tensor, as `dict(module.named_parameters())`
+
+# What an agent acts on and how: observations of its N environments, where an episode has just begun, actions; what it
+# remembers from step to step (nothing: no algorithm has a memory so far).
+Obs = Float[Tensor, "N O"]
+First = Bool[Tensor, " N"]
+Actions = Float[Tensor, "N A"]
+Carry = tuple[()]
+Scalar = Float[Tensor, ""]
 
 
 @dataclass(frozen=True)

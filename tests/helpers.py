@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprl import rng
+from deeprl.learning import Seen
 from deeprl.spec import Batch, EnvSpec, Params
 from deeprl.tree import flatten, tree_map
 
@@ -41,6 +42,11 @@ def batch_of(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ba
     action = torch.rand(rows, 2, generator=generator) * 2 - 1
     discount = 0.95 * (torch.rand(rows, generator=generator) > 0.2)
     return cast(Batch(obs, action, obs.sum(-1), discount, next_obs), dtype)
+
+
+def seen(obs: Tensor) -> Seen:
+    """Observations alone, in the midst of an episode."""
+    return Seen(obs, torch.zeros(len(obs), dtype=torch.bool), torch.zeros(len(obs)))
 
 
 def keys(number: int, seeds: tuple[int, ...] = (0,)) -> Tensor:

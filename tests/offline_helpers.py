@@ -17,6 +17,7 @@ from helpers import assert_equal
 from deeprl import rng
 from deeprl.data.datasets import Dataset
 from deeprl.data.offline import facts_of
+from deeprl.learning import sampled
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import Stored
 from deeprl.spec import EnvSpec
@@ -102,11 +103,11 @@ def learned(module: Any, config: Any, execution: Execution, updates: int = 3, da
     dataset = dataset or made_dataset()
     agents = new_agents(agents_of(module, config, dataset))
     net, delayed = module.build_net(SPEC, config), hasattr(config, "policy_delay")
-    learners = [module.learner(net, config, *((policy,) if delayed else ())) for policy in (False, True)]
+    learners = [sampled(module.update, net, config, **({"policy": p} if delayed else {})) for p in (False, True)]
     run = [over_agents(freezing(f), execution, shared=(1,), donate=True) for f in learners[: 2 if delayed else 1]]
     first, size = (torch.full((len(config.seeds),), n) for n in (0, len(dataset)))
     for i in range(updates):
-        run[i % len(run)](agents, dataset.data, first, size, *keys(i, config.seeds))
+        run[i % len(run)](agents, dataset.data, size, *keys(i, config.seeds), first)
     assert agents.frozen_at.tolist() == [-1] * len(config.seeds)
     return agents.state
 

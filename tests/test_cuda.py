@@ -23,6 +23,7 @@ from deeprl.data.datasets import load_dataset
 from deeprl.directory import execution_of
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
+from deeprl.learning import sampled
 from deeprl.make_data.corruption import corrupt
 from deeprl.online import sac
 from deeprl.population import Execution, resolve_device
@@ -125,7 +126,7 @@ def test_a_run_stopped_on_a_gpu_goes_on_there_exactly(name: str, tmp_path: Path,
 def test_an_update_waits_for_nothing_on_the_gpu(tmp_path: Path, gpus: list[int]) -> None:
     config = sac.Config(**CONTINUOUS | {"hidden": (4,), "seeds": (0, 1)}, device="cuda", out=str(tmp_path / "run"))
     net = sac.build_net(offline_helpers.SPEC, config, None, "cuda:0")
-    learn = sac.learner(net, config)
+    learn = sampled(sac.update, net, config)
     state = tree_map(lambda x: x.to("cuda:0"), sac.init(net, config.member(0), torch.tensor([0, 0, 0, 0])))
     data = tree_map(lambda x: x.to("cuda:0"), offline_helpers.made_dataset(40).data)
     size, key = torch.tensor(40, device="cuda:0"), torch.tensor([0, 3, 0, 0], device="cuda:0")

@@ -32,9 +32,9 @@ VALUE = {"0.weight": torch.tensor([[1.0]]), "0.bias": torch.tensor([0.0])}
 def test_value_loss_by_hand() -> None:
     """q = min Q = 1.5, 0.5; V = 1, 2; u = 0.5, -1.5: weights 0.7 and 0.3."""
     net = linear_net(iql.Config())
-    loss, mean = iql.value_loss(VALUE, net, BATCH.obs, torch.tensor([1.5, 0.5]), torch.tensor(0.7))
+    loss, values = iql.value_loss(VALUE, net, BATCH.obs, torch.tensor([1.5, 0.5]), torch.tensor(0.7))
     assert loss.item() == pytest.approx((0.7 * 0.25 + 0.3 * 2.25) / 2)
-    assert mean.item() == 1.5
+    assert values.tolist() == [1.0, 2.0]
 
 
 def test_critic_loss_by_hand() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from deeprl import checkpoint, rng
 from deeprl.config import build
 from deeprl.data.offline import Facts
+from deeprl.learning import sampled
 from deeprl.samplers import sample
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -74,8 +75,8 @@ def test_learner_draws_from_the_agents_rows_and_discounts_by_its_own_setting(nam
     dataset, state = made_dataset(), module.init(net, config, rng.key(0, "init"))
     sample_key, key = rng.key(0, "sample"), rng.key(0, "update")
     first, size = torch.tensor(120), torch.tensor(80)
-    learn = module.learner(net, config, *((True,) if name == "td3_bc" else ()))
-    learned, _, _ = learn(state, dataset.data, first, size, sample_key, key)
+    learn = sampled(whole(module.update, name), net, config)
+    learned, _, _ = learn(state, dataset.data, size, sample_key, key, first)
     batch = sample(dataset.data, size, sample_key, 16, 0.3, first)
     assert_equal(learned, whole(module.update, name)(net, config, state, batch, key)[0])
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from deeprl import rng
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
+from deeprl.learning import sampled
 from deeprl.online import sac
 from deeprl.population import (
     Agents,
@@ -50,7 +51,7 @@ CONFIG = sac.Config(
     tau=(0.005, 0.05, 0.01, 0.1),
 )
 NET = sac.build_net(SPEC, CONFIG)
-LEARN = sac.learner(NET, CONFIG)
+LEARN = sampled(sac.update, NET, CONFIG)
 SIZE = torch.tensor(ROWS)
 
 

@@ -445,7 +445,7 @@ def test_callback_is_called_after_every_step(tmp_path):
 
 
 def bare_run(tmp_path, **settings):
-    run = Run("sac", config(tmp_path / "bare", **settings), 0)
+    run = Run("sac", config(tmp_path / "bare", **settings))
     run._progress = types.SimpleNamespace(update=lambda done: None)
     run._attached["envs"] = types.SimpleNamespace(pop_faults=dict)
     return run

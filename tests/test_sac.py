@@ -18,10 +18,11 @@ from helpers import (
     cast,
     keys,
     plain_critics,
+    seen,
 )
 from torch import Tensor, nn
 
-from deeprl import rng
+from deeprl import learning, rng
 from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.online import sac
@@ -378,7 +379,7 @@ def test_variants_learn_finite_numbers(settings: dict[str, Any]) -> None:
     state = start = sac.init(net, config, rng.key(0, "init"))
     losses = []
     for t in range(40):
-        state = sac.observe(net, config, state, batch_of(16).obs)[0] if t == 0 else state
+        state = learning.observe(net, config, state, seen(batch_of(16).obs))[0] if t == 0 else state
         state, metrics, _ = sac.update(net, config, state, batch_of(64)._replace(discount=torch.zeros(64)), keys(t)[0])
         losses.append(float(metrics["critic_loss"]))
     assert state.critic["layers.0.weight"].shape[0] == config.critics
@@ -412,7 +413,7 @@ def test_normalized_observations_reach_the_networks_in_acting_and_learning() -> 
     net = sac.build_net(SPEC, config)
     batch = batch_of(64)
     raw = batch._replace(obs=10 + 4 * batch.obs, next_obs=10 + 4 * batch.next_obs)
-    state, _, _ = sac.observe(net, config, sac.init(net, config, rng.key(0, "init")), raw.obs)
+    state, _, _ = learning.observe(net, config, sac.init(net, config, rng.key(0, "init")), seen(raw.obs))
     mean, var = raw.obs.mean(0), raw.obs.var(0, unbiased=False)
     scaled = raw._replace(obs=(raw.obs - mean) / var.sqrt(), next_obs=(raw.next_obs - mean) / var.sqrt())
     key, first = rng.key(0, "explore"), torch.zeros(64, dtype=torch.bool)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SPEC, assert_equal, batch_of, cast, keys
+from helpers import SPEC, assert_equal, batch_of, cast, keys, seen
 from test_run import assert_same_run, train_with_stops
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import layer_norm
 
-from deeprl import nets, rng
+from deeprl import learning, nets, rng
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn, simba, td3
 from deeprl.population import Execution, freezing, member, new_agents, over_agents
@@ -50,7 +50,7 @@ def small(**settings: Any) -> Agent:
     net = simba.build_net(SPEC, config)
     state = simba.init(net, config.member(0), rng.key(1, "init"))
     for t in range(4):
-        state = simba.observe(net, config, state, 3 + 2 * batch_of(4, t).obs)[0]
+        state = learning.observe(net, config, state, seen(3 + 2 * batch_of(4, t).obs))[0]
     return net, config, state
 
 
@@ -344,7 +344,7 @@ def test_td3_learns_with_simbas_bodies_and_normalised_observations() -> None:
     assert (count(net.actor), count(net.critic)) == (count(nets.SimbaTanhActor(3, 2)), count(nets.SimbaCritic(3, 2)))
     state = td3.init(net, config, rng.key(0, "init"))
     for t in range(4):
-        state = td3.observe(net, config, state, 50 + 9 * batch_of(4, t).obs)[0]
+        state = learning.observe(net, config, state, seen(50 + 9 * batch_of(4, t).obs))[0]
     far = batch_of(16)._replace(obs=50 + 9 * batch_of(16).obs, next_obs=50 + 9 * batch_of(16).next_obs)
     new, metrics, _ = td3.update(net, config, state, far, keys(0)[0], policy=True)
     assert all(not torch.equal(a, b) for a, b in zip(new.actor.values(), state.actor.values(), strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from deeprl import rng
+from deeprl.learning import Seen
 from deeprl.nets import ReturnScale, RSNorm
 from deeprl.online import simba_v2
 from deeprl.spec import Batch, Params
@@ -41,7 +42,7 @@ def seasoned(net: simba_v2.Net, config: simba_v2.Config, state: simba_v2.State) 
     for t in range(8):
         data = batch_of(config.envs_per_agent, t)
         ended = torch.full((config.envs_per_agent,), t % 5 == 4)
-        state = simba_v2.observe(net, config, state, 3 + 2 * data.obs, 5 * data.reward, ended)[0]
+        state = simba_v2.observe(net, config, state, Seen(3 + 2 * data.obs, ended, 5 * data.reward))[0]
     return state
 
 

@@ -13,9 +13,10 @@ from test_population import SIZE, data_of, largest_difference, replay
 from test_simba_v2 import SMALL, seasoned, small
 from torch import Tensor, nn
 
-from deeprl import nets, rng
+from deeprl import learning, nets, rng
 from deeprl.config import build
 from deeprl.errors import DeeprlError
+from deeprl.learning import Seen, sampled
 from deeprl.nets import hyper_weights
 from deeprl.online import simba_v2
 from deeprl.population import Agents, Execution, cause_name, freezing, member, new_agents, over_agents
@@ -35,7 +36,7 @@ PER_AGENT: dict[str, Any] = {
 }
 POPULATION = simba_v2.Config(seeds=(0, 3, 4), bins=11, critic_blocks=1, **(SMALL | PER_AGENT))
 NET = simba_v2.build_net(SPEC, POPULATION)
-LEARN = simba_v2.learner(NET, POPULATION)
+LEARN = sampled(simba_v2.update, NET, POPULATION)
 
 
 def update(agent: tuple[simba_v2.Net, simba_v2.Config, simba_v2.State], t: int = 0, **changes: Any) -> Any:
@@ -168,7 +169,7 @@ def test_observe_takes_in_every_environment_and_touches_nothing_else() -> None:
     net, config, state = small(envs_per_agent=4, discount=0.5)
     state = state._replace(**{k: getattr(simba_v2.init(net, config, rng.key(0, "init")), k) for k in ("obs_stats",)})
     obs, reward, ended = batch_of(4).obs, torch.ones(4), torch.tensor([False, True, False, False])
-    new, metrics, aux = simba_v2.observe(net, config, state, obs, reward, ended)
+    new, metrics, aux = simba_v2.observe(net, config, state, Seen(obs, ended, reward))
     torch.testing.assert_close(new.obs_stats["mean"], obs.double().sum(0) / 4.0001)
     assert new.obs_stats["count"].item() == 4.0001
     assert new.return_stats["count"] == state.return_stats["count"] + 4
@@ -216,7 +217,7 @@ def test_normalized_agent_on_raw_data_equals_plain_agent_on_normalized_data() ->
 def test_acting_samples_or_takes_the_mode() -> None:
     net, config, state = small()
     obs, first, key = batch_of(6).obs, torch.zeros(6, dtype=torch.bool), rng.key(0, "explore")
-    mean, log_std = torch.func.functional_call(net.actor, state.actor, (simba_v2.normalized(net, config, state, obs),))
+    mean, log_std = torch.func.functional_call(net.actor, state.actor, (learning.normalized(net, config, state, obs),))
     mode, carry = simba_v2.act(net, config, state, (), obs, first, key, explore=False)
     sampled, _ = simba_v2.act(net, config, state, (), obs, first, key, explore=True)
     torch.testing.assert_close(mode, torch.tanh(mean))
@@ -291,10 +292,10 @@ def test_poisoned_agent_freezes_and_harms_nobody() -> None:
 def test_agent_that_sees_what_is_not_finite_freezes_before_its_statistics_are_spoilt(what: str) -> None:
     agents = new_agents(states())
     before = new_agents(states()).state
-    outcome = {"obs": torch.ones(3, 1, 3), "reward": torch.ones(3, 1), "ended": torch.zeros(3, 1, dtype=torch.bool)}
+    outcome = {"obs": torch.ones(3, 1, 3), "reward": torch.ones(3, 1), "is_first": torch.zeros(3, 1, dtype=torch.bool)}
     outcome[what][2] = torch.inf
     track = freezing(lambda *args: simba_v2.observe(NET, POPULATION, *args))
-    over_agents(track, Execution(), donate=True)(agents, *outcome.values())
+    over_agents(track, Execution(), donate=True)(agents, Seen(**outcome))
     assert agents.frozen_at.tolist() == [-1, -1, 0]
     assert cause_name(int(agents.cause[2])) == {"obs": "observation", "reward": "reward"}[what]
     assert_equal(member(agents.state, 2), member(before, 2))
@@ -308,7 +309,7 @@ def test_compiled_population_equals_eager_population() -> None:
     fresh = [simba_v2.init(net, config.member(i), rng.key(s, "init")) for i, s in enumerate(config.seeds)]
     eager, compiled = (new_agents([seasoned(net, config, s) for s in fresh]) for _ in range(2))
     for agents, execution in ((eager, Execution()), (compiled, Execution(compile=True))):
-        learn = over_agents(freezing(simba_v2.learner(net, config)), execution, shared=(2,), donate=True)
+        learn = over_agents(freezing(sampled(simba_v2.update, net, config)), execution, shared=(2,), donate=True)
         learn_some(learn, agents, data_of(3), range(2))
     for name in ("actor", "critic", "target_critic", "log_alpha"):
         assert largest_difference(getattr(compiled.state, name), getattr(eager.state, name)) < 1e-4, name

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from deeprl import checkpoint, nets, rng
 from deeprl.config import build
 from deeprl.errors import DeeprlError
+from deeprl.learning import sampled
 from deeprl.online import td3
 from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
 from deeprl.replay import Stored
@@ -275,7 +276,7 @@ def test_learner_discounts_by_the_agents_own_setting() -> None:
     one = torch.ones(1, 1)
     data = Stored(one, one / 2, one[0], one[0] == 0, one[0] == 0, one)
     config = td3.Config(hidden=(), discount=0.5, target_noise=0.0, batch_size=4)
-    learn = td3.learner(LINEAR_NET, config, policy=False)
+    learn = sampled(td3.update, LINEAR_NET, config, policy=False)
     _, metrics, _ = learn(linear_state(discount=0.5, target_noise=0.0), data, torch.tensor(1), KEY, KEY)
     assert float(metrics["critic_loss"]) == pytest.approx(2 * 0.25**2)
 
@@ -409,7 +410,7 @@ def learned(config: td3.Config, execution: Execution, updates: int) -> tuple[Age
     batch = batch_of(50)
     flags = batch.discount == 0, torch.zeros(50, dtype=torch.bool)
     data = stack([Stored(batch.obs, batch.action, batch.reward, *flags, batch.next_obs)] * len(config.seeds))
-    learners = [freezing(td3.learner(net, config, policy)) for policy in (False, True)]
+    learners = [freezing(sampled(td3.update, net, config, policy=policy)) for policy in (False, True)]
     learn = [over_agents(learner, execution, shared=(2,), donate=True) for learner in learners]  # as in `train`
     streams, metrics = rng.Streams(config.seeds), {}
     for i in range(updates):

@@ -15,6 +15,7 @@ from deeprl import checkpoint, nets, rng
 from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.offline import td3_bc
+from deeprl.online import td3
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
 
@@ -95,7 +96,7 @@ def test_smoothed_target_action_by_hand(sign: float, monkeypatch: pytest.MonkeyP
     net = td3_bc.Net(Identity(), nets.CriticEnsemble(1, 1, ()), ONE)
     state = td3_bc.init(net, td3_bc.Config(**TINY), rng.key(0, "init"))
     state = state._replace(actor={"w": torch.tensor([0.1])}, target_actor={"w": torch.tensor([sign * 0.8])})
-    actions = td3_bc.smoothed_target_action(net, state, torch.ones(6, 1), rng.key(0, "update"))
+    actions = td3.smoothed_target_action(net, state, torch.ones(6, 1), rng.key(0, "update"))
     assert (sign * actions).flatten().tolist() == pytest.approx([0.3, 0.6, 0.8, 0.9, 1.0, 1.0])
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from deeprl.config import PerAgentText, RunConfig, per_agent
+from deeprl.config import PerAgentText, RunConfig, per_agent, positive
 from deeprl.data.compare import evaluation_of
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
 from deeprl.data.rewards import Rewards, reward_recipe
@@ -39,7 +39,8 @@ class OfflineConfig(RunConfig):
     """Where the agents are evaluated; default: what the dataset names."""
     clip_actions: bool = False
     """Clip actions beyond the environment's bounds; otherwise a dataset that has some is refused."""
-    batch_size: int = 256  # transitions in each update
+    batch_size: int = positive(256)
+    """Transitions in each update."""
     normalize_obs: Normalize = "off"
     """Centre and scale observations by the dataset's mean and standard deviation + 0.001, those of its observations
     (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""
@@ -47,10 +48,6 @@ class OfflineConfig(RunConfig):
     """`return-range`: times 1000 / (best - worst return of a complete episode), IQL on locomotion; `minus-one`: r - 1,
     IQL on AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `calql-antmaze` and `calql-adroit`: 10 r - 5 and
     10 r + 5, Cal-QL; `standardize`: centred and scaled to deviation 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_positive("batch_size")
 
     def datasets(self) -> list[str]:
         """The datasets of this population, each named once."""

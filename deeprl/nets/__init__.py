@@ -1,15 +1,31 @@
 """Networks and layers for one agent: ordinary `torch.nn.Module`s, usable without the rest of the library."""
 
 from deeprl.nets import categorical
-from deeprl.nets.agent import Fixed, Remake, bound, functional_call, init_networks, init_params, put
+from deeprl.nets.agent import (
+    ActorCritic,
+    Fixed,
+    Remake,
+    bound,
+    buffers,
+    functional_call,
+    init_networks,
+    init_params,
+    put,
+)
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
-from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear
+from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear, first_q
 from deeprl.nets.heads import (
     GaussianActor,
     TanhActor,
     TanhGaussianActor,
+    act_deterministic,
+    act_normal,
+    act_tanh_normal,
     bound_log_std,
+    mode_tanh_normal,
     normal_log_prob,
+    sample_tanh_normal,
+    tanh_normal,
     tanh_normal_log_prob,
 )
 from deeprl.nets.init import Start, start_layers
@@ -41,6 +57,7 @@ from deeprl.nets.torso import image_torso
 
 __all__ = [
     "MLP",
+    "ActorCritic",
     "CriticEnsemble",
     "EnsembleLinear",
     "Fixed",
@@ -71,19 +88,27 @@ __all__ = [
     "Start",
     "TanhActor",
     "TanhGaussianActor",
+    "act_deterministic",
+    "act_normal",
+    "act_tanh_normal",
     "bound",
     "bound_log_std",
+    "buffers",
     "categorical",
+    "first_q",
     "functional_call",
     "hyper_weights",
     "image_torso",
     "init_networks",
     "init_params",
     "l2_normalize",
+    "mode_tanh_normal",
     "normal_log_prob",
     "project_",
     "projected",
     "put",
+    "sample_tanh_normal",
     "start_layers",
+    "tanh_normal",
     "tanh_normal_log_prob",
 ]

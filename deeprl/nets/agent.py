@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprl.spec import Params
+from deeprl import rng
+from deeprl.spec import EnvSpec, Params
 
 Fixed = dict[str, Params]  # name of a network -> its fixed tensors, of those networks that have any
 Remake = Callable[[int], tuple[nn.Module, ...]] | None  # own networks, built anew under a seed
@@ -66,12 +67,27 @@ def _reset(module: nn.Module, seed: int) -> nn.Module:
     return fresh
 
 
-def init_networks(net: Any, names: Sequence[str], seeds: Sequence[int]) -> tuple[list[Params], Fixed]:
+class ActorCritic(NamedTuple):
+    """The modules of one agent with a policy and critics; their parameters live in the `State` of its algorithm.
+
+    What they return, `make_net` of the algorithm tells. obs_norm: what observations go through where they are
+    normalised by running statistics. remake: see `init_networks`.
+    """
+
+    actor: nn.Module
+    critic: nn.Module
+    spec: EnvSpec
+    remake: Remake = None
+    obs_norm: Any = None
+
+
+def init_networks(net: Any, names: Sequence[str], key: rng.Key) -> tuple[list[Params], Fixed]:
     """The tensors of a new agent: the trained ones of each of the networks `names` of a `Net`, and all fixed ones.
 
-    seeds: one for each network. Own networks (`net.remake`) start as their constructors leave them, all under the first
-    seed; those of the library by `reset_parameters`, each under its own.
+    Own networks (`net.remake`) start as their constructors leave them, all under the first seed that `key` gives; those
+    of the library by `reset_parameters`, each under its own.
     """
+    seeds = rng.bits(key, (len(names),)).tolist()
     if net.remake is None:
         modules = [_reset(getattr(net, name), seed) for name, seed in zip(names, seeds, strict=True)]
     else:
@@ -86,6 +102,11 @@ def split(module: nn.Module) -> tuple[Params, Params]:
     trained = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
     return trained, fixed | {name: b.detach().clone() for name, b in module.named_buffers()}
+
+
+def buffers(module: nn.Module) -> Params:
+    """Copies of a module's buffers, such as the statistics of a normaliser."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 @torch.no_grad()

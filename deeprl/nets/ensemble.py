@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start, start_layers
+from deeprl.spec import Params
 
 
 class EnsembleLinear(nn.Module):
@@ -89,3 +92,12 @@ class CriticEnsemble(nn.Module):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, *part))
         return self.layers[-1](x, *part).squeeze(-1)
+
+
+def first_q(
+    critic: nn.Module | Bound, params: Params, obs: Float[Tensor, "B O"], action: Float[Tensor, "B A"]
+) -> Float[Tensor, " B"]:
+    """Q_1(s, a), in the type of `obs`; ensembles whose `forward` takes `first` do not compute the other critics."""
+    module = critic.module if isinstance(critic, Bound) else critic
+    alone = {"first": 1} if "first" in inspect.signature(module.forward).parameters else {}
+    return functional_call(critic, params, (obs, action), alone).to(obs.dtype)[0]

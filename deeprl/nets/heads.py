@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl import rng
+from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start
 from deeprl.nets.mlp import MLP
+from deeprl.spec import Params
 
 LogStd = Literal["clamp", "tanh"]
 
@@ -33,6 +36,41 @@ def tanh_normal_log_prob(
     gaussian = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
     jacobian = 2.0 * (math.log(2.0) - pre_tanh - nn.functional.softplus(-2.0 * pre_tanh))
     return (gaussian - jacobian).sum(-1)
+
+
+def tanh_normal(
+    actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "*B O"]
+) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B A"]]:
+    """Mean and log standard deviation of a tanh-Gaussian policy before the tanh, in the type of `obs`."""
+    mean, log_std = (x.to(obs.dtype) for x in functional_call(actor, params, (obs,)))  # bf16 under autocast
+    return mean, log_std
+
+
+def sample_tanh_normal(
+    actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "B O"], key: rng.Key, count: int | None = None
+) -> tuple[Float[Tensor, "B *K A"], Float[Tensor, "B *K"]]:
+    """Actions in [-1, 1] of a tanh-Gaussian policy, one for each observation, and their log probabilities.
+
+    count: so many for each observation, along an axis of their own.
+    """
+    mean, log_std = tanh_normal(actor, params, obs)
+    if count is not None:
+        mean, log_std = (x.unsqueeze(1).expand(-1, count, -1) for x in (mean, log_std))
+    noise = rng.normal(key, mean.shape, mean.dtype)
+    pre_tanh = mean + torch.exp(log_std) * noise
+    return torch.tanh(pre_tanh), tanh_normal_log_prob(noise, log_std, pre_tanh)
+
+
+def mode_tanh_normal(actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "N O"]) -> Float[Tensor, "N A"]:
+    """tanh(mean): the actions in [-1, 1] by which a tanh-Gaussian policy is evaluated."""
+    return torch.tanh(tanh_normal(actor, params, obs)[0])
+
+
+def act_tanh_normal(
+    actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "N O"], key: rng.Key, explore: bool
+) -> Float[Tensor, "N A"]:
+    """Actions in [-1, 1] of a tanh-Gaussian policy: samples, or its mode without `explore`."""
+    return sample_tanh_normal(actor, params, obs, key)[0] if explore else mode_tanh_normal(actor, params, obs)
 
 
 class TanhGaussianActor(nn.Module):
@@ -98,6 +136,22 @@ def normal_log_prob(
     """log N(value; mean, exp(log_std)), summed over the A entries of an action."""
     noise = (value - mean) * torch.exp(-log_std)
     return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+
+def act_normal(
+    actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "N O"], key: rng.Key, explore: bool
+) -> Float[Tensor, "N A"]:
+    """Actions in [-1, 1] of a Gaussian policy (`GaussianActor`): its mean, or samples, clipped, if `explore`."""
+    mean, log_std = functional_call(actor, params, (obs,))
+    action = mean.to(obs.dtype)  # bf16 under autocast
+    if explore:
+        action = (action + log_std.exp() * rng.normal(key, action.shape, action.dtype)).clamp(-1.0, 1.0)
+    return action
+
+
+def act_deterministic(actor: nn.Module | Bound, params: Params, obs: Float[Tensor, "N O"]) -> Float[Tensor, "N A"]:
+    """Actions in [-1, 1] of a deterministic policy (`TanhActor`), in the type of `obs`."""
+    return functional_call(actor, params, (obs,)).to(obs.dtype)
 
 
 class TanhActor(nn.Module):

@@ -18,30 +18,20 @@ Metrics: actor_loss, actor_grad_norm; mse, the squared error of the (mean) actio
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
-from deeprl import nets, rng
-from deeprl.config import PerAgent, per_agent
-from deeprl.custom import make_modules, output_shape
-from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts, open_data
-from deeprl.errors import DeeprlError
-from deeprl.evaluate import greedy_policy
+from deeprl import learning, nets, rng
+from deeprl.config import PerAgent, layers, per_agent, within
+from deeprl.custom import MakeNet, Policies, build_networks
+from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts
 from deeprl.nets import functional_call
-from deeprl.optim import Moments, adam, global_norm, init_moments
-from deeprl.population import freezing, new_agents, over_agents
-from deeprl.replay import Stored
+from deeprl.optim import Moments, descend
 from deeprl.run import Callback, Run
-from deeprl.samplers import sample
-from deeprl.spaces import require
-from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Config(OfflineConfig):
     """BC. Defaults: corl-team/CORL, algorithms/offline/any_percent_bc.py."""
 
     normalize_obs: Normalize = "obs"
-    best: float = 1.0
+    best: float = within(1.0, 0.0, 1.0)
     """Share of the episodes, those with the highest returns, that are imitated."""
     # --- learning ---
     actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
@@ -57,14 +47,7 @@ class Config(OfflineConfig):
     # --- networks ---
     actor: Literal["deterministic", "gaussian"] = "deterministic"
     """`deterministic`: squared error; `gaussian`: likelihood."""
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_within("actor_lr", 0.0, 1.0)
-        self.require_within("weight_decay", 0.0, 1.0)
-        self.require_within("best", 0.0, 1.0)
-        self.require_layers("hidden")
+    hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer
 
 
 class Net(NamedTuple):
@@ -78,9 +61,6 @@ class Net(NamedTuple):
     remake: nets.Remake = None
 
 
-MakeNet = Callable[[EnvSpec, Config], nn.Module]
-
-
 def make_net(spec: EnvSpec, config: Config) -> nn.Module:
     """Two ReLU layers of 256."""
     kind = nets.TanhActor if config.actor == "deterministic" else nets.GaussianActor
@@ -89,13 +69,9 @@ def make_net(spec: EnvSpec, config: Config) -> nn.Module:
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The network of a run: `custom`, or the function that `config.net` names, or `make_net`."""
-    require("bc", spec, "continuous")
-    (actor,), remake = make_modules(make_net, spec, config, custom, "actor")
-    rows = (3, spec.action_dim)
-    found = output_shape(actor, torch.zeros(3, *spec.obs_shape))
-    if found != (rows if config.actor == "deterministic" else [rows, (spec.action_dim,)]):
-        raise DeeprlError(f"net: the {config.actor} actor returns {found}, not actions {rows} (and log_std)")
-    return Net(actor.to(device), spec, remake)
+    kind: Policies = "deterministic" if config.actor == "deterministic" else "normal"
+    (actor,), remake = build_networks("bc", make_net, spec, config, custom, device, actor=kind)
+    return Net(actor, spec, remake)
 
 
 class State(NamedTuple):
@@ -104,48 +80,27 @@ class State(NamedTuple):
     actor: Params
     actor_moments: Moments
     facts: Facts
-    hparams: dict[str, Float[Tensor, ""]]
+    hparams: dict[str, Scalar]
     step: Int[Tensor, ""]
     fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    (actor,), fixed = nets.init_networks(net, ("actor",), rng.bits(key, (1,)).tolist())
-    return State(
-        actor=actor,
-        actor_moments=init_moments(actor),
-        facts=facts or no_facts(net.spec),
-        hparams={k: torch.tensor(v) for k, v in config.scalars("actor_lr", "weight_decay").items()},
-        step=torch.zeros((), dtype=torch.int64),
-        fixed=fixed,
-    )
+    return learning.new_state(State, net, key, config.hparams(), facts=facts or no_facts(net.spec))
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: tuple[()],
-    obs: Float[Tensor, "N O"],
-    is_first: Bool[Tensor, " N"],
-    key: rng.Key,
-    *,
-    explore: bool,
-) -> tuple[Float[Tensor, "N A"], tuple[()]]:
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
+) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: the policy's mean, or a sample of it, clipped, if `explore`."""
-    net = nets.bound(net, state.fixed)
-    seen = state.facts.see(obs)
+    net, seen = nets.bound(net, state.fixed), state.facts.see(obs)
     if config.actor == "deterministic":
-        return functional_call(net.actor, state.actor, (seen,)).to(obs.dtype), carry
-    mean, log_std = functional_call(net.actor, state.actor, (seen,))
-    action = mean.to(obs.dtype)  # bf16 under autocast
-    if explore:
-        action = (action + log_std.exp() * rng.normal(key, action.shape, action.dtype)).clamp(-1.0, 1.0)
-    return action, carry
+        return nets.act_deterministic(net.actor, state.actor, seen), carry
+    return nets.act_normal(net.actor, state.actor, seen, key, explore), carry
 
 
-def actor_loss(actor: Params, net: Net, config: Config, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def actor_loss(actor: Params, net: Net, config: Config, batch: Batch) -> tuple[Scalar, Scalar]:
     """Squared error of the action, or minus its log likelihood; and the squared error of the mean."""
     if config.actor == "deterministic":
         error = (functional_call(net.actor, actor, (batch.obs,)).to(batch.obs.dtype) - batch.action).square().mean()
@@ -158,48 +113,23 @@ def actor_loss(actor: Params, net: Net, config: Config, batch: Batch) -> tuple[F
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the policy."""
     net, h = nets.bound(net, state.fixed), state.hparams
-    batch = batch._replace(obs=state.facts.see(batch.obs))
-    grads, (loss, mse) = grad_and_value(actor_loss, has_aux=True)(state.actor, net, config, batch)
-    actor, moments = adam(state.actor, grads, state.actor_moments, h["actor_lr"], weight_decay=h["weight_decay"])
-    new = state._replace(actor=actor, actor_moments=moments, step=state.step + 1)
-    return new, {"actor_loss": loss, "mse": mse, "actor_grad_norm": global_norm(grads)}, ()
+    batch, decay = batch._replace(obs=state.facts.see(batch.obs)), h["weight_decay"]
+    examples = (net, config, batch)
+    actor = descend(actor_loss, state.actor, state.actor_moments, h["actor_lr"], *examples, weight_decay=decay)
+    new = state._replace(actor=actor.params, actor_moments=actor.moments, step=state.step + 1)
+    return new, {"actor_loss": actor.loss, "mse": actor.aux, "actor_grad_norm": actor.grad_norm}, ()
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
-    """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
-    with Run("bc", config, config.steps * len(config.seeds), net, callback) as run:
-        data = open_data(run, best=config.best)
-        device = run.execution.device
-        modules = build_net(data.spec, config, net, device)
-        keys = [rng.key(seed, "init") for seed in config.seeds]
-        states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
-        agents = new_agents(states, device)
-        run.restore(net=modules, agents=agents, data=data)
-
-        learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
-        metrics: Metrics = {}
-
-        run.evaluate(greedy)  # if the session before was stopped in it
+    """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run."""
+    with Run("bc", config, net, callback) as run:
+        agents = learning.FromDataset(run, build_net, init, act, config.best)
+        learner = agents.learner(update)
         while run.running():
-            run.advance()
-            for i in run.updates_due(1.0, after=0):
-                sample_key, update_key = run.keys("sample", i), run.keys("update", i)
-                metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.end_step(metrics, greedy)
+            for i in agents.updates_due():
+                agents.learn(learner, i)
+            agents.end_step()
     return run
-
-
-def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
-    """Sampling and update of one agent as one function, compiled together."""
-
-    def learn(
-        state: State, data: Stored, first: Tensor, size: Tensor, sample_key: rng.Key, update_key: rng.Key
-    ) -> tuple[State, Metrics, tuple[()]]:
-        batch = sample(data, size, sample_key, config.batch_size, 1.0, first)
-        return update(net, config, state, batch, update_key)
-
-    return learn
 
 
 if __name__ == "__main__":

@@ -33,31 +33,26 @@ actor_loss, entropy, alpha, norms of both gradients; Cal-QL: below_return, the s
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
-from deeprl import nets, rng
-from deeprl.config import PerAgent, PerAgentOrAuto, per_agent
-from deeprl.custom import check_critic, make_modules, output_shape
-from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
+from deeprl import learning, nets, rng
+from deeprl.config import PerAgent, PerAgentOrAuto, layers, per_agent, positive
+from deeprl.custom import MakeNet, build_networks
+from deeprl.data.offline import Facts, OfflineConfig, no_facts
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import greedy_policy
-from deeprl.nets import functional_call
-from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
-from deeprl.population import freezing, new_agents, over_agents
+from deeprl.nets import functional_call, sample_tanh_normal
+from deeprl.optim import Moments, adam, descend, init_moments, polyak
 from deeprl.replay import Stored
 from deeprl.run import Callback, Run
 from deeprl.samplers import transitions
-from deeprl.spaces import require
-from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -65,17 +60,17 @@ class Config(OfflineConfig):
     """CQL. Defaults: aviralkumar2907/CQL, README and d4rl/examples/cql_mujoco_new.py."""
 
     # --- conservatism ---
-    cql_alpha: PerAgent = per_agent(5.0)
+    cql_alpha: PerAgent = per_agent(5.0, 0.0, 1e6)
     """Weight of the conservative term, alpha of the paper (README: 5 or 10)."""
-    lagrange: PerAgent = per_agent(-1.0)
+    lagrange: PerAgent = per_agent(-1.0, -1e9, 1e9)
     """The gap, tau of the paper, at which a learned factor of that weight holds the critics; negative: no factor."""
-    init_lagrange: PerAgent = per_agent(1.0)
+    init_lagrange: PerAgent = per_agent(1.0, 1e-6, 1e6, at_start=True)
     """The learned factor at first (e in CORL and Cal-QL)."""
-    cql_temp: PerAgent = per_agent(1.0)
+    cql_temp: PerAgent = per_agent(1.0, 1e-6, 1e6)
     """T: the larger, the more actions count in the sum beside the best one."""
-    gap_floor: PerAgent = per_agent(-1e9)
+    gap_floor: PerAgent = per_agent(-1e9, -1e9, 1e9)
     """Rows with a smaller gap count as this and push no further (CORL on AntMaze: -200)."""
-    sampled_actions: int = 10
+    sampled_actions: int = positive(10)
     """Actions from each of the three sources, and those of a maximum backup."""
     importance_sampling: bool = True
     """Otherwise no densities are subtracted, and the data's action joins the sum (their `min_q_version=2`)."""
@@ -89,7 +84,7 @@ class Config(OfflineConfig):
     discount: PerAgent = per_agent(0.99)  # gamma, of one decision
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
-    target_entropy: PerAgentOrAuto = per_agent("auto")
+    target_entropy: PerAgentOrAuto = per_agent("auto", -1e6, 1e6)
     """In nats of the normalised action; `auto` is -A."""
     bc_steps: int = 40_000
     """First steps in which the policy learns the data's actions."""
@@ -98,50 +93,36 @@ class Config(OfflineConfig):
     critics (the authors'); or the minimum first (JaxCQL, CORL, Cal-QL, WSRL)."""
     backup_entropy: bool = False  # targets count entropy, as SAC's do
     # --- networks ---
-    actor_hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer of the policy
-    critic_hidden: tuple[int, ...] = (256, 256, 256)  # units of each hidden layer of each critic
-    critics: int = 2  # targets and the policy take their minimum
+    actor_hidden: tuple[int, ...] = layers(256, 256, 256)  # units of each hidden layer of the policy
+    critic_hidden: tuple[int, ...] = layers(256, 256, 256)  # units of each hidden layer of each critic
+    critics: int = positive(2)  # targets and the policy take their minimum
     start: nets.Start = "small-head"  # how layers start (`nets.start_layers`)
     log_std_range: tuple[float, ...] = (-5.0, 2.0)  # log sigma of the policy is cut to it
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("critics", "sampled_actions")
-        limits = dict.fromkeys(("actor_lr", "critic_lr", "discount", "tau"), (0.0, 1.0))
-        limits |= {"cql_alpha": (0.0, 1e6), "cql_temp": (1e-6, 1e6), "init_lagrange": (1e-6, 1e6)}
-        limits |= dict.fromkeys(("lagrange", "gap_floor"), (-1e9, 1e9))
-        limits |= {"target_entropy": (-1e6, 1e6)}
-        limits |= {"discount": (0.0, 1.0 - 1e-6)} if self.sparse_rewards else {}
-        for name, (low, high) in limits.items():
-            self.require_within(name, low, high)
+        if self.sparse_rewards:
+            self.require_within("discount", 0.0, 1.0 - 1e-6)
         if not 0 <= self.bc_steps < self.steps:
             raise DeeprlError(f"bc_steps: {self.bc_steps} steps of cloning leave none of {self.steps} for the critics")
         if self.sparse_rewards and not self.calibrated:
             raise DeeprlError("sparse_rewards: only Cal-QL looks at returns; add --calibrated")
         if self.backup_entropy and self.backup == "max-then-min":
             raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
-        self.require_layers("actor_hidden", "critic_hidden")
         self.require_range("log_std_range")
 
 
-class Net(NamedTuple):
-    """The modules of one agent; their parameters live in `State`.
-
-    actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B].
-    """
-
-    actor: nn.Module
-    critic: nn.Module
-    spec: EnvSpec
-    remake: nets.Remake = None
-
-
-MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module]]
 Returns = Float[Tensor, " B"] | None
 
 
+Net = nets.ActorCritic
+
+
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
-    """The actor and the critics of the authors' code: three ReLU layers of 256 each."""
+    """The networks of the authors' code: three ReLU layers of 256 each.
+
+    actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B].
+    """
     sizes, start, (low, high) = (spec.obs_dim, spec.action_dim), config.start, config.log_std_range
     actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", (low, high), start)
     return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start)
@@ -149,13 +130,10 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
-    require("cql", spec, "continuous")
-    (actor, critic), remake = make_modules(make_net, spec, config, custom, "actor, critic")
-    shapes = output_shape(actor, torch.zeros(3, *spec.obs_shape))
-    if shapes != [(3, spec.action_dim)] * 2:
-        raise DeeprlError(f"net: the actor must return mean and log_std of {(3, spec.action_dim)} each, not {shapes}")
-    check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), spec, remake)
+    (actor, critic), remake = build_networks(
+        "cql", make_net, spec, config, custom, device, actor="tanh_normal", critic=0
+    )
+    return Net(actor, critic, spec, remake)
 
 
 class State(NamedTuple):
@@ -164,57 +142,41 @@ class State(NamedTuple):
     actor: Params
     critic: Params
     target_critic: Params
-    log_alpha: Float[Tensor, ""]
-    log_lagrange: Float[Tensor, ""]
+    log_alpha: Scalar
+    log_lagrange: Scalar
     actor_moments: Moments
     critic_moments: Moments
     alpha_moments: Moments
     lagrange_moments: Moments
     facts: Facts
-    hparams: dict[str, Float[Tensor, ""]]
+    hparams: dict[str, Scalar]
     step: Int[Tensor, ""]
     fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    (actor, critic), fixed = nets.init_networks(net, ("actor", "critic"), rng.bits(key, (2,)).tolist())
-    names = ("cql_alpha", "lagrange", "cql_temp", "gap_floor", "actor_lr", "critic_lr", "discount", "tau")
-    hparams = config.scalars(*names)
-    automatic = config.target_entropy == "auto"
-    hparams |= {"target_entropy": -float(net.spec.action_dim)} if automatic else config.scalars("target_entropy")
-    log_lagrange = torch.tensor(math.log(config.scalars("init_lagrange")["init_lagrange"]))
-    return State(
-        actor=actor,
-        critic=critic,
-        target_critic={k: p.clone() for k, p in critic.items()},
-        log_alpha=torch.zeros(()),
-        log_lagrange=log_lagrange,
-        actor_moments=init_moments(actor),
-        critic_moments=init_moments(critic),
-        alpha_moments=init_moments({"x": log_lagrange}),
-        lagrange_moments=init_moments({"x": log_lagrange}),
-        facts=facts or no_facts(net.spec),
-        hparams={k: torch.tensor(v) for k, v in hparams.items()},
-        step=torch.zeros((), dtype=torch.int64),
-        fixed=fixed,
-    )
+    own = {"log_alpha": 1.0, "log_lagrange": config.scalars("init_lagrange")["init_lagrange"]}
+    logs = {name: torch.tensor(math.log(value)) for name, value in own.items()}
+    moments = {name: init_moments({"x": logs["log_alpha"]}) for name in ("alpha_moments", "lagrange_moments")}
+    hparams, seen = config.hparams(target_entropy=-float(net.spec.action_dim)), facts or no_facts(net.spec)
+    return learning.new_state(State, net, key, hparams, facts=seen, **logs, **moments)
 
 
-def gaussian(net: Net, actor: Params, obs: Float[Tensor, "B O"]) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
-    """Mean and log standard deviation of the policy before the tanh."""
-    mean, log_std = (x.to(obs.dtype) for x in functional_call(net.actor, actor, (obs,)))  # bf16 under autocast
-    return mean, log_std
-
-
-def policy(
-    net: Net, actor: Params, obs: Float[Tensor, "B O"], key: rng.Key, count: int
-) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B K"]]:
-    """`count` actions in [-1, 1] for each observation, and their log probabilities."""
-    mean, log_std = (x.unsqueeze(1).expand(-1, count, -1) for x in gaussian(net, actor, obs))
-    noise = rng.normal(key, mean.shape, mean.dtype)
-    pre_tanh = mean + torch.exp(log_std) * noise
-    return torch.tanh(pre_tanh), nets.tanh_normal_log_prob(noise, log_std, pre_tanh)
+def act(
+    net: Net,
+    config: Config,
+    state: State,
+    carry: Carry,
+    obs: Obs,
+    is_first: First,
+    key: rng.Key,
+    *,
+    explore: bool,
+) -> tuple[Actions, Carry]:
+    """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net, seen = nets.bound(net, state.fixed), state.facts.see(obs)
+    return nets.act_tanh_normal(net.actor, state.actor, seen, key, explore), carry
 
 
 def values(
@@ -227,29 +189,10 @@ def values(
     return qs.to(obs.dtype).unflatten(1, (rows, count))
 
 
-def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: tuple[()],
-    obs: Float[Tensor, "N O"],
-    is_first: Bool[Tensor, " N"],
-    key: rng.Key,
-    *,
-    explore: bool,
-) -> tuple[Float[Tensor, "N A"], tuple[()]]:
-    """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
-    net = nets.bound(net, state.fixed)
-    seen = state.facts.see(obs)
-    if explore:
-        return policy(net, state.actor, seen, key, 1)[0].squeeze(1), carry
-    return torch.tanh(gaussian(net, state.actor, seen)[0]), carry
-
-
 def td_targets(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> Float[Tensor, " B"]:
     """Rewards and discounted values of the policy's next action, or of the best of several."""
     count = 1 if config.backup == "sample" else config.sampled_actions
-    action, log_prob = policy(net, state.actor, batch.next_obs, key, count)
+    action, log_prob = sample_tanh_normal(net.actor, state.actor, batch.next_obs, key, count)
     qs = values(net, state.target_critic, batch.next_obs, action)
     if config.backup == "max-then-min":
         return batch.reward + batch.discount * qs.amax(-1).amin(0)
@@ -264,15 +207,15 @@ def other_actions(
 ) -> tuple[Float[Tensor, "B K A"], Float[Tensor, "B K"]]:
     """The actions a_k, uniform ones first, then the policy's at s and at s'; and the logarithms of their densities."""
     random_key, obs_key, next_key = rng.split(key, 3)
-    action, log_prob = policy(net, actor, batch.obs, obs_key, config.sampled_actions)
-    next_action, next_log_prob = policy(net, actor, batch.next_obs, next_key, config.sampled_actions)
+    action, log_prob = sample_tanh_normal(net.actor, actor, batch.obs, obs_key, config.sampled_actions)
+    next_action, next_log_prob = sample_tanh_normal(net.actor, actor, batch.next_obs, next_key, config.sampled_actions)
     random = rng.uniform(random_key, action.shape, -1.0, 1.0, action.dtype)
     density = torch.full_like(log_prob, -math.log(2.0) * net.spec.action_dim)
     return torch.cat([random, action, next_action], 1), torch.cat([density, log_prob, next_log_prob], 1)
 
 
 def conservative_gap(
-    qs: Float[Tensor, "E B K"], q_data: Float[Tensor, "E B"], log_density: Tensor | None, temp: Float[Tensor, ""]
+    qs: Float[Tensor, "E B K"], q_data: Float[Tensor, "E B"], log_density: Tensor | None, temp: Scalar
 ) -> Float[Tensor, "E B"]:
     """How far a soft maximum over other actions lies above the data's action (Eq. 4). log_density: [B, K] or None."""
     qs = torch.cat([qs, q_data.unsqueeze(-1)], -1) if log_density is None else qs - log_density
@@ -281,7 +224,7 @@ def conservative_gap(
 
 def critic_loss(
     critic: Params, net: Net, config: Config, state: State, batch: Batch, returns: Returns, key: rng.Key
-) -> tuple[Float[Tensor, ""], Metrics]:
+) -> tuple[Scalar, Metrics]:
     """Squared error to the target and conservative term, summed over the critics; and their parts."""
     target_key, others_key = rng.split(key, 2)
     td_target = td_targets(net, config, state, batch, target_key)
@@ -303,12 +246,12 @@ def critic_loss(
 
 def actor_loss(
     actor: Params, net: Net, config: Config, state: State, batch: Batch, key: rng.Key
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+) -> tuple[Scalar, Scalar]:
     """Entropy-regularised value, or at first likelihood of the data, negated; and the mean log probability."""
-    action, log_prob = policy(net, actor, batch.obs, key, 1)
+    action, log_prob = sample_tanh_normal(net.actor, actor, batch.obs, key, 1)
     wanted = values(net, state.critic, batch.obs, action).amin(0)
     if config.bc_steps > 0:
-        mean, log_std = gaussian(net, actor, batch.obs)
+        mean, log_std = nets.tanh_normal(net.actor, actor, batch.obs)
         pre_tanh = torch.atanh(batch.action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
         likelihood = nets.tanh_normal_log_prob((pre_tanh - mean) * torch.exp(-log_std), log_std, pre_tanh)
         wanted = torch.where(state.step < config.bc_steps, likelihood.unsqueeze(1), wanted)
@@ -324,64 +267,35 @@ def update(
     """
     net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
     critic_key, actor_key = rng.split(key, 2)
-    critic_grad, actor_grad = (grad_and_value(loss, has_aux=True) for loss in (critic_loss, actor_loss))
-    c_grads, (_, parts) = critic_grad(state.critic, net, config, state, batch, returns, critic_key)
-    a_grads, (a_loss, log_prob) = actor_grad(state.actor, net, config, state, batch, actor_key)
-    slope = parts["cql_factor"] * h["cql_alpha"] * (h["lagrange"] - parts["gap"])
-    slope = torch.where(h["lagrange"] >= 0.0, slope, 0.0)
-    critic, critic_moments = adam(state.critic, c_grads, state.critic_moments, h["critic_lr"])
-    actor, actor_moments = adam(state.actor, a_grads, state.actor_moments, h["actor_lr"])
-    surplus = -(log_prob + h["target_entropy"])
+    values_of, policy_of = (net, config, state, batch, returns, critic_key), (net, config, state, batch, actor_key)
+    critic = descend(critic_loss, state.critic, state.critic_moments, h["critic_lr"], *values_of)
+    actor = descend(actor_loss, state.actor, state.actor_moments, h["actor_lr"], *policy_of)
+
+    surplus = -(actor.aux + h["target_entropy"])
     log_alpha, alpha_moments = adam({"x": state.log_alpha}, {"x": surplus}, state.alpha_moments, h["actor_lr"])
-    multiplier = {"x": state.log_lagrange}, {"x": slope}, state.lagrange_moments
-    log_lagrange, lagrange_moments = adam(*multiplier, h["critic_lr"])
+    slope = critic.aux["cql_factor"] * h["cql_alpha"] * (h["lagrange"] - critic.aux["gap"])
+    multiplier = {"x": state.log_lagrange}, {"x": torch.where(h["lagrange"] >= 0.0, slope, 0.0)}
+    log_lagrange, lagrange_moments = adam(*multiplier, state.lagrange_moments, h["critic_lr"])
+
     new = state._replace(
-        actor=actor,
-        critic=critic,
-        target_critic=polyak(state.target_critic, critic, h["tau"]),
+        actor=actor.params,
+        critic=critic.params,
+        target_critic=polyak(state.target_critic, critic.params, h["tau"]),
         log_alpha=log_alpha["x"],
         log_lagrange=log_lagrange["x"],
-        actor_moments=actor_moments,
-        critic_moments=critic_moments,
+        actor_moments=actor.moments,
+        critic_moments=critic.moments,
         alpha_moments=alpha_moments,
         lagrange_moments=lagrange_moments,
         step=state.step + 1,
     )
-    metrics = parts | {"critic_grad_norm": global_norm(c_grads), "actor_loss": a_loss}
-    metrics |= {"actor_grad_norm": global_norm(a_grads), "entropy": -log_prob, "alpha": state.log_alpha.exp()}
+    metrics = critic.aux | {"critic_grad_norm": critic.grad_norm, "actor_loss": actor.loss}
+    metrics |= {"actor_grad_norm": actor.grad_norm, "entropy": -actor.aux, "alpha": state.log_alpha.exp()}
     return new, metrics, ()
 
 
-def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
-    """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
-    with Run("cql", config, config.steps * len(config.seeds), net, callback) as run:
-        data = open_data(run)
-        device = run.execution.device
-        modules = build_net(data.spec, config, net, device)
-        keys = [rng.key(seed, "init") for seed in config.seeds]
-        states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
-        agents = new_agents(states, device)
-        discounts = [config.member(i).scalars("discount")["discount"] for i in range(len(keys))]
-        returns, first_return = data.returns_to_go(discounts if config.calibrated else [], config.sparse_rewards)
-        run.restore(net=modules, agents=agents, data=data)
-
-        learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1, 2), donate=True)
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
-        rows = (data.first, data.size, first_return)
-        metrics: Metrics = {}
-
-        run.evaluate(greedy)  # if the session before was stopped in it
-        while run.running():
-            run.advance()
-            for i in run.updates_due(1.0, after=0):
-                sample_key, update_key = run.keys("sample", i), run.keys("update", i)
-                metrics, _ = learn(agents, data.arrays, returns, rows, sample_key, update_key)
-            run.end_step(metrics, greedy)
-    return run
-
-
 def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
-    """Sampling and update of one agent as one function, compiled together."""
+    """Sampling and update of one agent as one function, with the returns of the rows that Cal-QL needs."""
 
     def learn(
         state: State, data: Stored, returns: Tensor, rows: tuple[Tensor, ...], sample_key: rng.Key, update_key: rng.Key
@@ -392,6 +306,21 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
         return update(net, config, state, batch, update_key, returns[first_return + row] if config.calibrated else None)
 
     return learn
+
+
+def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
+    """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run."""
+    with Run("cql", config, net, callback) as run:
+        agents = learning.FromDataset(run, build_net, init, act)
+        discounts = [config.member(i).scalars("discount")["discount"] for i in range(len(config.seeds))]
+        returns, start = agents.data.returns_to_go(discounts if config.calibrated else [], config.sparse_rewards)
+        rows = agents.data.first, agents.data.size, start
+        learn = agents.lift(learner(agents.net, config), shared=(1, 2))
+        while run.running():
+            for i in agents.updates_due():
+                agents.metrics, _ = learn(agents.agents, agents.data.arrays, returns, rows, *agents.keys(i))
+            agents.end_step()
+    return run
 
 
 if __name__ == "__main__":

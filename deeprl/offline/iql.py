@@ -25,31 +25,23 @@ norms of the three networks.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
-from deeprl import nets, rng
-from deeprl.config import PerAgent, per_agent
-from deeprl.custom import check_critic, make_modules, output_shape
-from deeprl.data.offline import Facts, OfflineConfig, no_facts, open_data
+from deeprl import learning, nets, rng
+from deeprl.config import PerAgent, layers, per_agent, positive, within
+from deeprl.custom import MakeNet, Policies, build_networks, output_shape
+from deeprl.data.offline import Facts, OfflineConfig, no_facts
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import greedy_policy
 from deeprl.nets import functional_call
-from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
-from deeprl.population import freezing, new_agents, over_agents
-from deeprl.replay import Stored
+from deeprl.optim import Moments, descend, polyak
 from deeprl.run import Callback, Run
-from deeprl.samplers import sample
-from deeprl.spaces import require
-from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Config(OfflineConfig):
     # --- learning ---
     expectile: PerAgent = per_agent(0.7)
     """tau of the paper: 0.5 is the mean over the data's actions, 1 the best of them."""
-    temperature: PerAgent = per_agent(3.0)
+    temperature: PerAgent = per_agent(3.0, 0.0, 1000.0)
     """beta of the paper, the inverse temperature: 0 is behaviour cloning."""
     actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
     critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
@@ -72,19 +64,13 @@ class Config(OfflineConfig):
     # --- networks ---
     actor: Literal["gaussian", "deterministic"] = "gaussian"
     """`deterministic`: tanh policy, weighted squared error summed over the action's entries in place of -log pi."""
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
-    critics: int = 2  # their minimum counts
-    dropout: float = 0.0
+    hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer, in all networks
+    critics: int = positive(2)  # their minimum counts
+    dropout: float = within(0.0, 0.0, 0.99)
     """Share of the policy's hidden units that each row of a batch leaves out (0.1 on Kitchen and Adroit)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("critics")
-        for name in ("expectile", "actor_lr", "critic_lr", "value_lr", "discount", "tau"):
-            self.require_within(name, 0.0, 1.0)
-        self.require_within("temperature", 0.0, 1000.0)
-        self.require_within("dropout", 0.0, 0.99)
-        self.require_layers("hidden")
         if self.dropout > 0.0 and self.actor == "deterministic":
             raise DeeprlError("dropout: only the gaussian actor has it")
 
@@ -104,9 +90,6 @@ class Net(NamedTuple):
     remake: nets.Remake = None
 
 
-MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module, nn.Module]]
-
-
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Policy, critics and value of the authors' code: two ReLU layers of 256 each, orthogonal weights.
 
@@ -120,18 +103,14 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
-    require("iql", spec, "continuous")
-    (actor, critic, value), remake = make_modules(make_net, spec, config, custom, "actor, critic, value")
-    obs, rows = torch.zeros(3, *spec.obs_shape), (3, spec.action_dim)
-    found = output_shape(actor, obs)
-    if found != ([rows, (spec.action_dim,)] if config.actor == "gaussian" else rows):
-        raise DeeprlError(f"net: the {config.actor} actor returns {found}, not actions {rows} (and log_std)")
+    kind: Policies = "deterministic" if config.actor == "deterministic" else "normal"
+    (actor, critic, value), remake = build_networks(
+        "iql", make_net, spec, config, custom, device, actor=kind, critic=0, value=True
+    )
     if config.dropout > 0.0:
-        output_shape(actor, obs, dropout_factors(rng.key(0, "update"), len(obs), config))
-    if (found := output_shape(value, obs)) != (3, 1):
-        raise DeeprlError(f"net: the value must return {(3, 1)}, not {found}")
-    check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), value.to(device), spec, remake)
+        obs, factors = torch.zeros(3, *spec.obs_shape), dropout_factors(rng.key(0, "update"), 3, config)
+        output_shape(actor, obs.to(device), [x.to(device) for x in factors])
+    return Net(actor, critic, value, spec, remake)
 
 
 class State(NamedTuple):
@@ -145,64 +124,37 @@ class State(NamedTuple):
     critic_moments: Moments
     value_moments: Moments
     facts: Facts
-    hparams: dict[str, Float[Tensor, ""]]
+    hparams: dict[str, Scalar]
     step: Int[Tensor, ""]
     fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    (actor, critic, value), fixed = nets.init_networks(net, ("actor", "critic", "value"), rng.bits(key, (3,)).tolist())
-    names = ("expectile", "temperature", "actor_lr", "critic_lr", "value_lr", "discount", "tau")
-    return State(
-        actor=actor,
-        critic=critic,
-        value=value,
-        target_critic={k: p.clone() for k, p in critic.items()},
-        actor_moments=init_moments(actor),
-        critic_moments=init_moments(critic),
-        value_moments=init_moments(value),
-        facts=facts or no_facts(net.spec),
-        hparams={k: torch.tensor(v) for k, v in config.scalars(*names).items()},
-        step=torch.zeros((), dtype=torch.int64),
-        fixed=fixed,
-    )
+    return learning.new_state(State, net, key, config.hparams(), facts=facts or no_facts(net.spec))
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: tuple[()],
-    obs: Float[Tensor, "N O"],
-    is_first: Bool[Tensor, " N"],
-    key: rng.Key,
-    *,
-    explore: bool,
-) -> tuple[Float[Tensor, "N A"], tuple[()]]:
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
+) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: the policy's mean, or a sample of it, clipped, if `explore`."""
-    net = nets.bound(net, state.fixed)
-    seen = state.facts.see(obs)
+    net, seen = nets.bound(net, state.fixed), state.facts.see(obs)
     if config.actor == "deterministic":
-        return functional_call(net.actor, state.actor, (seen,)).to(obs.dtype), carry
-    mean, log_std = functional_call(net.actor, state.actor, (seen,))
-    action = mean.to(obs.dtype)  # bf16 under autocast
-    if explore:
-        action = (action + log_std.exp() * rng.normal(key, action.shape, action.dtype)).clamp(-1.0, 1.0)
-    return action, carry
+        return nets.act_deterministic(net.actor, state.actor, seen), carry
+    return nets.act_normal(net.actor, state.actor, seen, key, explore), carry
 
 
 def value_loss(
-    value: Params, net: Net, obs: Float[Tensor, "B O"], q: Float[Tensor, " B"], expectile: Float[Tensor, ""]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Expectile regression onto the critics (Eq. 5); and the mean value."""
+    value: Params, net: Net, obs: Float[Tensor, "B O"], q: Float[Tensor, " B"], expectile: Scalar
+) -> tuple[Scalar, Float[Tensor, " B"]]:
+    """Expectile regression onto the critics (Eq. 5); and the values [B]."""
     v = functional_call(net.value, value, (obs,)).squeeze(-1).to(q.dtype)
     error = q - v
     weight = torch.where(error > 0.0, expectile, 1.0 - expectile)
-    return (weight * error.square()).mean(), v.mean()
+    return (weight * error.square()).mean(), v
 
 
-def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"]) -> Scalar:
     """Squared error to the target, summed over the critics (Eq. 6)."""
     qs = functional_call(net.critic, critic, (batch.obs, batch.action)).to(td_target.dtype)
     return (qs - td_target).square().mean(-1).sum()
@@ -210,7 +162,7 @@ def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor,
 
 def actor_loss(
     actor: Params, net: Net, config: Config, batch: Batch, weight: Float[Tensor, " B"], key: rng.Key
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """Advantage-weighted regression onto the data's actions (Eq. 7)."""
     if config.actor == "deterministic":
         action = functional_call(net.actor, actor, (batch.obs,)).to(weight.dtype)
@@ -227,6 +179,11 @@ def dropout_factors(key: rng.Key, rows: int, config: Config) -> list[Float[Tenso
     return [(u >= share).to(u.dtype) / (1.0 - share) for u in drawn]
 
 
+def lr_share(config: Any, state: Any) -> Scalar | float:
+    """What is left of the policy's learning rate at the next update, here and in RIQL."""
+    return 0.5 * (1.0 + torch.cos(math.pi * state.step / config.steps)) if config.actor_lr_decay else 1.0
+
+
 def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the value, the policy and the critics, and one soft update of the targets."""
     net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
@@ -234,71 +191,44 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
         batch = batch._replace(action=batch.action.clamp(-1.0 + 1e-5, 1.0 - 1e-5))
     q = functional_call(net.critic, state.target_critic, (batch.obs, batch.action)).to(batch.reward.dtype).amin(0)
 
-    grads, (v_loss, v_mean) = grad_and_value(value_loss, has_aux=True)(state.value, net, batch.obs, q, h["expectile"])
-    value, value_moments = adam(state.value, grads, state.value_moments, h["value_lr"])
-    v, next_v = (functional_call(net.value, value, (x,)).squeeze(-1).to(q.dtype) for x in (batch.obs, batch.next_obs))
+    value = descend(value_loss, state.value, state.value_moments, h["value_lr"], net, batch.obs, q, h["expectile"])
+    v, next_v = (
+        functional_call(net.value, value.params, (x,)).squeeze(-1).to(q.dtype) for x in (batch.obs, batch.next_obs)
+    )
 
-    advantage = q - v
+    advantage, actor_lr = q - v, h["actor_lr"] * lr_share(config, state)
     weight = torch.exp(h["temperature"] * advantage).clamp(max=100.0)
-    a_grads, a_loss = grad_and_value(actor_loss)(state.actor, net, config, batch, weight, key)
-    decay = 0.5 * (1.0 + torch.cos(math.pi * state.step / config.steps)) if config.actor_lr_decay else 1.0
-    actor, actor_moments = adam(state.actor, a_grads, state.actor_moments, h["actor_lr"] * decay)
+    actor = descend(actor_loss, state.actor, state.actor_moments, actor_lr, net, config, batch, weight, key)
 
     td_target = batch.reward + batch.discount * next_v
-    c_grads, c_loss = grad_and_value(critic_loss)(state.critic, net, batch, td_target)
-    critic, critic_moments = adam(state.critic, c_grads, state.critic_moments, h["critic_lr"])
+    critic = descend(critic_loss, state.critic, state.critic_moments, h["critic_lr"], net, batch, td_target)
 
     new = state._replace(
-        actor=actor,
-        critic=critic,
-        value=value,
-        target_critic=polyak(state.target_critic, critic, h["tau"]),
-        actor_moments=actor_moments,
-        critic_moments=critic_moments,
-        value_moments=value_moments,
+        actor=actor.params,
+        critic=critic.params,
+        value=value.params,
+        target_critic=polyak(state.target_critic, critic.params, h["tau"]),
+        actor_moments=actor.moments,
+        critic_moments=critic.moments,
+        value_moments=value.moments,
         step=state.step + 1,
     )
-    norms = {"value": grads, "actor": a_grads, "critic": c_grads}
-    metrics = {"value_loss": v_loss, "actor_loss": a_loss, "critic_loss": c_loss}
-    metrics |= {"q": q.mean(), "v": v_mean, "advantage": advantage.mean()}
-    return new, metrics | {f"{name}_grad_norm": global_norm(g) for name, g in norms.items()}, ()
+    metrics = {"value_loss": value.loss, "actor_loss": actor.loss, "critic_loss": critic.loss}
+    metrics |= {"q": q.mean(), "v": value.aux.mean(), "advantage": advantage.mean()}
+    norms = {"value": value, "actor": actor, "critic": critic}
+    return new, metrics | {f"{name}_grad_norm": step.grad_norm for name, step in norms.items()}, ()
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
-    """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
-    with Run("iql", config, config.steps * len(config.seeds), net, callback) as run:
-        data = open_data(run)
-        device = run.execution.device
-        modules = build_net(data.spec, config, net, device)
-        keys = [rng.key(seed, "init") for seed in config.seeds]
-        states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
-        agents = new_agents(states, device)
-        run.restore(net=modules, agents=agents, data=data)
-
-        learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
-        metrics: Metrics = {}
-
-        run.evaluate(greedy)  # if the session before was stopped in it
+    """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run."""
+    with Run("iql", config, net, callback) as run:
+        agents = learning.FromDataset(run, build_net, init, act)
+        learner = agents.learner(update)
         while run.running():
-            run.advance()
-            for i in run.updates_due(1.0, after=0):
-                sample_key, update_key = run.keys("sample", i), run.keys("update", i)
-                metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.end_step(metrics, greedy)
+            for i in agents.updates_due():
+                agents.learn(learner, i)
+            agents.end_step()
     return run
-
-
-def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
-    """Sampling and update of one agent as one function, compiled together."""
-
-    def learn(
-        state: State, data: Stored, first: Tensor, size: Tensor, sample_key: rng.Key, update_key: rng.Key
-    ) -> tuple[State, Metrics, tuple[()]]:
-        batch = sample(data, size, sample_key, config.batch_size, state.hparams["discount"], first)
-        return update(net, config, state, batch, update_key)
-
-    return learn
 
 
 if __name__ == "__main__":

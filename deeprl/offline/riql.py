@@ -28,31 +28,22 @@ target critics), means over the batch; gradients' norms of the three networks.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
-from deeprl import nets, rng
-from deeprl.config import PerAgent, per_agent
-from deeprl.custom import check_critic, make_modules, output_shape
-from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts, open_data
-from deeprl.errors import DeeprlError
-from deeprl.evaluate import greedy_policy
+from deeprl import learning, nets, rng
+from deeprl.config import PerAgent, layers, per_agent, positive
+from deeprl.custom import MakeNet, build_networks
+from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts
 from deeprl.nets import functional_call
-from deeprl.optim import Moments, adam, global_norm, init_moments, polyak
-from deeprl.population import freezing, new_agents, over_agents
-from deeprl.replay import Stored
+from deeprl.offline.iql import Net, lr_share, value_loss
+from deeprl.optim import Moments, descend, polyak
 from deeprl.run import Callback, Run
-from deeprl.samplers import sample
-from deeprl.spaces import require
-from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -64,11 +55,11 @@ class Config(OfflineConfig):
     # --- learning ---
     expectile: PerAgent = per_agent(0.7)
     """tau of the paper: 0.5 is the mean over the data's actions, 1 the best of them."""
-    temperature: PerAgent = per_agent(3.0)
+    temperature: PerAgent = per_agent(3.0, 0.0, 1000.0)
     """beta of the paper, the inverse temperature: 0 is behaviour cloning."""
     quantile: PerAgent = per_agent(0.25)
     """alpha of the paper: which quantile of the target critics; 0 is their minimum."""
-    huber_threshold: PerAgent = per_agent(1.0)
+    huber_threshold: PerAgent = per_agent(1.0, 1e-6, 1e6)
     """h, the error from which on the critics' loss is linear; 1 / sigma^2 in the paper's terms."""
     actor_lr: PerAgent = per_agent(3e-4)  # learning rate of the policy
     critic_lr: PerAgent = per_agent(3e-4)  # learning rate of the critics
@@ -79,38 +70,15 @@ class Config(OfflineConfig):
     tau: PerAgent = per_agent(0.005)
     """Share of the online critics in each soft target update."""
     # --- networks ---
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, in all networks
-    critics: int = 5  # K
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_positive("critics")
-        for name in ("expectile", "actor_lr", "critic_lr", "value_lr", "discount", "tau"):
-            self.require_within(name, 0.0, 1.0)
-        self.require_within("temperature", 0.0, 1000.0)
-        self.require_within("quantile", 0.0, 1.0)
-        self.require_within("huber_threshold", 1e-6, 1e6)
-        self.require_layers("hidden")
-
-
-class Net(NamedTuple):
-    """The modules of one agent; their parameters live in `State`.
-
-    actor(obs [B, O]) -> action [B, A] in [-1, 1]. critic(obs, action) -> qs [E, B]. value(obs) -> [B, 1].
-    """
-
-    actor: nn.Module
-    critic: nn.Module
-    value: nn.Module
-    spec: EnvSpec
-    remake: nets.Remake = None
-
-
-MakeNet = Callable[[EnvSpec, Config], tuple[nn.Module, nn.Module, nn.Module]]
+    hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer, in all networks
+    critics: int = positive(5)  # K
 
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Policy, critics and value of the authors' code: two ReLU layers of 256 each."""
+    """Policy, critics and value of the authors' code: two ReLU layers of 256 each.
+
+    actor(obs [B, O]) -> action [B, A] in [-1, 1]. critic(obs, action) -> qs [E, B]. value(obs) -> [B, 1].
+    """
     critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, "corl-ensemble")
     value = nets.MLP(spec.obs_dim, config.hidden, 1)
     return nets.TanhActor(spec.obs_dim, spec.action_dim, config.hidden), critic, value
@@ -118,14 +86,9 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
     """The networks of a run: `custom`, or the function that `config.net` names, or `make_net`."""
-    require("riql", spec, "continuous")
-    (actor, critic, value), remake = make_modules(make_net, spec, config, custom, "actor, critic, value")
-    obs = torch.zeros(3, *spec.obs_shape)
-    for name, module, shape in (("actor", actor, (3, spec.action_dim)), ("value", value, (3, 1))):
-        if (found := output_shape(module, obs)) != shape:
-            raise DeeprlError(f"net: the {name} must return {shape}, not {found}")
-    check_critic(critic, spec)
-    return Net(actor.to(device), critic.to(device), value.to(device), spec, remake)
+    kinds: dict[str, Any] = {"actor": "deterministic", "critic": 0, "value": True}
+    (actor, critic, value), remake = build_networks("riql", make_net, spec, config, custom, device, **kinds)
+    return Net(actor, critic, value, spec, remake)
 
 
 class State(NamedTuple):
@@ -139,74 +102,39 @@ class State(NamedTuple):
     critic_moments: Moments
     value_moments: Moments
     facts: Facts
-    hparams: dict[str, Float[Tensor, ""]]
+    hparams: dict[str, Scalar]
     step: Int[Tensor, ""]
     fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`); facts: those of its dataset."""
-    (actor, critic, value), fixed = nets.init_networks(net, ("actor", "critic", "value"), rng.bits(key, (3,)).tolist())
-    losses = config.scalars("expectile", "temperature", "quantile", "huber_threshold", "discount")
-    rates = config.scalars("actor_lr", "critic_lr", "value_lr", "tau")
-    return State(
-        actor=actor,
-        critic=critic,
-        value=value,
-        target_critic={k: p.clone() for k, p in critic.items()},
-        actor_moments=init_moments(actor),
-        critic_moments=init_moments(critic),
-        value_moments=init_moments(value),
-        facts=facts or no_facts(net.spec),
-        hparams={k: torch.tensor(v) for k, v in (losses | rates).items()},
-        step=torch.zeros((), dtype=torch.int64),
-        fixed=fixed,
-    )
+    return learning.new_state(State, net, key, config.hparams(), facts=facts or no_facts(net.spec))
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: tuple[()],
-    obs: Float[Tensor, "N O"],
-    is_first: Bool[Tensor, " N"],
-    key: rng.Key,
-    *,
-    explore: bool,
-) -> tuple[Float[Tensor, "N A"], tuple[()]]:
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
+) -> tuple[Actions, Carry]:
     """The policy's actions in [-1, 1], whether exploring or not."""
     net = nets.bound(net, state.fixed)
-    return functional_call(net.actor, state.actor, (state.facts.see(obs),)).to(obs.dtype), carry
+    return nets.act_deterministic(net.actor, state.actor, state.facts.see(obs)), carry
 
 
-def quantile_of(qs: Float[Tensor, "E B"], share: Float[Tensor, ""]) -> Float[Tensor, " B"]:
+def quantile_of(qs: Float[Tensor, "E B"], share: Scalar) -> Float[Tensor, " B"]:
     """The quantile over the first axis, linear between the two values next to it, as `torch.quantile`'s."""
     place = share * (len(qs) - 1)
     weight = (1.0 - (torch.arange(len(qs), device=qs.device) - place).abs()).clamp(min=0.0)
     return (weight.to(qs.dtype).unsqueeze(-1) * qs.sort(0).values).sum(0)  # a matrix product would round under bf16
 
 
-def value_loss(
-    value: Params, net: Net, obs: Float[Tensor, "B O"], q: Float[Tensor, " B"], expectile: Float[Tensor, ""]
-) -> tuple[Float[Tensor, ""], Float[Tensor, " B"]]:
-    """Expectile regression onto the critics (Eq. 10); and the values [B]."""
-    v = functional_call(net.value, value, (obs,)).squeeze(-1).to(q.dtype)
-    error = q - v
-    weight = torch.where(error > 0.0, expectile, 1.0 - expectile)
-    return (weight * error.square()).mean(), v
-
-
-def critic_loss(
-    critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"], threshold: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
+def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"], threshold: Scalar) -> Scalar:
     """Huber's loss to the target, divided by its threshold, averaged over the critics (Eq. 9)."""
     qs = functional_call(net.critic, critic, (batch.obs, batch.action)).to(td_target.dtype)
     error = (qs - td_target).abs()
     return torch.where(error < threshold, 0.5 * error.square() / threshold, error - 0.5 * threshold).mean()
 
 
-def actor_loss(actor: Params, net: Net, batch: Batch, weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def actor_loss(actor: Params, net: Net, batch: Batch, weight: Float[Tensor, " B"]) -> Scalar:
     """Advantage-weighted regression onto the data's actions, summed over their entries (Eq. 12)."""
     action = functional_call(net.actor, actor, (batch.obs,)).to(weight.dtype)
     return (weight * (action - batch.action).square().sum(-1)).mean()
@@ -220,70 +148,41 @@ def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -
     q = quantile_of(qs, h["quantile"])
     next_v = functional_call(net.value, state.value, (next_obs,)).squeeze(-1).to(q.dtype)
 
-    v_grads, (v_loss, v) = grad_and_value(value_loss, has_aux=True)(state.value, net, obs, q, h["expectile"])
-    value, value_moments = adam(state.value, v_grads, state.value_moments, h["value_lr"])
+    value = descend(value_loss, state.value, state.value_moments, h["value_lr"], net, obs, q, h["expectile"])
 
-    td_target = (batch.reward + batch.discount * next_v).clamp(-100.0, 1000.0)
-    c_grads, c_loss = grad_and_value(critic_loss)(state.critic, net, batch, td_target, h["huber_threshold"])
-    critic, critic_moments = adam(state.critic, c_grads, state.critic_moments, h["critic_lr"])
+    td_target, threshold = (batch.reward + batch.discount * next_v).clamp(-100.0, 1000.0), h["huber_threshold"]
+    critic = descend(critic_loss, state.critic, state.critic_moments, h["critic_lr"], net, batch, td_target, threshold)
 
-    advantage = q - v
+    advantage, actor_lr = q - value.aux, h["actor_lr"] * lr_share(config, state)
     weight = torch.exp(h["temperature"] * advantage).clamp(max=100.0)
-    a_grads, a_loss = grad_and_value(actor_loss)(state.actor, net, batch, weight)
-    decay = 0.5 * (1.0 + torch.cos(math.pi * state.step / config.steps)) if config.actor_lr_decay else 1.0
-    actor, actor_moments = adam(state.actor, a_grads, state.actor_moments, h["actor_lr"] * decay)
+    actor = descend(actor_loss, state.actor, state.actor_moments, actor_lr, net, batch, weight)
 
     new = state._replace(
-        actor=actor,
-        critic=critic,
-        value=value,
-        target_critic=polyak(state.target_critic, critic, h["tau"]),
-        actor_moments=actor_moments,
-        critic_moments=critic_moments,
-        value_moments=value_moments,
+        actor=actor.params,
+        critic=critic.params,
+        value=value.params,
+        target_critic=polyak(state.target_critic, critic.params, h["tau"]),
+        actor_moments=actor.moments,
+        critic_moments=critic.moments,
+        value_moments=value.moments,
         step=state.step + 1,
     )
-    metrics = {"value_loss": v_loss, "actor_loss": a_loss, "critic_loss": c_loss, "q": q.mean(), "v": v.mean()}
-    metrics |= {"advantage": advantage.mean(), "spread": qs.std(0, correction=0).mean()}
-    norms = {"value": v_grads, "actor": a_grads, "critic": c_grads}
-    return new, metrics | {f"{name}_grad_norm": global_norm(g) for name, g in norms.items()}, ()
+    metrics = {"value_loss": value.loss, "actor_loss": actor.loss, "critic_loss": critic.loss, "q": q.mean()}
+    metrics |= {"v": value.aux.mean(), "advantage": advantage.mean(), "spread": qs.std(0, correction=0).mean()}
+    norms = {"value": value, "actor": actor, "critic": critic}
+    return new, metrics | {f"{name}_grad_norm": step.grad_norm for name, step in norms.items()}, ()
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
-    """Train a population. net: own networks (`MakeNet`). callback(run) after every step; True stops the run."""
-    with Run("riql", config, config.steps * len(config.seeds), net, callback) as run:
-        data = open_data(run)
-        device = run.execution.device
-        modules = build_net(data.spec, config, net, device)
-        keys = [rng.key(seed, "init") for seed in config.seeds]
-        states = [init(modules, config.member(i), key, data.facts[i]) for i, key in enumerate(keys)]
-        agents = new_agents(states, device)
-        run.restore(net=modules, agents=agents, data=data)
-
-        learn = over_agents(freezing(learner(modules, config)), run.execution, shared=(1,), donate=True)
-        greedy = greedy_policy(functools.partial(act, modules, config, explore=False), agents.state, run.execution)
-        metrics: Metrics = {}
-
-        run.evaluate(greedy)  # if the session before was stopped in it
+    """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run."""
+    with Run("riql", config, net, callback) as run:
+        agents = learning.FromDataset(run, build_net, init, act)
+        learner = agents.learner(update)
         while run.running():
-            run.advance()
-            for i in run.updates_due(1.0, after=0):
-                sample_key, update_key = run.keys("sample", i), run.keys("update", i)
-                metrics, _ = learn(agents, data.arrays, data.first, data.size, sample_key, update_key)
-            run.end_step(metrics, greedy)
+            for i in agents.updates_due():
+                agents.learn(learner, i)
+            agents.end_step()
     return run
-
-
-def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
-    """Sampling and update of one agent as one function, compiled together."""
-
-    def learn(
-        state: State, data: Stored, first: Tensor, size: Tensor, sample_key: rng.Key, update_key: rng.Key
-    ) -> tuple[State, Metrics, tuple[()]]:
-        batch = sample(data, size, sample_key, config.batch_size, state.hparams["discount"], first)
-        return update(net, config, state, batch, update_key)
-
-    return learn
 
 
 if __name__ == "__main__":

@@ -31,110 +31,78 @@ Metrics: loss, q (mean Q of the batch's actions), td_error (mean |error| of mean
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
-from deeprl import nets, rng
-from deeprl.config import OnlineConfig, PerAgent, per_agent
-from deeprl.custom import make_modules, output_shape
+from deeprl import learning, nets, rng
+from deeprl.config import OffPolicyConfig, PerAgent, layers, per_agent, positive, within
+from deeprl.custom import MakeNet, make_modules, output_shape
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import greedy_policy
 from deeprl.nets import categorical, functional_call
-from deeprl.optim import Moments, adam, clip_by_global_norm, global_norm, init_moments
-from deeprl.population import freezing, new_agents, over_agents
-from deeprl.replay import Extent, Stored, StoredFrames, make_replay
+from deeprl.optim import Moments, descend, init_moments
+from deeprl.population import over_agents
+from deeprl.replay import Extent, Stored, StoredFrames
 from deeprl.run import Callback, Run
-from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.samplers import Window, n_step, prioritized, uniform
 from deeprl.spaces import require
-from deeprl.spec import Batch, EnvSpec, Metrics, Params
+from deeprl.spec import Batch, Carry, EnvSpec, First, Metrics, Params, Scalar
 from deeprl.tree import write_into
 
 
 @dataclass(frozen=True)
-class Config(OnlineConfig):
+class Config(OffPolicyConfig):
     """DQN. Defaults: those of CleanRL's dqn.py for classic control, which explores for 260k steps; see the recipes."""
 
     env: str = "CartPole-v1"
     steps: int = 500_000
     # --- schedule ---
-    learning_starts: int = 10_000
-    """Uniformly random steps before the first update."""
-    utd: float = 0.1
-    """Updates per environment step of one agent."""
-    train_every: int = 10
-    """Steps between bursts of updates."""
-    target_every: int = 500
-    """Steps between copies of the network into the target."""
+    utd: float = 0.1  # updates per environment step of one agent
+    train_every: int = positive(10)  # steps between bursts of updates
+    target_every: int = positive(500)  # steps between copies of the network into the target
     batch_size: int = 128  # transitions in each update
     buffer_size: int = 10_000  # transitions that the replay of an agent holds
     # --- learning ---
     lr: PerAgent = per_agent(2.5e-4)  # Adam's learning rate
-    adam_eps: PerAgent = per_agent(1e-8)  # Adam's epsilon
+    adam_eps: PerAgent = per_agent(1e-8, 1e-30)  # Adam's epsilon
     discount: PerAgent = per_agent(0.99)  # gamma, of one decision
-    loss: Literal["mse", "huber"] = "mse"
-    """Of the TD error, for `value` scalar."""
-    max_grad_norm: float = 0.0
-    """Limit of the gradient's norm; 0 sets none."""
-    reward_clip: float = 0.0
-    """Rewards are cut to [-x, x] for the learner (Atari: 1); 0 leaves them."""
+    loss: Literal["mse", "huber"] = "mse"  # of the TD error, for `value` scalar
+    max_grad_norm: float = within(0.0, 0.0, 1e12)  # limit of the gradient's norm; 0 sets none
+    reward_clip: float = within(0.0, 0.0, 1e12)  # rewards are cut to [-x, x] for the learner (Atari: 1); 0 leaves them
     # --- exploration ---
-    epsilon_end: PerAgent = per_agent(0.05)
-    """Probability of a random action at the end of its schedule; it begins at 1."""
-    epsilon_steps: PerAgent = per_agent(250_000.0)
-    """Steps of the linear schedule, after `learning_starts`."""
-    eval_epsilon: float = 0.0
-    """Probability of a random action in evaluation (Atari: 0.001 to 0.05)."""
+    epsilon_end: PerAgent = per_agent(0.05)  # probability of a random action at the end of its schedule; it begins at 1
+    epsilon_steps: PerAgent = per_agent(250_000.0, 1.0, 1e12)  # steps of the linear schedule, after `learning_starts`
+    eval_epsilon: float = within(0.0, 0.0, 1.0)  # probability of a random action in evaluation (Atari: 0.001 to 0.05)
     # --- extensions ---
-    double: bool = False
-    """The online network chooses the action whose target value counts."""
+    double: bool = False  # the online network chooses the action whose target value counts
     dueling: bool = False  # state value and advantages have layers of their own (arXiv 1511.06581)
-    n_step: int = 1  # rewards of so many steps before the bootstrap
+    n_step: int = positive(1)  # rewards of so many steps before the bootstrap
     value: Literal["scalar", "c51", "hl_gauss", "two_hot"] = "scalar"  # expected returns, or distributions of them
     bins: int = 51  # of a distribution
-    v_min: float = -10.0  # lowest value of a distribution
-    v_max: float = 10.0
-    """Highest value of a distribution: of the discounted return that the learner sees."""
+    v_min: float = within(-10.0, -1e12, 1e12)  # lowest value of a distribution
+    v_max: float = within(10.0, -1e12, 1e12)  # highest value: of the discounted return that the learner sees
     prioritized: bool = False  # rows of larger errors are drawn more often (arXiv 1511.05952)
-    priority_alpha: PerAgent = per_agent(0.5)
-    """0 is uniform."""
-    priority_beta: PerAgent = per_agent(0.4)
-    """At the start; 1 at the end of the run."""
+    priority_alpha: PerAgent = per_agent(0.5)  # 0 is uniform
+    priority_beta: PerAgent = per_agent(0.4)  # at the start; 1 at the end of the run
     # --- network ---
-    body: Literal["plain", "simba"] = "plain"
-    """`simba`: a residual encoder (arXiv 2410.09754; 512 x 2 blocks) above the torso."""
-    hidden: tuple[int, ...] = ()
+    body: Literal["plain", "simba"] = "plain"  # `simba`: a residual encoder (arXiv 2410.09754; 512 x 2) above the torso
+    hidden: tuple[int, ...] = layers()
     """Layers above that; default 120 84 for vectors, 128 for small images, 512 for others, none for `simba`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("learning_starts", "utd", "train_every", "target_every", "batch_size", "buffer_size", "n_step")
-        self.require_positive(*positive)
-        limits = dict.fromkeys(("lr", "discount", "epsilon_end", "eval_epsilon", "priority_alpha"), (0.0, 1.0))
-        limits |= {"epsilon_steps": (1.0, 1e12), "adam_eps": (1e-30, 1.0), "priority_beta": (0.0, 1.0)}
-        limits |= dict.fromkeys(("max_grad_norm", "reward_clip"), (0.0, 1e12))
-        limits |= dict.fromkeys(("v_min", "v_max"), (-1e12, 1e12))
-        for name, (low, high) in limits.items():
-            self.require_within(name, low, high)
-        self.require_learning(self.learning_starts)
         window = self.n_step * self.envs_per_agent
         if self.learning_starts < window or min(self.buffer_size, self.steps) < 4 * window:
-            raise DeeprlError(
-                f"n_step: {self.n_step} steps of {self.envs_per_agent} environments need at least {window}"
-                f" learning_starts, and a buffer_size and steps of {4 * window}"
-            )
+            needs = f"need at least {window} learning_starts, and a buffer_size and steps of {4 * window}"
+            raise DeeprlError(f"n_step: {self.n_step} steps of {self.envs_per_agent} environments {needs}")
         if not self.prioritized and (idle := {"priority_alpha", "priority_beta"} & set(self.varied())):
             raise DeeprlError(f"{min(idle)}: has no effect without prioritized, so these agents would be the same")
-        if self.bins < 2 or self.v_min >= self.v_max:
+        if self.v_min >= self.v_max or self.bins < 2:
             raise DeeprlError(f"v_min, v_max, bins: {self.bins} bins cannot fill {self.v_min} .. {self.v_max}")
-        self.require_layers("hidden")
 
 
 class Net(NamedTuple):
@@ -146,9 +114,6 @@ class Net(NamedTuple):
     q: nn.Module
     spec: EnvSpec
     remake: nets.Remake = None
-
-
-MakeNet = Callable[[EnvSpec, Config], nn.Module]
 
 
 def make_net(spec: EnvSpec, config: Config) -> nn.Module:
@@ -179,23 +144,21 @@ class State(NamedTuple):
     params: Params
     target: Params
     moments: Moments
-    epsilon: Float[Tensor, ""]
-    hparams: dict[str, Float[Tensor, ""]]
+    epsilon: Scalar
+    hparams: dict[str, Scalar]
     step: Int[Tensor, ""]
     fixed: nets.Fixed
 
 
 def init(net: Net, config: Config, key: rng.Key) -> State:
     """A new agent. config: settings of this agent alone (`config.member(i)`)."""
-    (params,), fixed = nets.init_networks(net, ("q",), rng.bits(key, (1,)).tolist())
-    hparams = config.scalars("lr", "adam_eps", "discount", "epsilon_end", "epsilon_steps")
-    hparams |= config.scalars("priority_alpha", "priority_beta")
+    (params,), fixed = nets.init_networks(net, ("q",), key)
     return State(
         params=params,
         target={k: p.clone() for k, p in params.items()},
         moments=init_moments(params),
         epsilon=torch.ones(()),
-        hparams={k: torch.tensor(v) for k, v in hparams.items()},
+        hparams={k: torch.tensor(v) for k, v in config.hparams().items()},
         step=torch.zeros((), dtype=torch.int64),
         fixed=fixed,
     )
@@ -205,16 +168,15 @@ def act(
     net: Net,
     config: Config,
     state: State,
-    carry: tuple[()],
+    carry: Carry,
     obs: Shaped[Tensor, "N *O"],
-    is_first: Bool[Tensor, " N"],
+    is_first: First,
     key: rng.Key,
     *,
     explore: bool,
-) -> tuple[Int[Tensor, " N"], tuple[()]]:
+) -> tuple[Int[Tensor, " N"], Carry]:
     """Greedy actions, but random ones with probability `state.epsilon`, or `eval_epsilon` without `explore`."""
-    net = nets.bound(net, state.fixed)
-    greedy = values(config, outputs(net, state.params, obs)).argmax(-1)
+    greedy = values(config, outputs(nets.bound(net, state.fixed), state.params, obs)).argmax(-1)
     if not explore and config.eval_epsilon == 0.0:
         return greedy, carry
     coin, choice = rng.uniform(key, (2, len(obs)))
@@ -279,13 +241,8 @@ class Errors(NamedTuple):
 
 
 def q_loss(
-    params: Params,
-    net: Net,
-    config: Config,
-    batch: Batch,
-    target: Float[Tensor, "B *K"],
-    weight: Float[Tensor, " B"] | None,
-) -> tuple[Float[Tensor, ""], Errors]:
+    params: Params, net: Net, config: Config, batch: Batch, target: Float[Tensor, "B *K"], weight: Tensor | None
+) -> tuple[Scalar, Errors]:
     """Mean loss, weighted if weights are given, and the errors of each transition."""
     chosen = of_action(outputs(net, params, batch.obs), batch.action)
     if config.value == "scalar":
@@ -305,55 +262,36 @@ def update(
 ) -> tuple[State, Metrics, Float[Tensor, " B"]]:
     """One gradient step. weight: importance weights. Returns the new priorities of the batch as well."""
     net, h = nets.bound(net, state.fixed), state.hparams
-    target = td_target(net, config, state, batch)
-    grads, (loss, errors) = grad_and_value(q_loss, has_aux=True)(state.params, net, config, batch, target, weight)
-    clipped = clip_by_global_norm(grads, config.max_grad_norm) if config.max_grad_norm else grads
-    params, moments = adam(state.params, clipped, state.moments, h["lr"], eps=h["adam_eps"])
-    metrics = {"loss": loss, "q": errors.q.mean(), "td_error": errors.td.mean(), "grad_norm": global_norm(grads)}
+    samples = (net, config, batch, td_target(net, config, state, batch), weight)
+    q = descend(
+        q_loss, state.params, state.moments, h["lr"], *samples, max_norm=config.max_grad_norm, eps=h["adam_eps"]
+    )
+    metrics = {"loss": q.loss, "q": q.aux.q.mean(), "td_error": q.aux.td.mean(), "grad_norm": q.grad_norm}
     metrics |= {"epsilon": state.epsilon.clone()}  # the state's own is overwritten in place
-    priority = (errors.priority_error + 1e-6) ** h["priority_alpha"]
-    return state._replace(params=params, moments=moments, step=state.step + 1), metrics, priority
+    priority = (q.aux.priority_error + 1e-6) ** h["priority_alpha"]
+    return state._replace(params=q.params, moments=q.moments, step=state.step + 1), metrics, priority
 
 
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
-    """Train a population. net: own network (`MakeNet`). callback(run) after every step; True stops the run."""
-    updates = math.ceil(config.steps * config.utd) * len(config.seeds)
-    with Run("dqn", config, updates, net, callback) as run:
-        envs = run.make_envs()
-        device, width = run.execution.device, config.envs_per_agent
-        module = build_net(envs.spec, config, net, device)
-        keys = [rng.key(seed, "init") for seed in config.seeds]
-        agents = new_agents([init(module, config.member(i), key) for i, key in enumerate(keys)], device)
-        replay = make_replay(len(keys), min(config.buffer_size, config.steps), envs.spec, width, device)
-        priorities = Priorities(len(keys), replay.capacity if config.prioritized else 0, device)
-        run.restore(net=module, agents=agents, replay=replay, priorities=priorities, envs=envs)
-        replay.cut(envs.is_first)
-
-        explore = over_agents(explorer(module, config), run.execution, shared=(4,))
-        learn = over_agents(freezing(learner(module, config)), run.execution, shared=(2, 5), donate=True)
-        greedy = greedy_policy(functools.partial(act, module, config, explore=False), agents.state, run.execution)
-        metrics: Metrics = {}
-        step = torch.zeros((), dtype=torch.int64, device=device)
-        seen = agents.state._replace(target={}, moments=())  # what acting looks at: every tensor costs a call some time
-
-        run.evaluate(greedy)  # if the session before was stopped in it
+    """Train a population. net: own network, as `make_net`. callback(run) after every step; True stops the run."""
+    with Run("dqn", config, net, callback) as run:
+        agents = learning.OffPolicy(run, build_net, init, act, prioritized=config.prioritized)
+        state, replay, priorities = agents.agents.state, agents.replay, agents.priorities
+        explore = over_agents(explorer(agents.net, config), run.execution, shared=(4,))
+        learn = agents.lift(learner(agents.net, config), shared=(2, 5))
+        step = torch.zeros((), dtype=torch.int64, device=agents.device)
+        acting = state._replace(target={}, moments=())  # what acting looks at: each tensor costs a call some time
         while run.running():
-            obs, first = (torch.from_numpy(x).to(device) for x in (envs.obs, envs.is_first))
-            action, epsilon = explore(seen, obs, first, run.keys("explore", run.step), step.fill_(run.step))
-            agents.state.epsilon.copy_(epsilon)
-            transition = envs.step(action.cpu().numpy())
-            if config.reward_clip:
-                transition = transition._replace(reward=transition.reward.clip(-config.reward_clip, config.reward_clip))
-            priorities.add(replay.add(transition))
-            run.advance(envs.pop_episodes())
+            action, epsilon = explore(acting, *agents.seen(), run.keys("explore", run.step), step.fill_(run.step))
+            state.epsilon.copy_(epsilon)
+            agents.step(action, config.reward_clip)
             for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
-                key = run.keys("sample", i)
-                metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, key, step.fill_(run.step))
-                if config.prioritized:
-                    priorities.update(*drawn)
+                rows = replay.data, replay.extent, priorities.values, run.keys("sample", i), step.fill_(run.step)
+                agents.metrics, drawn = learn(agents.agents, *rows)
+                priorities.update(*drawn)
             if run.due(config.target_every):
-                write_into(agents.state.target, agents.state.params)
-            run.end_step(metrics, greedy)
+                write_into(state.target, state.params)
+            agents.end_step()
     return run
 
 
