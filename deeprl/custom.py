@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deeprl import nets
+from deeprl.compiled import trace
 from deeprl.errors import DeeprlError, first_line
 from deeprl.fingerprint import fingerprint
 from deeprl.nets.agent import drawing_from
@@ -269,7 +270,7 @@ def _try(
             run(*arguments)
             if execution.compile:
                 what, remedy = "compiled", "--compile off takes it"
-                torch.compile(run, backend="eager", fullgraph=True, dynamic=False)(*arguments)
+                trace(run, arguments)
         except Exception as error:  # PyTorch's transforms and its compiler fail in ways of their own
             reason = textwrap.shorten(first_line(error), 120, placeholder=" ...")
             raise DeeprlError(f"{who} cannot be {what} ({reason}): {remedy}") from error

@@ -14,9 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
-import sys
-import types
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +24,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from deeprl.compiled import Compiled
 from deeprl.config import RunConfig
 from deeprl.errors import DeeprlError
 from deeprl.graphs import Recorded
-from deeprl.process import alone, keep_freed_memory, torch_defaults
+from deeprl.process import cpp_compiler, keep_freed_memory, torch_defaults
 from deeprl.spec import Metrics
 from deeprl.tree import tree_leaves, tree_map, write_into
 
@@ -56,7 +54,6 @@ class Agents(NamedTuple):
 _CAUSES: dict[int, str] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def cause_code(name: str) -> int:
     """The number that stands for a cause in `Agents.cause`, a checksum of its name: the same in every session."""
     code = zlib.crc32(name.encode())
@@ -114,10 +111,6 @@ class Execution:
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "strict" else "medium")
         keep_freed_memory()
-        # A process that trains many populations would run into dynamo's limit of variants of one function. Importing it
-        # takes two seconds; another thread may be at work with what it has compiled.
-        if "torch._dynamo" in sys.modules and alone():
-            torch.compiler.reset()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -239,10 +232,10 @@ def resolve_compile(choice: Literal["auto", "on", "off"], calls: int) -> bool:
         return choice == "on"
     if calls < 2_000:
         return False
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-    if compiler is None:
+    if cpp_compiler() is None:
         warnings.warn("no C++ compiler found: running eagerly, several times slower (install g++)", stacklevel=2)
-    return compiler is not None
+        return False
+    return True
 
 
 def resolve_device(device: str) -> str:
@@ -276,20 +269,7 @@ def _view(tree: Any, index: int) -> Any:
 
 
 def _compiled(function: Callable[..., Any], execution: Execution) -> Callable[..., Any]:
-    """`function` as one graph, entered through as few checks as possible: of the tensors that it is called with alone.
-
-    By default every call also checks all modules, settings and globals that the graph was made from (0.5 ms of SAC's
-    16 ms). They belong to the closures of a run and stay as they are; but Dynamo looks graphs up by code object, which
-    all closures of one function share, so that each gets a copy of its own here. Sizes need no second check, and in
-    C++ the calls of a graph's kernels cost half of what they cost in Python.
-    """
+    """`function` as one graph. Sizes need no check in it; in C++ the calls of its kernels cost half of Python's."""
     if not execution.compile:
         return function
-    assert isinstance(function, types.FunctionType)
-    own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-    )
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe, "size_asserts": False}
-    if execution.device == "cpu":
-        options["cpp_wrapper"] = True
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    return Compiled(function, {"size_asserts": False, "cpp_wrapper": execution.device == "cpu"})

@@ -10,9 +10,12 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -106,3 +109,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
             mallopt(parameter, value)
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that CXX or the path names, None where there is none."""
+    return os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+
+
+@functools.cache
+def cache_directory() -> Path:
+    """Where what has been compiled is kept: DEEPRL_CACHE, else `deeprl` in the user's cache directory."""
+    named = os.environ.get("DEEPRL_CACHE")
+    place = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deeprl"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        usable = os.access(place, os.W_OK)
+    except OSError:
+        usable = False
+    return place if usable else Path(tempfile.mkdtemp(prefix="deeprl"))

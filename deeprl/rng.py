@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from deeprl import philox as native
+
 Key = Int[Tensor, "4"]
 
 _MASK = 0xFFFFFFFF
@@ -72,31 +74,28 @@ class Streams:
 def fold_in(key: Key, data: int | Tensor) -> Key:
     """A new key from `key` and a number below 2^32 (an int or a 0-d integer tensor)."""
     if not isinstance(data, Tensor):
-        data = torch.full((), data, dtype=torch.int64, device=key.device)
-    return _derived(key, data)
+        return _words(key, 1, _DERIVE, first=data).squeeze(-1)
+    seed, stream, counter, path = key.unbind()
+    return torch.stack(philox((counter, data.to(torch.int64), path, torch.full_like(path, _DERIVE)), (seed, stream)))
 
 
 def split(key: Key, n: int) -> tuple[Key, ...]:
     """`n` independent keys."""
-    return _derived(key, torch.arange(n, device=key.device)).unbind()
+    return _words(key, n, _DERIVE).unbind(-1)
 
 
-def _derived(key: Key, data: Int[Tensor, "*n"]) -> Int[Tensor, "*n 4"]:
+def _words(key: Key, lanes: int, last: int = _DRAW, first: int = 0) -> Int[Tensor, "4 lanes"]:
+    """The words of the lanes first .. first + lanes - 1."""
+    if not torch.compiler.is_compiling() and native.available(key):  # a user's own graph has the operations
+        return native.operator(key, first, lanes, last)
     seed, stream, counter, path = key.unbind()
-    return torch.stack(
-        philox((counter, data.to(torch.int64), path, torch.full_like(path, _DERIVE)), (seed, stream)), -1
-    )
+    lane = torch.arange(first, first + lanes, device=key.device)
+    return torch.stack(philox((counter, lane, path, torch.full_like(path, last)), (seed, stream)))
 
 
-def _words(key: Key, lanes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    seed, stream, counter, path = key.unbind()
-    lane = torch.arange(lanes, device=key.device)
-    return philox((counter, lane, path, torch.full_like(path, _DRAW)), (seed, stream))
-
-
-def _take(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """The first numbers of several equally long vectors, in the given shape."""
-    return torch.cat(list(parts))[: math.prod(shape)].reshape(tuple(shape))
+def _take(numbers: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first of some numbers, in the given shape."""
+    return torch.cat(numbers.unbind())[: math.prod(shape)].reshape(tuple(shape))
 
 
 def bits(key: Key, shape: Sequence[int]) -> Int[Tensor, "..."]:
@@ -117,23 +116,20 @@ def uniform(
 
 def normal(key: Key, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
     """Standard normal numbers (Box-Muller on 24-bit uniforms, so |z| <= 5.77)."""
-    w0, w1, w2, w3 = _words(key, -(-math.prod(shape) // 4))
-    parts = []
-    for radius_bits, angle_bits in ((w0, w1), (w2, w3)):
-        u = ((radius_bits >> 8) + 1).to(dtype) * 2.0**-24  # in (0, 1]: its logarithm is finite
-        angle = (angle_bits >> 8).to(dtype) * (2.0**-24 * 2.0 * math.pi)
-        radius = torch.sqrt(-2.0 * torch.log(u))
-        parts += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return _take(parts, shape)
+    words = _words(key, -(-math.prod(shape) // 4)) >> 8
+    u = (words[::2] + 1).to(dtype) * 2.0**-24  # in (0, 1]: its logarithm is finite
+    angle = words[1::2].to(dtype) * (2.0**-24 * 2.0 * math.pi)
+    radius = torch.sqrt(-2.0 * torch.log(u))
+    return _take(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], 1).flatten(0, 1), shape)
 
 
 def randint(key: Key, shape: Sequence[int], n: int | Tensor) -> Int[Tensor, "..."]:
     """Integers in [0, n) for n < 2^31, from 64 random bits by multiply-shift (bias below n / 2^64)."""
-    w0, w1, w2, w3 = _words(key, -(-math.prod(shape) // 2))
-    return _take([(h * n + ((low * n) >> 32)) >> 32 for h, low in ((w0, w1), (w2, w3))], shape)
+    words = _words(key, -(-math.prod(shape) // 2))
+    return _take((words[::2] * n + ((words[1::2] * n) >> 32)) >> 32, shape)
 
 
 def permutation(key: Key, n: int) -> Int[Tensor, " n"]:
     """A random order of 0 .. n - 1 (a stable sort of 62 random bits each)."""
-    w0, w1, _, _ = _words(key, n)
+    w0, w1, _, _ = _words(key, n).unbind()
     return torch.argsort((w0 << 30) | (w1 >> 2), stable=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from deeprl import rng
+from deeprl.compiled import Compiled
 from deeprl.learning import Seen
 from deeprl.spec import Batch, EnvSpec, Params
 from deeprl.tree import flatten, tree_map
@@ -59,6 +62,19 @@ def assert_equal(a: Any, b: Any) -> None:
     assert list(ours) == list(theirs)
     unequal = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not unequal, unequal
+
+
+@contextlib.contextmanager
+def compiling_nothing(strict: bool = True) -> Iterator[None]:
+    """Within, an AssertionError where a function would have to be compiled for other arguments than before."""
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("compiled again")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if strict:
+            patch.setattr(Compiled, "_build", refuse)
+        yield
 
 
 # --- for independent implementations ---

@@ -21,6 +21,7 @@ from helpers import (
     assert_equal,
     batch_of,
     cast,
+    compiling_nothing,
     keys,
     plain_critics,
 )
@@ -625,7 +626,7 @@ def learned(config: cql.Config, execution: Execution, updates: int) -> tuple[Age
     learn = over_agents(freezing(cql.learner(net, config)), execution, shared=(1, 2), donate=True)
     streams, metrics, rows = rng.Streams(config.seeds), {}, (data.first, data.size, first)
     for i in range(updates):
-        with torch.compiler.set_stance("default" if i == 0 else "fail_on_recompile"):
+        with compiling_nothing(strict=i > 0):
             metrics, _ = learn(agents, data.arrays, returns, rows, streams("sample", i), streams("update", i))
     return agents, metrics
 

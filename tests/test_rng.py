@@ -235,7 +235,7 @@ def test_uniform_maps_to_its_bounds() -> None:
 
 
 def extreme_words(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rng, "_words", lambda key, lanes: tuple(words([value] * 4, lanes)))
+    monkeypatch.setattr(rng, "_words", lambda key, lanes: torch.stack(words([value] * 4, lanes)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -19,6 +19,7 @@ from helpers import (
     assert_equal,
     batch_of,
     cast,
+    compiling_nothing,
     keys,
     plain_critics,
 )
@@ -414,7 +415,7 @@ def learned(config: td3.Config, execution: Execution, updates: int) -> tuple[Age
     learn = [over_agents(learner, execution, shared=(2,), donate=True) for learner in learners]  # as in `train`
     streams, metrics = rng.Streams(config.seeds), {}
     for i in range(updates):
-        with torch.compiler.set_stance("default" if i < 2 else "fail_on_recompile"):
+        with compiling_nothing(strict=i >= 2):
             new, _ = learn[i % 2](agents, data, torch.tensor(50), streams("sample", i), streams("update", i))
         metrics |= new
     return agents, metrics
