@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
+# Processes of tests at the same time, of one thread each.
+WORKERS ?= 2
 
 .PHONY: demo test lint types fast peers environments clean
 
@@ -10,8 +12,8 @@ demo: .venv/core  ## the main job: a sweep on real environments, with its report
 
 test: export OMP_NUM_THREADS = 1
 test: lint types .venv/dev
-	$(BIN)/python -m pytest -m "not compiled"
-	DEEPRL_SHAPE_CHECKS=0 $(BIN)/python -m pytest -m compiled
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not compiled"
+	DEEPRL_SHAPE_CHECKS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m compiled
 
 fast: .venv/dev  ## without the learning runs and the compiled graphs
 	$(BIN)/python -m pytest -m "not slow and not compiled"

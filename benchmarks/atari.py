@@ -38,7 +38,7 @@ from deeprl.envs import pool as envpool_backend
 from deeprl.envs.atari import GAME_OVER
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.pool import EnvPoolVector
-from deeprl.envs.population import EnvBackend, PopulationEnvs
+from deeprl.envs.vector import EnvBackend, PopulationEnvs
 from deeprl.errors import DeeprlError
 
 Kind = Literal["ale-py", "envpool"]

@@ -122,9 +122,11 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     import torch
     from torch.func import functional_call
 
-    from deeprl import learning, nets, rng
+    from deeprl import nets
+    from deeprl.core import rng
+    from deeprl.core.spec import Batch, EnvSpec
     from deeprl.online import simba_v2
-    from deeprl.spec import Batch, EnvSpec
+    from deeprl.run import learning
 
     data = {k: torch.from_numpy(x) for k, x in given.items()}
     config = simba_v2.Config(**SUITES[suite] | {"lr_horizon": HORIZON})
@@ -175,7 +177,7 @@ class Comparison:
 
     def rows(self, args: argparse.Namespace, suite: str, folder: Path) -> list[dict[str, str]]:
         """Of one suite: the largest difference in each component."""
-        from deeprl import provenance
+        from deeprl.run import provenance
 
         files = [str(folder / name) for name in ("given.npz", "found.npz")]
         np.savez(files[0], **self.inputs())

@@ -81,10 +81,10 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     """Our side, in PyTorch: the same numbers. found: `renamed` ones of `theirs`."""
     import torch
 
-    from deeprl import rng
+    from deeprl.core import rng
+    from deeprl.core.spec import Batch, EnvSpec
     from deeprl.offline import iql
     from deeprl.recipes import RECIPES
-    from deeprl.spec import Batch, EnvSpec
 
     settings = {k: v for k, v in RECIPES["iql"]["mujoco"].settings.items() if k != "rewards"}
     config = iql.Config(dataset="given", steps=UPDATES, **settings)

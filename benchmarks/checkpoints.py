@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import tyro
 
-from deeprl import checkpoint, provenance
+from deeprl.core.spec import EnvSpec
 from deeprl.replay import Replay
-from deeprl.spec import EnvSpec
+from deeprl.run import checkpoint, provenance
 
 SPEC = EnvSpec((17,), 6, (-1.0,) * 6, (1.0,) * 6)
 COLUMNS = ["case", "agents", "transitions", "new_rows", "seconds", "low", "high", "bytes", "share", "device", "commit"]

@@ -37,7 +37,7 @@ from deeprl.make_data.adversary import needs_adversary
 from deeprl.make_data.corruption import ATTACKS, ELEMENTS, corrupt, write_hdf5
 from deeprl.offline import riql
 from deeprl.recipes import RECIPES
-from deeprl.rows import results, write_rows
+from deeprl.reporting.table import results, write_rows
 
 CASES = ("clean", *(f"{attack}-{element}" for attack in ATTACKS for element in ELEMENTS))
 CLEAN = {key: getattr(riql.Config, key) for key in ("quantile", "huber_threshold")}  # where no attack is named

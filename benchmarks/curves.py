@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from deeprl.curves import picture, read_published
+from deeprl.reporting.curves import picture, read_published
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ from typing import Any
 import tyro
 from speed_rows import append
 
-from deeprl import provenance
 from deeprl.make_data.collect import Request, Summary, create
 from deeprl.make_data.writers import exists
+from deeprl.run import provenance
 
 
 @dataclass(frozen=True)

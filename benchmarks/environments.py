@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deeprl import provenance
+from deeprl.run import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ["environment", "like", "package", "version", "command", "outcome", "reason", "versions", "commit"]
@@ -199,7 +199,7 @@ def _command(algorithm: str, env: str, options: str) -> str:
 
 def attempt(algorithm: str, env: str, options: str) -> tuple[str, str]:
     """Whether a command trains, and the last line that it wrote."""
-    from deeprl.cli import main as deeprl
+    from deeprl.commands.main import main as deeprl
 
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -176,7 +176,7 @@ def _main(words: list[str], log: str, before: Callable[[], Any] | None) -> None:
     sys.argv = ["deeprl", *words]
     if before is not None:
         before()
-    from deeprl.cli import main
+    from deeprl.commands.main import main
 
     sys.exit(main(words))
 

@@ -38,7 +38,7 @@ import fault_files
 import fault_kills
 from fault_runs import CASES
 
-from deeprl import provenance
+from deeprl.run import provenance
 
 COLUMNS = ["test", "case", "outcome", "ok", "kills", "in_save", "resumed", "identical", "detail", "seed"]
 COLUMNS += ["commit", "device", "versions", "command"]

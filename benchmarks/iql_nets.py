@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from deeprl import nets
+from deeprl.core.spec import EnvSpec
 from deeprl.offline import iql
-from deeprl.spec import EnvSpec
 
 Modules = tuple[nn.Module, nn.Module, nn.Module]
 

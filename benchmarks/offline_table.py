@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from deeprl.data.scores import normalized, score_range
-from deeprl.stats import mean_interval
+from deeprl.reporting.stats import mean_interval
 
 Scores = dict[tuple[str, str], dict[int, float]]  # (algorithm, dataset) -> seed -> score
 

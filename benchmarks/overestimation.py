@@ -25,10 +25,10 @@ import tyro
 
 import deeprl
 from deeprl.api import load_population
-from deeprl.directory import read_about
 from deeprl.online import dqn
-from deeprl.run import Run
-from deeprl.stats import mean_interval
+from deeprl.reporting.stats import mean_interval
+from deeprl.run.directory import read_about
+from deeprl.run.loop import Run
 
 HORIZON, ACTIONS = 20, 10
 SEEDS = tuple(range(20))

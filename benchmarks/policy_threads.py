@@ -24,8 +24,8 @@ import torch
 from speed_rows import append
 
 import deeprl
-from deeprl import provenance
 from deeprl.api import Policy
+from deeprl.run import provenance
 
 COLUMNS = ["threads", "calls_per_s", "wrong", "algorithm", "commit", "torch", "device", "calls", "interval", "command"]
 ENVS = {"dqn": "CartPole-v1"}

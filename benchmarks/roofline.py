@@ -49,12 +49,12 @@ def update_flops(algorithm: str, config: Any) -> float:
     """Of one agent with these settings."""
     import torch
 
-    from deeprl import rng
     from deeprl.api import algorithm_module
+    from deeprl.core import rng
+    from deeprl.core.spec import Batch
     from deeprl.data.datasets import load_dataset
     from deeprl.envs.make import make_env
-    from deeprl.spaces import env_spec
-    from deeprl.spec import Batch
+    from deeprl.envs.spaces import env_spec
 
     module = algorithm_module(algorithm)
     if algorithm in OFFLINE:

@@ -10,17 +10,17 @@ import torch
 from speed_tasks import OFFLINE
 from stopwatch import Stopwatch
 
-from deeprl import rng
 from deeprl.api import algorithm_module
+from deeprl.core import rng
+from deeprl.core.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
+from deeprl.core.spec import EnvSpec
 from deeprl.data.datasets import load_dataset
 from deeprl.data.offline import OfflineData
 from deeprl.envs.make import EnvFactory
-from deeprl.envs.population import PopulationEnvs
-from deeprl.learning import sampled
-from deeprl.population import Agents, Execution, freezing, new_agents, over_agents, resolve_execution
+from deeprl.envs.vector import PopulationEnvs
 from deeprl.replay import Replay, make_replay
-from deeprl.samplers import Priorities
-from deeprl.spec import EnvSpec
+from deeprl.replay.samplers import Priorities
+from deeprl.run.learning import sampled
 
 STEPS = 1_000  # random ones, whose transitions fill the replay data
 

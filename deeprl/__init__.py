@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from deeprl.api import dry_run as dry_run
     from deeprl.api import load as load
     from deeprl.api import train as train
-    from deeprl.rows import results as results
+    from deeprl.reporting.table import results as results
 
 
 def __getattr__(name: str) -> Any:
@@ -104,7 +104,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "results":
-        from deeprl.rows import results
+        from deeprl.reporting.table import results
 
         return results
     raise AttributeError(f"module 'deeprl' has no attribute {name!r}")

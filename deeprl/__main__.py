@@ -2,6 +2,6 @@
 
 import sys
 
-from deeprl.cli import main
+from deeprl.commands.main import main
 
 sys.exit(main())

@@ -18,22 +18,23 @@ import numpy as np
 import torch
 
 import deeprl
-from deeprl import checkpoint, rng, snapshots
 from deeprl.config import RunConfig, build
-from deeprl.custom import networks_digest, with_fixed
-from deeprl.directory import read_about
+from deeprl.core import rng
+from deeprl.core.footprint import Needs, rehearse
+from deeprl.core.objects import load_object
+from deeprl.core.population import member as take_member
+from deeprl.core.population import resolve_device, stack
+from deeprl.core.process import torch_defaults
+from deeprl.core.spec import EnvSpec
+from deeprl.core.tree import load_flat, tree_map
+from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError, nearest
-from deeprl.memory import Needs, rehearse
 from deeprl.nets import FixedNorm, put
-from deeprl.objects import load_object
-from deeprl.population import member as take_member
-from deeprl.population import resolve_device, stack
-from deeprl.process import torch_defaults
 from deeprl.recipes import with_recipe
-from deeprl.run import Callback, Run
-from deeprl.spaces import to_env_action
-from deeprl.spec import EnvSpec
-from deeprl.tree import load_flat, tree_map
+from deeprl.run import checkpoint, snapshots
+from deeprl.run.directory import read_about
+from deeprl.run.loop import Callback, Run
+from deeprl.run.own_networks import networks_digest, with_fixed
 
 
 def algorithm_module(name: str) -> ModuleType:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from helpers import assert_equal
 
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.population import Execution, freezing, member, new_agents, over_agents
+from deeprl.core.spec import EnvSpec
+from deeprl.core.tree import flatten
 from deeprl.data.datasets import Dataset
 from deeprl.data.offline import facts_of
-from deeprl.learning import sampled
-from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import Stored
-from deeprl.spec import EnvSpec
-from deeprl.tree import flatten
+from deeprl.run.learning import sampled
 
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from deeprl.envs.population import env_seeds
+from deeprl.envs.vector import env_seeds
 
 VICTIM = 1
 _TRAINING = env_seeds(VICTIM, "env", 1)[0]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from deeprl import checkpoint, rng
 from deeprl.config import build
-from deeprl.learning import Seen, observe
-from deeprl.spec import EnvSpec
+from deeprl.core import rng
+from deeprl.core.spec import EnvSpec
+from deeprl.run import checkpoint
+from deeprl.run.learning import Seen, observe
 
 SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {

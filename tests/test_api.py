@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import deeprl
-from deeprl import checkpoint
-from deeprl.assess import assess
+from deeprl.commands.evaluate import assess
 from deeprl.envs.make import make_env
-from deeprl.envs.population import env_seeds
+from deeprl.envs.vector import env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import Evaluator, greedy_policy
 from deeprl.nets import MLP, CriticEnsemble
+from deeprl.run import checkpoint
+from deeprl.run.evaluate import Evaluator, greedy_policy
 
 TINY = {
     "steps": 300, "learning_starts": 100, "hidden": [16, 16], "batch_size": 16, "eval_every": 0, "eval_episodes": 2,
@@ -189,7 +189,7 @@ def test_networks_with_buffers_and_shared_weights_come_back(tmp_path: Path) -> N
             mean, log_std = super().forward(self.scale * obs)
             return mean, log_std
 
-    def make(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+    def make(spec: deeprl.core.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
         return Tied(), CriticEnsemble(3, 1, (8,))
 
     few = {"steps": 40, "learning_starts": 20, "batch_size": 4, "compile": "off", "eval_episodes": 0}
@@ -220,9 +220,9 @@ def test_results_make_a_table(run_dir: Path) -> None:
     rows = deeprl.results(run_dir)
     assert {r["seed"] for r in rows} == {3, 5}
     assert all(r["algorithm"] == "sac" and r["env"] == "Pendulum-v1" and r["step"] == 300 for r in rows)
-    from deeprl import rows as module
+    from deeprl.reporting import table as module
 
-    assert deeprl.results is module.results  # importing deeprl.records must not hide it
+    assert deeprl.results is module.results  # importing deeprl.reporting must not hide it
 
 
 def test_wrong_settings_name_the_key(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ class Tall(nn.Module):
         return mean, log_std.clamp(-5, 2)
 
 
-def own_net(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+def own_net(spec: deeprl.core.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
     return Tall(spec.obs_dim, spec.action_dim), CriticEnsemble(spec.obs_dim, spec.action_dim, (8,), 3)
 
 
@@ -304,7 +304,7 @@ def test_own_critic_of_the_wrong_shape_is_refused(values: Any, message: str) -> 
 
 
 def test_own_network_with_dropout_is_refused() -> None:
-    def make(spec: deeprl.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
+    def make(spec: deeprl.core.spec.EnvSpec, config: object) -> tuple[nn.Module, nn.Module]:
         return nn.Sequential(nn.Dropout(), Tall(3, 1)), CriticEnsemble(3, 1, (8,))
 
     with pytest.raises(DeeprlError, match="Dropout keeps state or draws numbers"):
@@ -341,7 +341,7 @@ def test_networks_are_ordinary_modules() -> None:
 def test_callback_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def stop(run: deeprl.run.Run) -> bool:
+    def stop(run: deeprl.run.loop.Run) -> bool:
         seen.append(run.step)
         return run.step >= 40
 

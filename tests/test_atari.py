@@ -4,8 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from deeprl import checkpoint, watch
 from deeprl.api import Policy
+from deeprl.commands import watch
 from deeprl.envs.atari import (
     GAME_LENGTH,
     GAME_OVER,
@@ -18,10 +18,11 @@ from deeprl.envs.atari import (
     StickyActions,
 )
 from deeprl.envs.make import EnvFactory, make_env
-from deeprl.envs.population import Episode, PopulationEnvs, env_seeds
+from deeprl.envs.spaces import env_spec
+from deeprl.envs.vector import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import Evaluator
-from deeprl.spaces import env_spec
+from deeprl.run import checkpoint
+from deeprl.run.evaluate import Evaluator
 
 pytest.importorskip("ale_py")
 cv2 = pytest.importorskip("cv2")

@@ -23,10 +23,10 @@ from offline_helpers import (
 from torch import nn
 
 import deeprl
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.population import Execution, member
 from deeprl.errors import DeeprlError
 from deeprl.offline import bc
-from deeprl.population import Execution, member
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
 

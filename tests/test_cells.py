@@ -10,12 +10,13 @@ from test_records import write_run
 
 import deeprl
 from deeprl.api import algorithm_module
-from deeprl.cells import RECORD_ONLY, SETTINGS_ONLY, Task, cells_of, identity, key_of, names_of_tasks
-from deeprl.config import NOT_IDENTITY, per_agent_fields
-from deeprl.directory import EXECUTION
-from deeprl.records import group, read_runs
-from deeprl.report import write_report
-from deeprl.rows import results
+from deeprl.config import per_agent_fields
+from deeprl.config.runs import NOT_IDENTITY
+from deeprl.reporting.cells import RECORD_ONLY, SETTINGS_ONLY, Task, cells_of, identity, key_of, names_of_tasks
+from deeprl.reporting.read import group, read_runs
+from deeprl.reporting.report import write_report
+from deeprl.reporting.table import results
+from deeprl.run.directory import EXECUTION
 
 
 def plain(algorithm: str) -> dict:

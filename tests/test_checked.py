@@ -16,13 +16,13 @@ import deeprl
 from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN
 from deeprl.envs.checked import Checked
 from deeprl.envs.make import EnvFactory, make_env
-from deeprl.envs.population import Episode, PopulationEnvs
 from deeprl.envs.restorable import how_restorable
+from deeprl.envs.spaces import env_spec
+from deeprl.envs.vector import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError
-from deeprl.evaluate import Evaluator
 from deeprl.make_data.candidates import uniform_source
 from deeprl.make_data.recorder import Recorder, Source
-from deeprl.spaces import env_spec
+from deeprl.run.evaluate import Evaluator
 
 REUSED = EnvFactory("odd_envs:Reused-v0", {}, ())
 FEW: dict[str, Any] = {
@@ -230,7 +230,7 @@ def test_an_environment_that_other_processes_do_not_know_is_one_line(capfd: pyte
 
 
 def test_the_command_line_ends_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from deeprl.cli import main
+    from deeprl.commands.main import main
 
     words = ["train", "sac", "--env", "odd_envs:Odd-v0", "--out", str(tmp_path / "run"), "--threads", "1"]
     with pytest.raises(SystemExit) as caught:

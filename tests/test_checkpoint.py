@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeprl import checkpoint
 from deeprl.errors import DeeprlError
+from deeprl.run import checkpoint
 
 
 def content(value=0.0):

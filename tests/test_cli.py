@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import deeprl
-from deeprl.cli import main
+from deeprl.commands.main import main
 
 TINY = """--steps 300 --learning-starts 100 --hidden 16 16 --batch-size 16 --eval-every 150
 --eval-episodes 2 --log-every 100 --compile off --threads 1 --no-tensorboard""".split()
@@ -48,7 +48,7 @@ def test_help_and_list_answer_within_a_second(words: list[str]) -> None:
     best = 9.9
     for _ in range(3):  # the fastest of three: another process may hold the cores for a moment
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "deeprl.cli", *words], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "deeprl.commands.main", *words], capture_output=True, check=True)
         best = min(best, time.perf_counter() - start)
     assert best < 1.0
 
@@ -177,7 +177,7 @@ def test_wrong_flags_exit_with_status_2(words: list[str]) -> None:
 
 
 def test_plain_output_has_progress_lines(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "deeprl.cli", "train", "sac", "--env", "Pendulum-v1", *TINY]
+    words = [sys.executable, "-m", "deeprl.commands.main", "train", "sac", "--env", "Pendulum-v1", *TINY]
     words += ["--steps", "2700", "--learning-starts", "2400", "--out", str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert re.search(r"sac Pendulum-v1 x1: [\d,]+/2,700 .* steps/s .* left .*return -[\d,.]+ at", done.stdout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deeprl.clock import Clock
+from deeprl.run.clock import Clock
 
 
 class Hand:
@@ -17,7 +17,7 @@ class Hand:
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     hand = Hand()
-    monkeypatch.setattr("deeprl.clock.time.monotonic", hand)
+    monkeypatch.setattr("deeprl.run.clock.time.monotonic", hand)
     return hand
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import deeprl
-from deeprl.cli import main
-from deeprl.cli_dataset import _KINDS
+from deeprl.commands.dataset import _KINDS
+from deeprl.commands.main import main
 from deeprl.data.datasets import load_dataset
 from deeprl.envs.make import FreshWorld
 from deeprl.errors import DeeprlError

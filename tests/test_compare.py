@@ -12,7 +12,7 @@ from offline_helpers import made
 from recordings import write
 
 import deeprl
-from deeprl.cli import main
+from deeprl.commands.main import main
 from deeprl.data import compare
 from deeprl.data.compare import constant_columns, differences
 from deeprl.data.datasets import load_dataset

@@ -9,10 +9,10 @@ import torch
 from helpers import compiling_nothing
 from torch import Tensor
 
-from deeprl import compiled, rng
-from deeprl.compiled import Compiled, trace
+from deeprl.core import compiled, rng
+from deeprl.core.compiled import Compiled, trace
+from deeprl.core.population import Execution, over_agents
 from deeprl.errors import DeeprlError
-from deeprl.population import Execution, over_agents
 
 pytestmark = pytest.mark.compiled
 

@@ -9,10 +9,8 @@ import torch
 import tyro
 
 import deeprl
-from deeprl import rng
 from deeprl.api import algorithm_module
 from deeprl.config import (
-    NOT_IDENTITY,
     PerAgent,
     RunConfig,
     added,
@@ -23,12 +21,14 @@ from deeprl.config import (
     per_agent,
     per_agent_fields,
 )
-from deeprl.directory import stored_run, write_json
+from deeprl.config.runs import NOT_IDENTITY
+from deeprl.core import rng
+from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.online import sac
 from deeprl.online.sac import Config
-from deeprl.spec import EnvSpec
+from deeprl.run.directory import stored_run, write_json
 
 
 @pytest.mark.parametrize(

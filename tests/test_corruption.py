@@ -18,13 +18,14 @@ from offline_helpers import made_dataset, write_made
 from torch import Tensor
 
 import deeprl
-from deeprl import checkpoint, rng, snapshots
-from deeprl.cli import main
+from deeprl.commands.main import main
+from deeprl.core import rng
+from deeprl.core.spec import EnvSpec
 from deeprl.data.datasets import Dataset, load_dataset
 from deeprl.errors import DeeprlError
 from deeprl.make_data import adversary, corruption
 from deeprl.make_data.corruption import ELEMENTS, corrupt, read_corruption, write_hdf5
-from deeprl.spec import EnvSpec
+from deeprl.run import checkpoint, snapshots
 
 CLEAN = made_dataset(2000, 20)
 COLUMNS = {"observation": "obs", "action": "action", "reward": "reward", "dynamics": "next_obs"}
@@ -33,6 +34,9 @@ NOISY = ("observation", "action", "dynamics")
 
 class Quadratic:
     """Two critics whose mean is |s - 1|^2 + |a + 0.5|^2, with its minimum at s = 1, a = -0.5; pi(s) = 0.1 s_0, s_1."""
+
+    def __repr__(self) -> str:  # in the names of tests, the same in every process
+        return "Quadratic()"
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         value = (obs - 1.0).square().sum(-1) + (action + 0.5).square().sum(-1)

@@ -29,16 +29,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deeprl import checkpoint, rng
 from deeprl.config import build
+from deeprl.core import rng
+from deeprl.core.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
+from deeprl.core.spec import Batch
+from deeprl.core.tree import tree_leaves, tree_map
 from deeprl.data.datasets import Dataset
 from deeprl.data.offline import OfflineData, facts_of, no_facts, returns_to_go
 from deeprl.errors import DeeprlError
 from deeprl.offline import cql
-from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
 from deeprl.replay import Stored
-from deeprl.spec import Batch
-from deeprl.tree import tree_leaves, tree_map
+from deeprl.run import checkpoint
 
 METRICS = {"td_loss", "gap", "q", "cql_factor", "critic_grad_norm", "actor_loss", "actor_grad_norm", "entropy", "alpha"}
 KEY = rng.key(0, "update")

@@ -17,18 +17,18 @@ import torch
 from pretend_gpu import GpuTensor, pretended_gpus, waited
 
 import deeprl
-from deeprl import memory
 from deeprl.api import load_population
+from deeprl.core import footprint
+from deeprl.core.cuda_graphs import Recorded
+from deeprl.core.population import Execution, resolve_device
+from deeprl.core.tree import flatten, tree_map, write_into
 from deeprl.data.datasets import load_dataset
-from deeprl.directory import execution_of
 from deeprl.errors import DeeprlError
-from deeprl.graphs import Recorded
-from deeprl.learning import sampled
 from deeprl.make_data.corruption import corrupt
 from deeprl.online import sac
-from deeprl.population import Execution, resolve_device
-from deeprl.provenance import device_name
-from deeprl.tree import flatten, tree_map, write_into
+from deeprl.run.directory import execution_of
+from deeprl.run.learning import sampled
+from deeprl.run.provenance import device_name
 
 ONE: dict[str, Any] = {"batch_size": 4, "eval_episodes": 0, "threads": 1, "tensorboard": False, "seeds": [0, 1]}
 SHORT = {"env_kwargs": {"max_episode_steps": 3}, "steps": 7, "learning_starts": 3}
@@ -76,8 +76,8 @@ recordings: list[Recorded] = []
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Two pretended GPUs; functions are not compiled, but recorded."""
     recordings.clear()
-    monkeypatch.setattr("deeprl.population._compiled", lambda function, execution: function)
-    monkeypatch.setattr("deeprl.population.Recorded", functools.partial(Recorded, record=stand_in))
+    monkeypatch.setattr("deeprl.core.population._compiled", lambda function, execution: function)
+    monkeypatch.setattr("deeprl.core.population.Recorded", functools.partial(Recorded, record=stand_in))
     with pretended_gpus(monkeypatch) as used:
         yield used
 
@@ -205,7 +205,7 @@ def test_agents_are_loaded_to_any_gpu_and_act_there(tmp_path: Path, gpus: list[i
 def test_memory_is_asked_of_the_gpu_of_the_run(gpus: list[int]) -> None:
     needs = deeprl.dry_run("sac", device="cuda", **CONTINUOUS)
     assert needs.device == "cuda:0"
-    assert (memory.available("cuda:0"), memory.available("cuda:1")) == (10**9, 2 * 10**9)
+    assert (footprint.available("cuda:0"), footprint.available("cuda:1")) == (10**9, 2 * 10**9)
 
 
 # --- recordings ---

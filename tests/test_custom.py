@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeprl.custom import make_modules, name_of, output_shape
+from deeprl.core.spec import EnvSpec
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn, sac, td3
-from deeprl.spec import EnvSpec
+from deeprl.run.own_networks import make_modules, name_of, output_shape
 
 BOX = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 DISCRETE = EnvSpec((3,), 0, (), (), actions=2)

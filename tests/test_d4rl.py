@@ -12,14 +12,14 @@ import pytest
 from recordings import write
 
 import deeprl
-from deeprl.cli import main
+from deeprl.commands.main import main
 from deeprl.data.d4rl import WRAPPERS, DroppedPenEnds, recorded_in
 from deeprl.data.datasets import load_dataset
 from deeprl.data.info import describe
-from deeprl.directory import evaluated_in, read_about
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.errors import DeeprlError
 from deeprl.make_data.collect import Request, create
+from deeprl.run.directory import evaluated_in, read_about
 
 ANT = "deeprl.data.d4rl:NoContactForces"
 CONTACTS = {"use_contact_forces": True}

@@ -16,7 +16,7 @@ import pytest
 from gymnasium import spaces
 from recordings import episodes, flat, write, write_minari
 
-from deeprl.cli import main
+from deeprl.commands.main import main
 from deeprl.data.datasets import load_dataset, peek
 from deeprl.errors import DeeprlError
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import EPISODES, Toy, episodes, flat, successor, write, write_minari
 
-from deeprl.cli import main
+from deeprl.commands.main import main
 from deeprl.data import files as dataset_files
 from deeprl.data import rows as dataset_rows
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek

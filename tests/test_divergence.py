@@ -16,17 +16,17 @@ from helpers import assert_equal
 from probe_envs import Pictures
 from torch import Tensor
 
-from deeprl import checkpoint, health
-from deeprl.cli import main
+from deeprl.commands.main import main
+from deeprl.core.population import Agents, Execution, cause_code, cause_name, freezing, new_agents, over_agents
+from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import EnvFactory
-from deeprl.envs.population import PopulationEnvs
+from deeprl.envs.spaces import to_env_action
+from deeprl.envs.vector import PopulationEnvs
 from deeprl.online import dqn, sac, td3
-from deeprl.population import Agents, Execution, cause_code, cause_name, freezing, new_agents, over_agents
-from deeprl.records import read_runs
-from deeprl.report import write_report
-from deeprl.run import Run
-from deeprl.spaces import to_env_action
-from deeprl.spec import EnvSpec
+from deeprl.reporting.read import read_runs
+from deeprl.reporting.report import write_report
+from deeprl.run import checkpoint, divergence
+from deeprl.run.loop import Run
 
 # 90 steps with episodes of 25; update i is done at step 31 + i; rows at 35, 42, 49, ..; evaluations at 40, 80 and 90.
 TINY: dict[str, Any] = {
@@ -235,7 +235,7 @@ OTHERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-def check_others(out: Path, clean: Clean, case: str, **more: Any) -> list[health.Record]:
+def check_others(out: Path, clean: Clean, case: str, **more: Any) -> list[divergence.Record]:
     algorithm, poison, settings = OTHERS[case]
     run = algorithm.train(config(out, algorithm, poison, **settings, **more))
     assert_others_equal(clean(algorithm, **settings, **more), out)
@@ -341,12 +341,12 @@ def test_stop_names_bad_parameters_but_changes_nothing(tmp_path: Path) -> None:
 
 def test_look_names_the_first_bad_leaf_of_each_agent_and_blames_no_parameter_for_bad_data() -> None:
     agents = counters(5)
-    health.freeze(agents, {1: "reward", 2: "action"})
+    divergence.freeze(agents, {1: "reward", 2: "action"})
     agents.state.value[1:4] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     agents.state.step[4] = 2**60  # integers are never looked at
     before = agents.state.value.clone()
-    health.look(agents)
-    found = health.found(agents, range(5), 7, ())
+    divergence.look(agents)
+    found = divergence.found(agents, range(5), 7, ())
     assert [(r["member"], r["cause"], r["step"]) for r in found] == [
         (1, "reward", 7), (2, "parameter value", 7), (3, "parameter value", 7)
     ]  # fmt: skip
@@ -356,10 +356,10 @@ def test_look_names_the_first_bad_leaf_of_each_agent_and_blames_no_parameter_for
 def test_agent_is_frozen_once_with_its_first_cause() -> None:
     agents = counters(2)
     agents.state.step.fill_(4)
-    health.freeze(agents, {1: "observation"})
+    divergence.freeze(agents, {1: "observation"})
     agents.state.step.fill_(5)
-    health.freeze(agents, {1: "reward"})
-    assert health.found(agents, (5, 6), 9, ()) == [
+    divergence.freeze(agents, {1: "reward"})
+    assert divergence.found(agents, (5, 6), 9, ()) == [
         {"member": 1, "seed": 6, "update": 4, "step": 9, "cause": "observation"}
     ]
 

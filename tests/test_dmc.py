@@ -15,14 +15,14 @@ pytest.importorskip("dm_control")
 
 from test_records import write_run
 
+from deeprl.core.spec import EnvSpec
 from deeprl.envs import make as making
 from deeprl.envs.dmc import DMControl, _suite
 from deeprl.envs.make import make_env
 from deeprl.envs.restorable import Replayed, how_restorable
+from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
-from deeprl.rows import results
-from deeprl.spaces import env_spec
-from deeprl.spec import EnvSpec
+from deeprl.reporting.table import results
 
 
 def actions(env: Any, n: int, seed: int = 0) -> np.ndarray:

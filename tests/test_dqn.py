@@ -11,14 +11,15 @@ import torch
 from helpers import assert_equal, cast
 from torch import Tensor, nn
 
-from deeprl import nets, rng
+from deeprl import nets
 from deeprl.config import build
+from deeprl.core import rng
+from deeprl.core.optim import global_norm
+from deeprl.core.population import stack
+from deeprl.core.spec import Batch, EnvSpec
+from deeprl.core.tree import tree_leaves
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn
-from deeprl.optim import global_norm
-from deeprl.population import stack
-from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import tree_leaves
 
 METRICS = ("loss", "q", "td_error", "grad_norm", "epsilon")
 TWO = EnvSpec((2,), 0, (), (), actions=2)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deeprl.core.spec import EnvSpec
 from deeprl.online import dqn
-from deeprl.spec import EnvSpec
 
 pytestmark = pytest.mark.slow
 

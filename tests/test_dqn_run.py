@@ -14,18 +14,20 @@ from helpers import assert_equal, cast
 from torch import Tensor
 
 import deeprl
-from deeprl import checkpoint, nets, rng
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.population import Execution, freezing, member, new_agents, over_agents
+from deeprl.core.spec import EnvSpec, Transition
+from deeprl.core.tree import tree_leaves, tree_map
 from deeprl.envs import restorable
 from deeprl.envs import state as env_state
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn
-from deeprl.population import Execution, freezing, member, new_agents, over_agents
 from deeprl.replay import FrameReplay, Replay
-from deeprl.run import Run
-from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
-from deeprl.spec import EnvSpec, Transition
-from deeprl.tree import tree_leaves, tree_map
+from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.run import checkpoint
+from deeprl.run.loop import Run
 
 SPEC = EnvSpec((3,), 0, (), (), actions=4)
 VALUES = ("scalar", "c51", "hl_gauss", "two_hot")

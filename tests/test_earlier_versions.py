@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import deeprl
-from deeprl import cli
-from deeprl.records import group, read_runs
-from deeprl.report import write_report
+from deeprl.commands import main as cli
+from deeprl.reporting.read import group, read_runs
+from deeprl.reporting.report import write_report
 
 HERE = Path(__file__).parent / "data" / "earlier"
 # What that version wrote where the stopped runs were not stopped.

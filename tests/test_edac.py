@@ -22,11 +22,12 @@ from offline_helpers import (
 )
 from torch import Tensor, nn
 
-from deeprl import nets, rng
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.population import Execution, member, stack
 from deeprl.data.offline import Facts
 from deeprl.errors import DeeprlError
 from deeprl.offline import edac
-from deeprl.population import Execution, member, stack
 
 TINY: dict[str, Any] = {"hidden": (16, 16), "batch_size": 32, "steps": 100, "critics": 4}
 LINEAR = edac.Config(hidden=(), critics=2)

@@ -15,10 +15,10 @@ import pytest
 from test_run import assert_same_run, config
 from torch import Tensor
 
-from deeprl import evaluate
 from deeprl.envs.make import EnvFactory, make_env
-from deeprl.evaluate import Evaluator, StoppedError, names_time_limit
 from deeprl.online import sac
+from deeprl.run import evaluate
+from deeprl.run.evaluate import Evaluator, StoppedError, names_time_limit
 
 
 class Endless(gym.Env):

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from opaque_envs import Harder, Hidden, HiddenChoice, OneSeed, SecretlyHarder, Silent, Unseeded, lives
 from test_envs import PENDULUM, actions, play
 
-from deeprl import checkpoint
 from deeprl.envs.make import EnvFactory, FreshWorld, make_env
-from deeprl.envs.population import PopulationEnvs, env_seeds
 from deeprl.envs.restorable import Captured, Replayed, episode_seed, forgets, how_restorable
-from deeprl.evaluate import Evaluator
+from deeprl.envs.vector import PopulationEnvs, env_seeds
 from deeprl.online import dqn
+from deeprl.run import checkpoint
+from deeprl.run.evaluate import Evaluator
 
 HIDDEN = EnvFactory("opaque_envs:Hidden-v0", {}, ())
 NORMALIZED = EnvFactory("opaque_envs:Hidden-v0", {}, ("gymnasium.wrappers:NormalizeObservation",))
@@ -466,7 +466,7 @@ def test_stopped_and_continued_dqn_run_is_identical(name: str, backend: str, tmp
 SCRIPT = """
 import signal, sys
 import numpy as np
-from deeprl.envs.population import PopulationEnvs
+from deeprl.envs.vector import PopulationEnvs
 from deeprl.envs.make import EnvFactory
 
 got = []

@@ -8,10 +8,10 @@ import pytest
 from gymnasium import wrappers
 from gymnasium.wrappers.utils import RunningMeanStd
 
-from deeprl import checkpoint
 from deeprl.envs import state as env_state
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
+from deeprl.run import checkpoint
 
 ENVS = [
     "Pendulum-v1", "MountainCarContinuous-v0", "CartPole-v1", "Acrobot-v1", "HalfCheetah-v5", "Hopper-v5",

@@ -7,14 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from deeprl import checkpoint
+from deeprl.core.objects import load_object
+from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.pool import EnvPoolVector
-from deeprl.envs.population import Episode, PopulationEnvs, env_seeds
+from deeprl.envs.spaces import env_spec, require, to_env_action
+from deeprl.envs.vector import Episode, PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.objects import load_object
-from deeprl.spaces import env_spec, require, to_env_action
-from deeprl.spec import EnvSpec
+from deeprl.run import checkpoint
 
 PENDULUM = EnvFactory("Pendulum-v1", {"max_episode_steps": 12}, ())
 HOPPER = EnvFactory("Hopper-v5", {"max_episode_steps": 25}, ())  # random actions fall after 10 to 40 steps

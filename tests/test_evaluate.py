@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 import torch
 
-from deeprl import checkpoint
+from deeprl.core.population import Execution
 from deeprl.envs.make import EnvFactory, make_env
-from deeprl.envs.population import Episode, env_seeds
-from deeprl.evaluate import Evaluator, greedy_policy
+from deeprl.envs.spaces import env_spec
+from deeprl.envs.vector import Episode, env_seeds
 from deeprl.online import sac
-from deeprl.population import Execution
-from deeprl.spaces import env_spec
+from deeprl.run import checkpoint
+from deeprl.run.evaluate import Evaluator, greedy_policy
 
 
 class Countdown(gym.Env):

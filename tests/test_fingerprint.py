@@ -13,8 +13,8 @@ from torch import nn
 
 import deeprl
 from deeprl.errors import DeeprlError
-from deeprl.fingerprint import fingerprint
 from deeprl.nets import CriticEnsemble
+from deeprl.run.fingerprint import fingerprint
 
 SOURCE = '''
 import torch
@@ -102,7 +102,7 @@ def test_what_they_do_not_compute_is_not(digest, old, new):
 
 def test_it_is_the_same_in_another_process(tmp_path):
     (tmp_path / "nets_of_mine.py").write_text(SOURCE, encoding="utf-8")
-    code = "import nets_of_mine as m; from deeprl.fingerprint import fingerprint; print(fingerprint(m.make, [m.Net()]))"
+    code = "import nets_of_mine as m; from deeprl.run.fingerprint import fingerprint as f; print(f(m.make, [m.Net()]))"
     runs = [
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         for _ in range(2)

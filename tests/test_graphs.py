@@ -10,8 +10,8 @@ import torch
 from helpers import assert_equal
 from torch import Tensor
 
-from deeprl.graphs import Recorded
-from deeprl.tree import tree_map, write_into
+from deeprl.core.cuda_graphs import Recorded
+from deeprl.core.tree import tree_map, write_into
 
 
 class Recorder:

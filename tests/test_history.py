@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprl import checkpoint, history
+from deeprl.core.spec import EnvSpec, Transition
 from deeprl.errors import DeeprlError
-from deeprl.history import History
 from deeprl.replay import FrameReplay, Replay, make_replay
-from deeprl.spec import EnvSpec, Transition
+from deeprl.replay import blocks as history
+from deeprl.replay.blocks import History
+from deeprl.run import checkpoint
 
 VECTOR = EnvSpec((2,), 1, (-1.0,), (1.0,))
 IMAGE = EnvSpec((2, 3, 3), 0, (), (), obs_dtype="uint8", actions=4, frame_stack=2)

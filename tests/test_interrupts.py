@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from test_run import assert_same_run, config
 
-from deeprl import checkpoint
-from deeprl.interrupts import Interrupts
 from deeprl.online import sac
+from deeprl.run import checkpoint
+from deeprl.run.interrupts import Interrupts
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +81,7 @@ def test_other_threads_take_over_nothing() -> None:
 
 RUN = """
 import sys
-from deeprl import cli
+from deeprl.commands import main as cli
 from deeprl.online import sac
 original = sac.train
 def train(config, net=None, callback=None):

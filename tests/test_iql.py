@@ -12,10 +12,10 @@ from helpers import BATCH, CRITIC, ONE, assert_equal, batch_of, cast
 from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend
 from torch import nn
 
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.spec import Batch, EnvSpec
 from deeprl.errors import DeeprlError
 from deeprl.offline import iql
-from deeprl.spec import Batch, EnvSpec
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
 

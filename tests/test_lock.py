@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from deeprl import lock
 from deeprl.errors import DeeprlError, InUseError
-from deeprl.lock import Lock
+from deeprl.run import lock
+from deeprl.run.lock import Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from deeprl.lock import Lock
+from deeprl.run.lock import Lock
 Lock(Path(sys.argv[1])).acquire()
 print("held", flush=True)
 time.sleep(60)

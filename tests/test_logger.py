@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deeprl.errors import DeeprlError
-from deeprl.logger import CsvLog, TensorBoardLog
+from deeprl.run.logger import CsvLog, TensorBoardLog
 
 
 def read(path):
@@ -172,8 +172,8 @@ def test_tensorboard_values_are_seen_at_once_and_brought_to_the_disk(tmp_path, m
 
 def write_session(directory, now, first, last, monkeypatch):
     """Steps first .. last - 1 in a session whose clock stands at `now` seconds."""
-    monkeypatch.setattr("deeprl.logger.time.time", lambda: float(now))
-    monkeypatch.setattr("deeprl.logger.time.time_ns", lambda: now * 10**9)
+    monkeypatch.setattr("deeprl.run.logger.time.time", lambda: float(now))
+    monkeypatch.setattr("deeprl.run.logger.time.time_ns", lambda: now * 10**9)
     log = TensorBoardLog(directory, ["a"], first)
     for step in range(first, last + 3):  # the last three are never shown: the session is killed before they are saved
         log.write(step, 0, {"x": float(step)})

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import deeprl
-from deeprl import memory, nets
-from deeprl.cli import main
+from deeprl import nets
+from deeprl.commands.main import main
+from deeprl.core import footprint
+from deeprl.core.spec import EnvSpec
+from deeprl.core.tree import tree_leaves
 from deeprl.errors import DeeprlError
+from deeprl.launch.sweep import run_sweep
 from deeprl.replay import Replay
-from deeprl.spec import EnvSpec
-from deeprl.sweep import run_sweep
-from deeprl.tree import tree_leaves
 
 TINY: dict[str, Any] = {
     "steps": 400, "learning_starts": 100, "batch_size": 8, "hidden": (16, 16), "seeds": (0, 1, 2),
@@ -91,7 +92,7 @@ def test_frames_of_atari_size_by_hand() -> None:
     from deeprl.replay import FrameReplay
 
     spec = EnvSpec((4, 84, 84), 0, (), (), "uint8", actions=6, frame_stack=4)
-    needs = memory.needs_of(8, "cpu", replay=FrameReplay(1, 10**6, spec, device="meta"))
+    needs = footprint.needs_of(8, "cpu", replay=FrameReplay(1, 10**6, spec, device="meta"))
     # one frame a row, a spare one for every 16th, and 4 + 2 more; a row: four int64 (newest, depth, action, and on the
     # host the oldest frame needed), reward, two bools; two int64 and a bool of where the environment is, and skip
     frames = 10**6 + 10**6 // 16 + 4 + 2
@@ -104,7 +105,7 @@ def test_frames_of_atari_size_by_hand() -> None:
      (106 * 10**9, "106 GB"), (2176 * 10**12, "2.18 PB"), (5 * 10**21, "5 ZB"), (None, "unknown")],
 )  # fmt: skip
 def test_text_by_hand(number: int | None, expected: str) -> None:
-    assert memory.text(number) == expected
+    assert footprint.text(number) == expected
 
 
 # --- what is available ---
@@ -124,8 +125,8 @@ def system(root: Path, monkeypatch: pytest.MonkeyPatch, membership: str, groups:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in ({"memory.stat": STAT} | files).items():
             (folder / name).write_text(content + "\n")
-    monkeypatch.setattr(memory, "PROC", root / "proc")
-    monkeypatch.setattr(memory, "CGROUPS", root / "cgroup")
+    monkeypatch.setattr(footprint, "PROC", root / "proc")
+    monkeypatch.setattr(footprint, "CGROUPS", root / "cgroup")
 
 
 def limit_2(most: str, used: int) -> dict[str, str]:
@@ -155,28 +156,28 @@ def test_available_is_the_smaller_of_machine_and_cgroup(
     membership: str, groups: dict[str, dict[str, str]], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system(tmp_path, monkeypatch, membership, groups)
-    assert memory.available("cpu") == expected
+    assert footprint.available("cpu") == expected
 
 
 def test_available_without_linux_is_an_upper_bound_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "PROC", tmp_path)
-    monkeypatch.setattr(memory.os, "sysconf_names", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 2})
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert memory.available("cpu") == 4_096_000
-    monkeypatch.setattr(memory.os, "sysconf_names", {})
-    assert memory.available("cpu") is None
-    assert memory.Needs(1, "cpu", {"replay": 10**18}).fit()
+    monkeypatch.setattr(footprint, "PROC", tmp_path)
+    monkeypatch.setattr(footprint.os, "sysconf_names", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 2})
+    monkeypatch.setattr(footprint.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert footprint.available("cpu") == 4_096_000
+    monkeypatch.setattr(footprint.os, "sysconf_names", {})
+    assert footprint.available("cpu") is None
+    assert footprint.Needs(1, "cpu", {"replay": 10**18}).fit()
 
 
 def test_available_on_cuda_counts_the_reserve_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
-    assert memory.available("cuda:1") == 1300
+    assert footprint.available("cuda:1") == 1300
 
 
 def test_this_machine_has_memory() -> None:
-    free = memory.available("cpu")
+    free = footprint.available("cpu")
     assert free is None or free > 50_000_000
 
 
@@ -184,7 +185,7 @@ def test_this_machine_has_memory() -> None:
 
 
 def test_replay_without_room_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda device: 20 * 10**9)
+    monkeypatch.setattr(footprint, "available", lambda device: 20 * 10**9)
     made = []
     monkeypatch.setattr(Replay, "_allocate", lambda self, real=Replay._allocate: (made.append(self.device), real(self)))
     with pytest.raises(DeeprlError) as refused:
@@ -199,7 +200,7 @@ def test_replay_without_room_is_refused_before_it_is_allocated(monkeypatch: pyte
 
 @pytest.mark.parametrize("room", [-1, 0])
 def test_border_of_the_refusal(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda device: 2 * 100 * 34 + room)
+    monkeypatch.setattr(footprint, "available", lambda device: 2 * 100 * 34 + room)
     if room < 0:
         with pytest.raises(DeeprlError, match=r"2 agents need 6\.8 kB"):
             Replay(2, 100, PENDULUM)
@@ -214,7 +215,7 @@ def test_replay_of_an_earlier_population_is_given_back_first(monkeypatch: pytest
         gone = weakref.ref(earlier.data.obs)
         del earlier  # but it and its history refer to each other
         assert gone() is not None
-        monkeypatch.setattr(memory, "available", lambda device: 10**9 if gone() is None else 0)
+        monkeypatch.setattr(footprint, "available", lambda device: 10**9 if gone() is None else 0)
         Replay(2, 100, PENDULUM)
     finally:
         gc.enable()
@@ -237,7 +238,7 @@ def test_dry_run_prints_a_table_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(memory, "available", lambda device: 20 * 10**9)
+    monkeypatch.setattr(footprint, "available", lambda device: 20 * 10**9)
     words = "--env CartPole-v1 --seeds 0-3 --buffer-size 1000 --prioritized --threads 1 --out here".split()
     assert main(["train", "dqn", "--dry-run", *words]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -247,7 +248,7 @@ def test_dry_run_prints_a_table_and_leaves_nothing(
     assert ["replay", "46", "kB", "184", "kB"] in lines
     assert ["priorities", "4.1", "kB", "16.4", "kB"] in lines  # 1000 rounded up to 1024, and the largest, in float32
     assert ["available", "on", "cpu", "20", "GB"] in lines
-    assert " ".join(lines[-1]) == memory.LEFT_OUT
+    assert " ".join(lines[-1]) == footprint.LEFT_OUT
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,7 +282,7 @@ def test_sweep_warns_of_a_population_that_does_not_fit(
         "[experiment.grid]\nbuffer_size = [100, 400]\n"
     )
     # 46 bytes a transition: 13.8 and 55.2 kB of replay, and less than 20 kB of networks
-    monkeypatch.setattr(memory, "available", lambda device: 50_000)
+    monkeypatch.setattr(footprint, "available", lambda device: 50_000)
     with pytest.raises(DeeprlError, match=r"^3 agents need"):
         run_sweep(file)
     out = capsys.readouterr().out

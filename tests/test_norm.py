@@ -14,6 +14,7 @@ from helpers import assert_equal
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deeprl.core.population import member, stack
 from deeprl.nets import (
     HyperLinear,
     Lerp,
@@ -27,7 +28,6 @@ from deeprl.nets import (
     project_,
     projected,
 )
-from deeprl.population import member, stack
 
 F64 = torch.float64
 

@@ -13,11 +13,12 @@ from helpers import assert_equal, batch_of
 from offline_helpers import SPEC, made_dataset, write_made
 from torch import Tensor
 
-from deeprl import checkpoint, rng
 from deeprl.config import build
+from deeprl.core import rng
 from deeprl.data.offline import Facts
-from deeprl.learning import sampled
-from deeprl.samplers import sample
+from deeprl.replay.samplers import sample
+from deeprl.run import checkpoint
+from deeprl.run.learning import sampled
 
 SMALL: dict[str, dict[str, Any]] = {
     "bc": {"hidden": (16, 16)},

@@ -17,7 +17,8 @@ from offline_helpers import SPEC, Linear, made, made_dataset, write_made
 from recordings import write, write_minari
 
 import deeprl
-from deeprl import cli, rng
+from deeprl.commands import main as cli
+from deeprl.core import rng
 from deeprl.data.offline import (
     OfflineConfig,
     OfflineData,
@@ -27,11 +28,11 @@ from deeprl.data.offline import (
     returns_to_go,
     reward_recipe,
 )
-from deeprl.directory import evaluated_in, read_about
 from deeprl.errors import DeeprlError
-from deeprl.records import group, read_runs
-from deeprl.rows import results
-from deeprl.samplers import sample
+from deeprl.replay.samplers import sample
+from deeprl.reporting.read import group, read_runs
+from deeprl.reporting.table import results
+from deeprl.run.directory import evaluated_in, read_about
 
 TINY: dict[str, Any] = {
     "batch_size": 16,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deeprl.optim import adam, adaptive_clip, clip_by_global_norm, global_norm, init_moments, laprop, polyak
-from deeprl.spec import Params
-from deeprl.tree import tree_leaves
+from deeprl.core.optim import adam, adaptive_clip, clip_by_global_norm, global_norm, init_moments, laprop, polyak
+from deeprl.core.spec import Params
+from deeprl.core.tree import tree_leaves
 
 
 def tensors(*values: float) -> Tensor:

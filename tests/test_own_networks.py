@@ -15,13 +15,15 @@ from test_run import config
 from torch import Tensor, nn
 
 import deeprl
-from deeprl import checkpoint, nets, rng
-from deeprl.custom import try_out, with_fixed
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.population import Execution, stack
+from deeprl.core.spec import EnvSpec
 from deeprl.errors import DeeprlError
 from deeprl.nets import CriticEnsemble
 from deeprl.online import dqn, sac, simba_v2, td3
-from deeprl.population import Execution, stack
-from deeprl.spec import EnvSpec
+from deeprl.run import checkpoint
+from deeprl.run.own_networks import try_out, with_fixed
 
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)
 PENDULUM = EnvSpec((3,), 1, (-2.0,), (2.0,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deeprl import philox, rng
+from deeprl.core import philox, rng
 
 DRAWS: dict[str, Callable[[rng.Key], Tensor]] = {
     "bits": lambda key: rng.bits(key, (3, 5)),

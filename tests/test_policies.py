@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.make_data.policies import read_policies, read_policy
-from deeprl.spec import EnvSpec
 
 HOPPER = Path(__file__).parent / "data" / "trpo_hopper.npz"
 SPEC = EnvSpec((1,), 1, (-1.0,), (1.0,))

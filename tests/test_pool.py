@@ -2,11 +2,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.pool import CROPPED, EnvPoolVector
-from deeprl.envs.population import PopulationEnvs, env_seeds
+from deeprl.envs.vector import PopulationEnvs, env_seeds
 from deeprl.errors import DeeprlError
-from deeprl.spec import EnvSpec
 
 pytest.importorskip("envpool")
 

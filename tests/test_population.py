@@ -18,12 +18,9 @@ import torch
 from helpers import SPEC, assert_equal, cast, compiling_nothing
 from torch import Tensor
 
-from deeprl import rng
 from deeprl.config import RunConfig
-from deeprl.errors import DeeprlError
-from deeprl.learning import sampled
-from deeprl.online import sac
-from deeprl.population import (
+from deeprl.core import rng
+from deeprl.core.population import (
     Agents,
     Execution,
     freezing,
@@ -35,9 +32,12 @@ from deeprl.population import (
     resolve_execution,
     stack,
 )
-from deeprl.process import keep_freed_memory
+from deeprl.core.process import keep_freed_memory
+from deeprl.core.tree import tree_leaves
+from deeprl.errors import DeeprlError
+from deeprl.online import sac
 from deeprl.replay import Stored
-from deeprl.tree import tree_leaves
+from deeprl.run.learning import sampled
 
 ROWS = 50
 # Every member has its own rates, so that a mixed-up axis shows.
@@ -91,7 +91,7 @@ def lifted(execution: Execution) -> Callable:
 
 
 def alone(state: sac.State, data: Stored, index: int, updates: range) -> sac.State:
-    """The same updates without anything of population.py."""
+    """The same updates without anything of core/population.py."""
     for i in updates:
         state, _, _ = LEARN(state, data, SIZE, keys("sample", i)[index], keys("update", i)[index])
     return state

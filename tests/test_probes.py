@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from deeprl import checkpoint, nets
+from deeprl import nets
 from deeprl.online import sac, td3
+from deeprl.run import checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -18,13 +18,13 @@ import torch
 from offline_helpers import write_made
 
 import deeprl
-from deeprl.assess import assess
-from deeprl.cli import main
+from deeprl.commands.evaluate import assess
+from deeprl.commands.main import main
+from deeprl.core.process import torch_defaults
 from deeprl.data.datasets import load_dataset
 from deeprl.data.info import describe
 from deeprl.errors import DeeprlError
-from deeprl.process import torch_defaults
-from deeprl.progress import Progress, is_terminal, show
+from deeprl.run.progress import Progress, is_terminal, show
 
 TINY: dict[str, Any] = {
     "env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 5}, "steps": 12, "learning_starts": 6, "batch_size": 4,
@@ -169,7 +169,7 @@ def test_a_run_that_fails_sets_everything_back(where: str, tmp_path: Path, monke
         raise ZeroDivisionError
 
     if where == "device":
-        monkeypatch.setattr("deeprl.population.keep_freed_memory", fail)
+        monkeypatch.setattr("deeprl.core.population.keep_freed_memory", fail)
     torch.set_num_threads(2)
     how = {"callback": {"callback": fail}, "networks": {"net": fail}, "device": {}}[where]
     with default(torch.float64):
@@ -247,7 +247,7 @@ def closed() -> io.StringIO:
 def test_a_run_needs_neither_stdout_nor_stderr(stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("deeprl.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("deeprl.run.progress._LINE_SECONDS", 0.0)
     run = deeprl.train("sac", out=tmp_path / "run", **TINY)
     show("a line")
     show("a line", sys.stderr)

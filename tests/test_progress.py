@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from deeprl.progress import Progress, _clock
+from deeprl.run.progress import Progress, _clock
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("deeprl.progress.time.monotonic", clock)
+    monkeypatch.setattr("deeprl.run.progress.time.monotonic", clock)
     return clock
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from deeprl.core.spec import EnvSpec
 from deeprl.nets import MinAtarCNN, NatureCNN, QNetwork, TanhActor, image_torso, init_params
-from deeprl.spec import EnvSpec
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 import deeprl
-from deeprl import api, cli
+from deeprl import api
 from deeprl.api import algorithm_module
+from deeprl.commands import main as cli
 from deeprl.config import build
 from deeprl.data.offline import OfflineConfig
 from deeprl.errors import DeeprlError
+from deeprl.launch.sweep import read_sweep
 from deeprl.recipes import RECIPES, discount_of, with_recipe
-from deeprl.sweep import read_sweep
 
 NAMES = [(algorithm, name) for algorithm, recipes in RECIPES.items() for name in recipes]
 

@@ -3,11 +3,11 @@ import json
 
 import pytest
 
-from deeprl.cells import Cell
 from deeprl.errors import DeeprlError
-from deeprl.records import group, read_runs
-from deeprl.report import summarise
-from deeprl.rows import COLUMNS, results, write_rows
+from deeprl.reporting.cells import Cell
+from deeprl.reporting.read import group, read_runs
+from deeprl.reporting.report import summarise
+from deeprl.reporting.table import COLUMNS, results, write_rows
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 

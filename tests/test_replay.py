@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.spec import Batch, EnvSpec, Transition
 from deeprl.envs.make import make_env
-from deeprl.envs.population import PopulationEnvs
+from deeprl.envs.vector import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.replay import Replay
-from deeprl.samplers import sample
-from deeprl.spec import Batch, EnvSpec, Transition
+from deeprl.replay.samplers import sample
 
 SPEC = EnvSpec((2,), 1, (-1.0,), (1.0,))
 SIZES = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Text
 
-from deeprl.curves import _plain, _short, read_published
 from deeprl.errors import DeeprlError
-from deeprl.report import _file_name, write_report
-from deeprl.rows import results
+from deeprl.reporting.curves import _plain, _short, read_published
+from deeprl.reporting.report import _file_name, write_report
+from deeprl.reporting.table import results
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 
@@ -246,9 +246,9 @@ def test_tick_labels_are_short(value, text):
     assert _short(value) == text
 
 
-@pytest.mark.parametrize("module", ["stats", "records", "curves", "report"])
+@pytest.mark.parametrize("module", ["stats", "read", "curves", "report"])
 def test_module_imports_no_torch_and_matplotlib_only_inside_functions(module):
-    source = importlib.util.find_spec(f"deeprl.{module}").origin
+    source = importlib.util.find_spec(f"deeprl.reporting.{module}").origin
     lines = Path(source).read_text().splitlines()
     imports = [line for line in lines if re.match(r"\s*(import|from)\s", line)]
     assert not [line for line in imports if "torch" in line]

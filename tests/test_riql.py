@@ -12,7 +12,8 @@ from helpers import BATCH, CRITIC, ONE, batch_of, cast
 from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend
 from torch import nn
 
-from deeprl import nets, rng
+from deeprl import nets
+from deeprl.core import rng
 from deeprl.errors import DeeprlError
 from deeprl.offline import riql
 from deeprl.recipes import RECIPES

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deeprl import rng
+from deeprl.core import rng
 
 # Random123, tests/kat_vectors, "philox4x32 10": counter, key, result.
 VECTORS = {

@@ -15,11 +15,11 @@ import pytest
 import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from deeprl import checkpoint
+from deeprl.core.population import Execution
 from deeprl.errors import DeeprlError
 from deeprl.online import sac, td3
-from deeprl.population import Execution
-from deeprl.run import Run
+from deeprl.run import checkpoint
+from deeprl.run.loop import Run
 
 ROOT = Path(__file__).parent.parent
 # 90 steps with episodes of 25: ends at 25, 50, 75. Updates from step 31 on.
@@ -379,7 +379,7 @@ def test_unknown_env_leaves_no_directory(tmp_path):
 def test_max_hours_stops_each_call_and_the_run_continues(tmp_path, monkeypatch):
     # A clock that advances by one second at each look at it; a call stops after 60 of them.
     ticks = iter(range(10**9))
-    monkeypatch.setattr("deeprl.run.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("deeprl.run.loop.time.monotonic", lambda: float(next(ticks)))
     settings = config(tmp_path / "run", max_hours=60 / 3600, checkpoint_minutes=0.0)
     reached = []
     for _ in range(30):

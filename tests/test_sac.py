@@ -22,13 +22,14 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from deeprl import learning, rng
 from deeprl.config import build
+from deeprl.core import rng
+from deeprl.core.population import member, stack
+from deeprl.core.spec import Batch, EnvSpec
+from deeprl.core.tree import tree_leaves
 from deeprl.errors import DeeprlError
 from deeprl.online import sac
-from deeprl.population import member, stack
-from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import tree_leaves
+from deeprl.run import learning
 
 METRICS = ("critic_loss", "critic_grad_norm", "q", "actor_loss", "actor_grad_norm", "entropy", "alpha", "alpha_loss")
 # mean = 0 and log sigma = 0, whatever the observation.

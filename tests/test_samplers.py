@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprl import replay as replay_module
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.spec import Batch, EnvSpec, Transition
+from deeprl.core.tree import tree_map
 from deeprl.envs.make import EnvFactory
-from deeprl.envs.population import PopulationEnvs
+from deeprl.envs.vector import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
-from deeprl.samplers import Priorities, Window, n_step, prioritized, uniform
-from deeprl.spec import Batch, EnvSpec, Transition
-from deeprl.tree import tree_map
+from deeprl.replay import transitions as replay_module
+from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform
 
 GAMMA = 0.9
 KEY = rng.key(0, "sample")

@@ -6,9 +6,10 @@ import jaxtyping
 import pytest
 import torch
 
-from deeprl import nets, rng
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.spec import Batch, EnvSpec
 from deeprl.online import sac
-from deeprl.spec import Batch, EnvSpec
 
 
 def test_key_of_three_words_raises() -> None:

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import layer_norm
 
-from deeprl import learning, nets, rng
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.population import Execution, freezing, member, new_agents, over_agents
+from deeprl.core.spec import Batch, EnvSpec, Params
+from deeprl.core.tree import tree_leaves, tree_map
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn, simba, td3
-from deeprl.population import Execution, freezing, member, new_agents, over_agents
-from deeprl.spec import Batch, EnvSpec, Params
-from deeprl.tree import tree_leaves, tree_map
+from deeprl.run import learning
 
 SMALL: dict[str, Any] = {
     "actor_width": 8,

@@ -11,11 +11,11 @@ from helpers import ONE, SPEC, batch_of, cast, keys
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from deeprl import rng
-from deeprl.learning import Seen
+from deeprl.core import rng
+from deeprl.core.spec import Batch, Params
 from deeprl.nets import ReturnScale, RSNorm
 from deeprl.online import simba_v2
-from deeprl.spec import Batch, Params
+from deeprl.run.learning import Seen
 
 SMALL: dict[str, Any] = {
     "actor_width": 8,

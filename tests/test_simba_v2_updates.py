@@ -13,15 +13,17 @@ from test_population import SIZE, data_of, largest_difference, replay
 from test_simba_v2 import SMALL, seasoned, small
 from torch import Tensor, nn
 
-from deeprl import learning, nets, rng
+from deeprl import nets
 from deeprl.config import build
+from deeprl.core import rng
+from deeprl.core.population import Agents, Execution, cause_name, freezing, member, new_agents, over_agents
+from deeprl.core.spec import EnvSpec, Params
+from deeprl.core.tree import tree_leaves
 from deeprl.errors import DeeprlError
-from deeprl.learning import Seen, sampled
 from deeprl.nets import hyper_weights
 from deeprl.online import simba_v2
-from deeprl.population import Agents, Execution, cause_name, freezing, member, new_agents, over_agents
-from deeprl.spec import EnvSpec, Params
-from deeprl.tree import tree_leaves
+from deeprl.run import learning
+from deeprl.run.learning import Seen, sampled
 
 # Every member has its own rates, so that a mixed-up axis shows.
 PER_AGENT: dict[str, Any] = {

@@ -12,10 +12,11 @@ import pytest
 from helpers import assert_equal
 
 import deeprl
-from deeprl import cli, snapshots
+from deeprl.commands import main as cli
 from deeprl.errors import DeeprlError
 from deeprl.make_data.candidates import run_sources
 from deeprl.make_data.collect import Request, choose, create
+from deeprl.run import snapshots
 
 TINY: dict[str, Any] = {
     "env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 20}, "steps": 60, "learning_starts": 20, "seeds": [0, 1],

@@ -12,11 +12,11 @@ from offline_helpers import made
 from recordings import write_minari
 
 import deeprl
-from deeprl import cli
+from deeprl.commands import main as cli
 from deeprl.data.source import digest_of, facts_of_source, find_again, same_datasets
 from deeprl.errors import DeeprlError
-from deeprl.records import group, read_runs
-from deeprl.sweep import read_sweep, run_sweep
+from deeprl.launch.sweep import read_sweep, run_sweep
+from deeprl.reporting.read import group, read_runs
 
 ENV = "offline_helpers:MadeLinear-v0"
 HOW: dict[str, Any] = {

@@ -5,8 +5,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from deeprl import stats
-from deeprl.stats import bootstrap_interval, iqm, mean_band, mean_interval
+from deeprl.reporting import stats
+from deeprl.reporting.stats import bootstrap_interval, iqm, mean_band, mean_interval
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 RUNS = arrays(np.float64, st.integers(2, 12), elements=FLOATS)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deeprl.errors import DeeprlError
-from deeprl.lock import Lock
-from deeprl.sweep import read_sweep, run_sweep
+from deeprl.launch.sweep import read_sweep, run_sweep
+from deeprl.run.lock import Lock
 
 TINY = """
 [defaults]
@@ -152,7 +152,9 @@ def test_equal_seeds_of_other_settings_are_no_repetition(tmp_path: Path) -> None
 def test_sweep_files_are_utf_8_in_every_locale(locale: str, mark: str, tmp_path: Path) -> None:
     file = tmp_path / "sweep.toml"
     file.write_text(mark + EXPERIMENT + 'label = "h\u00f6her"\n', encoding="utf-8")
-    code = "import sys; from deeprl.sweep import read_sweep; print(ascii(read_sweep(sys.argv[1])[1][0].config.label))"
+    code = (
+        "import sys; from deeprl.launch.sweep import read_sweep as r; print(ascii(r(sys.argv[1])[1][0].config.label))"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-X", "utf8=0", "-c", code, str(file)],
         env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},

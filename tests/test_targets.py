@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import deeprl
-from deeprl.cli import main
-from deeprl.report import write_report
-from deeprl.rows import COLUMNS
-from deeprl.targets import is_report, is_run
+from deeprl.commands.main import main
+from deeprl.reporting.report import write_report
+from deeprl.reporting.table import COLUMNS
+from deeprl.run.targets import is_report, is_run
 
 FEW: dict[str, Any] = {"steps": 20, "learning_starts": 10, "batch_size": 4, "hidden": [8], "eval_episodes": 1}
 FEW |= {"compile": "off", "threads": 1, "tensorboard": False, "env": "Pendulum-v1"}

@@ -25,15 +25,17 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from deeprl import checkpoint, nets, rng
+from deeprl import nets
 from deeprl.config import build
+from deeprl.core import rng
+from deeprl.core.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
+from deeprl.core.spec import Batch, EnvSpec
+from deeprl.core.tree import tree_leaves, tree_map
 from deeprl.errors import DeeprlError
-from deeprl.learning import sampled
 from deeprl.online import td3
-from deeprl.population import Agents, Execution, freezing, member, new_agents, over_agents, stack
 from deeprl.replay import Stored
-from deeprl.spec import Batch, EnvSpec
-from deeprl.tree import tree_leaves, tree_map
+from deeprl.run import checkpoint
+from deeprl.run.learning import sampled
 
 LINEAR = td3.Config(hidden=())
 LINEAR_NET = td3.build_net(ONE, LINEAR)

@@ -11,11 +11,13 @@ from helpers import BATCH, CRITIC, ONE, assert_equal, batch_of, cast
 from offline_helpers import SPEC, assert_compiled_equals_eager, assert_population_equals_single, descend, write_made
 from torch import Tensor, nn
 
-from deeprl import checkpoint, nets, rng
+from deeprl import nets
 from deeprl.config import build
+from deeprl.core import rng
 from deeprl.errors import DeeprlError
 from deeprl.offline import td3_bc
 from deeprl.online import td3
+from deeprl.run import checkpoint
 
 TINY = {"hidden": (16, 16), "batch_size": 32, "steps": 100}
 

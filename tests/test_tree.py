@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deeprl.core.tree import TreeState, flatten, load_flat, tree_leaves, tree_map, write_into
 from deeprl.errors import DeeprlError
-from deeprl.tree import TreeState, flatten, load_flat, tree_leaves, tree_map, write_into
 
 
 class Inner(NamedTuple):

@@ -7,9 +7,9 @@ from test_cells import record
 
 import deeprl
 from deeprl.envs.make import make_env
-from deeprl.envs.population import PopulationEnvs
-from deeprl.spaces import counted_repeat, env_spec
-from deeprl.units import recorded_unit, unit_of
+from deeprl.envs.spaces import counted_repeat, env_spec
+from deeprl.envs.units import recorded_unit, unit_of
+from deeprl.envs.vector import PopulationEnvs
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 import deeprl
-from deeprl.cli import main
+from deeprl.commands.frames import Frames
+from deeprl.commands.main import main
+from deeprl.commands.watch import _drawn, watch
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
-from deeprl.frames import Frames
-from deeprl.watch import _drawn, watch
 
 FEW: dict[str, Any] = {"steps": 20, "learning_starts": 10, "batch_size": 4, "hidden": [8], "eval_episodes": 0}
 FEW |= {"compile": "off", "threads": 1, "tensorboard": False}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import deeprl
-from deeprl import snapshots
-from deeprl.cli import main
-from deeprl.directory import Home
+from deeprl.commands.main import main
 from deeprl.errors import DeeprlError, shown
+from deeprl.run import snapshots
+from deeprl.run.directory import Home
 
 FEW: dict[str, Any] = {"steps": 60, "learning_starts": 20, "batch_size": 4, "hidden": [8], "log_every": 10}
 FEW |= {"eval_every": 30, "eval_episodes": 1, "compile": "off", "threads": 1, "snapshot_every": 30}

@@ -1,22 +1,11 @@
-"""Whether policies are evaluated in what was recorded: a short look at the environment; where runs go on."""
+"""Whether policies are evaluated in what was recorded: a short look at the environment."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gymnasium as gym
 import numpy as np
-
-from deeprl.directory import evaluated_in, read_about
-from deeprl.envs.make import EnvFactory
-from deeprl.progress import show
-
-if TYPE_CHECKING:
-    from deeprl.data.datasets import Dataset
 
 _ROWS = 1 << 12  # looked at together
 _EPISODES, _STEPS, _SECONDS = 10, 30, 1.0  # of the look: that many starts, steps from each, and in all at most so long
@@ -83,28 +72,3 @@ def _look(env: gym.Env) -> np.ndarray:
         if time.monotonic() > end:
             break
     return np.stack(rows)
-
-
-def evaluation_of(dataset: Dataset, directory: Path) -> EnvFactory:
-    """Where the agents of a run are evaluated, which learns from a dataset.
-
-    directory: of the run. One that goes on is evaluated where it has been so far, so that its returns can be compared,
-    and says so where a new run would be evaluated elsewhere.
-    """
-    now = EnvFactory(dataset.env, dataset.env_kwargs, dataset.wrappers)
-    about = read_about(directory) if (directory / "config.json").exists() else {}
-    so_far = about.get("evaluated_in")
-    if not so_far or so_far == json.loads(json.dumps(dataclasses.asdict(now), default=str)):
-        return now
-    before = evaluated_in(about)
-    show(
-        f"evaluations go on in {_told(before)}, where this run began; {dataset.name} was recorded in {_told(now)}, and"
-        f" new runs are evaluated there"
-    )
-    return before
-
-
-def _told(make: EnvFactory) -> str:
-    kwargs = f" with {make.env_kwargs}" if make.env_kwargs else ""
-    wrappers = f", wrapped in {', '.join(make.wrappers)}" if make.wrappers else ""
-    return f"{make.env}{kwargs}{wrappers}"

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from deeprl.core.process import torch_defaults
+from deeprl.core.spec import EnvSpec
 from deeprl.data import checks
 from deeprl.data.compare import differences
 from deeprl.data.d4rl import WRAPPERS
@@ -29,11 +31,9 @@ from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import is_of_d4rl, score_range
 from deeprl.data.source import is_file
 from deeprl.envs.make import make_env
+from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
-from deeprl.process import torch_defaults
 from deeprl.replay import Stored
-from deeprl.spaces import env_spec
-from deeprl.spec import EnvSpec
 
 
 class Peek(NamedTuple):

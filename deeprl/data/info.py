@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeprl.core.process import torch_defaults
 from deeprl.data.compare import numbered
 from deeprl.data.datasets import Dataset
 from deeprl.data.scores import normalized
-from deeprl.process import torch_defaults
 
 _ROWS = 1 << 17  # rows looked at together
 _HUGE = 1e4

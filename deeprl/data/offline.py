@@ -16,15 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deeprl.config import PerAgentText, RunConfig, per_agent, positive
-from deeprl.data.compare import evaluation_of
+from deeprl.core.spec import Batch, EnvSpec
 from deeprl.data.datasets import Dataset, dataset_name, load_dataset, peek
 from deeprl.data.rewards import Rewards, reward_recipe
 from deeprl.data.source import Known, find_again
 from deeprl.errors import DeeprlError
-from deeprl.progress import show
 from deeprl.replay import Stored
-from deeprl.run import Run
-from deeprl.spec import Batch, EnvSpec
+from deeprl.run.directory import evaluation_of
+from deeprl.run.loop import Run
+from deeprl.run.progress import show
 
 Normalize = Literal["off", "obs", "both"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeprl.core.spec import EnvSpec
 from deeprl.data import checks
 from deeprl.data.files import Column, Recording
 from deeprl.errors import DeeprlError
 from deeprl.replay import Stored
-from deeprl.spec import EnvSpec
 
 _BLOCK = 2**16  # rows moved together
 

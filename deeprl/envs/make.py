@@ -13,11 +13,11 @@ from typing import Any
 
 import gymnasium as gym
 
+from deeprl.core.objects import load_object, see_working_directory
 from deeprl.envs import blame
 from deeprl.envs.atari import make_atari
 from deeprl.envs.dmc import DMControl
 from deeprl.errors import DeeprlError, nearest, one_line
-from deeprl.objects import load_object, see_working_directory
 
 MakeEnv = Callable[[], gym.Env]
 

@@ -31,8 +31,8 @@ import numpy as np
 
 from deeprl.envs.atari import GAME_LENGTH, GAME_OVER, GAME_RETURN, AtariSettings
 from deeprl.envs.make import EnvFactory
+from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError, nearest
-from deeprl.spaces import env_spec
 
 # Games with more than the 210 rows of the screen that EnvPool knows. It shows the upper part of them only, and agents
 # are evaluated in environments of `make_env`, which show all (benchmarks/atari.py compares the frames).

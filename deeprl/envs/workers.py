@@ -24,9 +24,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from deeprl.core.signals import HEEDED
 from deeprl.envs.make import MakeEnv
 from deeprl.errors import DeeprlError
-from deeprl.interrupts import HEEDED
 
 _UNGUARDED = 79  # the exit status of a process that has run a script without its guard
 _ENDED = (EOFError, BrokenPipeError, ConnectionResetError)  # what a pipe says whose other end is gone

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprl import snapshots
 from deeprl.api import Population, load_population
+from deeprl.core.population import member as take_member
+from deeprl.core.spec import EnvSpec
+from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.policies import Policy, read_policies
 from deeprl.make_data.recorder import Source
-from deeprl.population import member as take_member
-from deeprl.spaces import to_env_action
-from deeprl.spec import EnvSpec
+from deeprl.run import snapshots
 
 
 def uniform_source(spec: EnvSpec) -> Source:

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from deeprl import provenance
+from deeprl.core.process import torch_defaults
+from deeprl.core.spec import EnvSpec
 from deeprl.data.scores import normalized, score_range
-from deeprl.directory import evaluated_in, read_about
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
 from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
-from deeprl.process import torch_defaults
-from deeprl.progress import Progress, show
-from deeprl.spec import EnvSpec
+from deeprl.run import provenance
+from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.progress import Progress, show
 
 KINDS = {
     "random": "uniformly random actions",

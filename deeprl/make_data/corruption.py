@@ -22,7 +22,7 @@ mode `transition` is the paper's: s of a row changes, but the same state as s' o
 `trajectory` it changes there too, as where corruption came with the recording ("ADG: Ambient Diffusion-Guided Dataset
 Recovery for Corruption-Robust Offline RL"); there are no separate dynamics then, and an episode's last s' stays clean.
 
-Differences from the authors' code (YangRui2015/RIQL, attack.py): the numbers are drawn by `deeprl.rng`, so the rows are
+Differences from the authors' code (YangRui2015/RIQL, attack.py): numbers are drawn by `deeprl.core.rng`: the rows are
 not theirs; d of the adversary starts within [-eps, eps], where theirs is multiplied by std once more; pi(x) is the
 policy's mode, where theirs samples.
 """
@@ -43,16 +43,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import grad
 
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.population import resolve_device
+from deeprl.core.process import torch_defaults
 from deeprl.data.datasets import Dataset
 from deeprl.data.offline import moments_of
 from deeprl.errors import DeeprlError, first_line, nearest
 from deeprl.make_data.adversary import Adversary, opponent_of
 from deeprl.make_data.writers import write_rows
-from deeprl.population import resolve_device
-from deeprl.process import torch_defaults
-from deeprl.progress import Progress
 from deeprl.replay import Stored
+from deeprl.run.progress import Progress
 
 _COLUMNS = {"observation": "obs", "action": "action", "reward": "reward", "dynamics": "next_obs"}
 ELEMENTS = tuple(_COLUMNS)

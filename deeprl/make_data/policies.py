@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from deeprl.core.spec import EnvSpec
 from deeprl.errors import DeeprlError
-from deeprl.spec import EnvSpec
 
 Arrays = dict[str, np.ndarray]
 

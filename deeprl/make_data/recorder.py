@@ -14,9 +14,9 @@ import numpy as np
 
 from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
+from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
 from deeprl.make_data.writers import Recorded
-from deeprl.spaces import env_spec
 
 _WIDTH = 10  # environments stepped together
 

@@ -21,7 +21,7 @@ import deeprl
 from deeprl.data.datasets import Dataset
 from deeprl.data.files import COMPLETE, MARK
 from deeprl.errors import DeeprlError
-from deeprl.targets import check_dataset
+from deeprl.run.targets import check_dataset
 
 _SUFFIXES = (".hdf5", ".h5")
 _BLOCK_ROWS = 1024

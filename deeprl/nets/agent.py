@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprl import rng
-from deeprl.spec import EnvSpec, Params
+from deeprl.core import rng
+from deeprl.core.spec import EnvSpec, Params
 
 Fixed = dict[str, Params]  # name of a network -> its fixed tensors, of those networks that have any
 Remake = Callable[[int], tuple[nn.Module, ...]] | None  # own networks, built anew under a seed

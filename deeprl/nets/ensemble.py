@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start, start_layers
-from deeprl.spec import Params
 
 
 class EnsembleLinear(nn.Module):

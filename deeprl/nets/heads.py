@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deeprl import rng
+from deeprl.core import rng
+from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start
 from deeprl.nets.mlp import MLP
-from deeprl.spec import Params
 
 LogStd = Literal["clamp", "tanh"]
 

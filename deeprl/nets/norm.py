@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound
 from deeprl.nets.shapes import as_rows
-from deeprl.spec import Params
 
 
 class RunningNorm(nn.Module):

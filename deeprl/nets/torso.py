@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from deeprl.core.spec import EnvSpec
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
-from deeprl.spec import EnvSpec
 
 _LARGE = 36  # pixels of the shorter side that `NatureCNN` needs
 _COLOURS = (1, 3, 4)  # gray, RGB, RGBA

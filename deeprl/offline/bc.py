@@ -24,14 +24,16 @@ from typing import Literal, NamedTuple
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from deeprl import learning, nets, rng
+from deeprl import nets
 from deeprl.config import PerAgent, layers, per_agent, within
-from deeprl.custom import MakeNet, Policies, build_networks
+from deeprl.core import rng
+from deeprl.core.optim import Moments, descend
+from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 from deeprl.data.offline import Facts, Normalize, OfflineConfig, no_facts
 from deeprl.nets import functional_call
-from deeprl.optim import Moments, descend
-from deeprl.run import Callback, Run
-from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
+from deeprl.run import learning
+from deeprl.run.loop import Callback, Run
+from deeprl.run.own_networks import MakeNet, Policies, build_networks
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,6 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
 
 if __name__ == "__main__":
-    from deeprl.cli import train_from_shell
+    from deeprl.commands.main import train_from_shell
 
     train_from_shell("bc")

@@ -42,17 +42,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from deeprl import learning, nets, rng
+from deeprl import nets
 from deeprl.config import PerAgent, PerAgentOrAuto, layers, per_agent, positive
-from deeprl.custom import MakeNet, build_networks
+from deeprl.core import rng
+from deeprl.core.optim import Moments, adam, descend, init_moments, polyak
+from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 from deeprl.data.offline import Facts, OfflineConfig, no_facts
 from deeprl.errors import DeeprlError
 from deeprl.nets import functional_call, sample_tanh_normal
-from deeprl.optim import Moments, adam, descend, init_moments, polyak
 from deeprl.replay import Stored
-from deeprl.run import Callback, Run
-from deeprl.samplers import transitions
-from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
+from deeprl.replay.samplers import transitions
+from deeprl.run import learning
+from deeprl.run.loop import Callback, Run
+from deeprl.run.own_networks import MakeNet, build_networks
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,6 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
 
 if __name__ == "__main__":
-    from deeprl.cli import train_from_shell
+    from deeprl.commands.main import train_from_shell
 
     train_from_shell("cql")

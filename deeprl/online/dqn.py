@@ -39,19 +39,21 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from deeprl import learning, nets, rng
+from deeprl import nets
 from deeprl.config import OffPolicyConfig, PerAgent, layers, per_agent, positive, within
-from deeprl.custom import MakeNet, make_modules, output_shape
+from deeprl.core import rng
+from deeprl.core.optim import Moments, descend, init_moments
+from deeprl.core.population import over_agents
+from deeprl.core.spec import Batch, Carry, EnvSpec, First, Metrics, Params, Scalar
+from deeprl.core.tree import write_into
+from deeprl.envs.spaces import require
 from deeprl.errors import DeeprlError
 from deeprl.nets import categorical, functional_call
-from deeprl.optim import Moments, descend, init_moments
-from deeprl.population import over_agents
 from deeprl.replay import Extent, Stored, StoredFrames
-from deeprl.run import Callback, Run
-from deeprl.samplers import Window, n_step, prioritized, uniform
-from deeprl.spaces import require
-from deeprl.spec import Batch, Carry, EnvSpec, First, Metrics, Params, Scalar
-from deeprl.tree import write_into
+from deeprl.replay.samplers import Window, n_step, prioritized, uniform
+from deeprl.run import learning
+from deeprl.run.loop import Callback, Run
+from deeprl.run.own_networks import MakeNet, make_modules, output_shape
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,6 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
 
 
 if __name__ == "__main__":
-    from deeprl.cli import train_from_shell
+    from deeprl.commands.main import train_from_shell
 
     train_from_shell("dqn")

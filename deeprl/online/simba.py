@@ -41,14 +41,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from deeprl import learning, nets, rng
+from deeprl import nets
 from deeprl.config import OffPolicyConfig, PerAgent, PerAgentOrAuto, per_agent, positive
-from deeprl.custom import MakeNet, Policies, build_networks
+from deeprl.core import rng
+from deeprl.core.optim import Moments, descend, polyak
+from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 from deeprl.nets import functional_call
 from deeprl.online.sac import alpha_loss
-from deeprl.optim import Moments, descend, polyak
-from deeprl.run import Callback, Run
-from deeprl.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
+from deeprl.run import learning
+from deeprl.run.loop import Callback, Run
+from deeprl.run.own_networks import MakeNet, Policies, build_networks
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,6 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
 
 
 if __name__ == "__main__":
-    from deeprl.cli import train_from_shell
+    from deeprl.commands.main import train_from_shell
 
     train_from_shell("simba")

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: random numbers, pytrees, optimizers, populations, and what they need of the process."""

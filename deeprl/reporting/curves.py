@@ -1,0 +1,137 @@
+"""Learning curves as pictures: the means and intervals of our cells, and published curves beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeprl.errors import DeeprlError
+from deeprl.reporting.cells import Cell
+from deeprl.reporting.read import Pairs
+from deeprl.reporting.stats import mean_band
+
+Curve = dict[int, float]  # return by step
+Published = dict[str, list[Curve]]  # the curve of every seed, by algorithm
+
+# Okabe & Ito's palette without its yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v")
+PUBLISHED_COLUMNS = ("algorithm", "env", "seed", "step", "return")
+
+
+def read_published(path: str | Path) -> dict[str, Published]:
+    """Curves that others have published, by environment: a CSV file with at least the columns `PUBLISHED_COLUMNS`.
+
+    `step` counts what our figure of that environment counts: simulator steps of one agent, mostly. Raises DeeprlError
+    for a file that cannot be read, named with its row.
+    """
+    found: dict[str, dict[str, dict[str, Curve]]] = {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if missing := [c for c in PUBLISHED_COLUMNS if c not in (reader.fieldnames or ())]:
+                raise DeeprlError(f"{path} lacks the column {', '.join(missing)}")
+            for row in reader:
+                seeds = found.setdefault(row["env"], {}).setdefault(row["algorithm"], {})
+                try:
+                    seeds.setdefault(row["seed"], {})[int(row["step"])] = float(row["return"])
+                except (TypeError, ValueError) as error:
+                    raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+    except OSError as error:
+        raise DeeprlError(f"{path}: {error.strerror}") from error
+    return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
+
+
+def _plain(text: str) -> str:
+    """A name as it is drawn: without a formula between its dollar signs, which matplotlib would look for."""
+    return text.replace("$", r"\$")
+
+
+def _short(value: float | int, _position: float | int | None = None) -> str:
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> tuple[bytes, list[str]]:
+    """PNG of the learning curves of cells of one environment and unit, and lines about what is not drawn.
+
+    A cell's name has its style by its place in `order` everywhere.
+    """
+    curves = {
+        cell.name: [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
+        for cell, pairs in cells.items()
+    }
+    unit = next(iter(cells.values()))[0][0].unit.name
+    return picture(env, curves, order, published, unit)
+
+
+def picture(env: str, ours: Published, order: list[str], published: Published, unit: str) -> tuple[bytes, list[str]]:
+    """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 1 if max(map(len, ours)) > 30 else 2  # of the legend
+    rows = math.ceil((len(ours) + len(published)) / columns)
+    page = Figure(figsize=(7.0, 4.2 + 0.22 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(page)  # attaches itself
+    axes = page.add_subplot()
+    left_out = []
+    for name, curves in ours.items():
+        k = order.index(name)
+        if not _draw(axes, name, f"n = {len(curves)}", curves, COLOURS[k % 7], LINES[k // 7 % 4]):
+            left_out.append(f"{env}, {name}: no finite return, so no curve.")
+    reached = max(max(curve) for curves in ours.values() for curve in curves)
+    for k, (name, seeds) in enumerate(sorted(published.items())):
+        upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
+        how = "#777777", LINES[k % 4], MARKERS[k % 5]
+        if not _draw(axes, f"{name}, published", f"n = {len(seeds)}", upto, *how):
+            begins = min(step for curve in seeds for step in curve)
+            left_out.append(
+                f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
+            )
+    axes.set_title(_plain(env), fontweight="bold")
+    axes.set(xlabel=f"{unit.capitalize()} of one agent", ylabel="Evaluation return")
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.grid(True, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+    page.legend(loc="outside lower center", ncols=columns, frameon=False)
+    buffer = io.BytesIO()
+    page.savefig(buffer, format="png")
+    return buffer.getvalue(), left_out
+
+
+def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> bool:
+    """Seeds, their mean and its band where they have steps in common. Returns whether there was anything to draw.
+
+    marker: of the curve of others, whose single seeds are only drawn where there is no mean.
+    """
+    curves = [{step: value for step, value in curve.items() if math.isfinite(value)} for curve in curves]
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    alone = [curve for curve in curves if curve] if not common or not marker else []
+    style: dict[str, Any] = {"color": colour, "linestyle": line}
+    for k, curve in enumerate(alone):
+        label = _plain(f"{name} ({count}, no step in common)") if k == 0 and not common else None
+        dots = marker if marker else "." if len(curve) == 1 else ""
+        axes.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, label=label, marker=dots, **style)
+    if not common:
+        return bool(alone)
+    mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
+    # A cell of one evaluation is a point, which no line shows.
+    marker = marker or ("o" if len(common) == 1 else "")
+    axes.plot(common, mean, linewidth=2.0, marker=marker, label=_plain(f"{name} ({count})"), **style)
+    if len(common) == 1:
+        axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
+    axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)
+    return True

@@ -1,0 +1,223 @@
+"""Read run directories: one `Run` per directory, one `Agent` per member, cells of comparable agents.
+
+A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
+It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
+last evaluation with episodes missing are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from deeprl.data.scores import normalized
+from deeprl.envs.units import Unit, recorded_unit
+from deeprl.errors import DeeprlError
+from deeprl.reporting.cells import Cell, cells_of, task_of
+from deeprl.run.directory import COMPLETE, FOLDERS
+
+EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
+FORMAT = 1  # of a run directory
+RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
+
+
+class Evaluation(NamedTuple):
+    """One agent at one step, in the unit of its run: returns of all episodes, and seconds since the run began."""
+
+    step: int
+    returns: tuple[float, ...]
+    wall_s: float
+
+    @property
+    def mean(self) -> float:
+        """Mean return over the episodes: the one number that stands for the policy at this step."""
+        return float(np.mean(self.returns))
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One member of a run. `task` is the environment's id, or the name of the dataset that the agent learns from.
+
+    `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
+    (member, seed, update, step, cause) if the agent diverged.
+    """
+
+    member: int
+    seed: int
+    task: str
+    evaluations: tuple[Evaluation, ...]
+    frozen: Mapping[str, Any] | None
+
+    @property
+    def final(self) -> Evaluation:
+        """The last evaluation, never the best."""
+        return self.evaluations[-1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read."""
+
+    name: str
+    info: Mapping[str, Any]
+    status: Mapping[str, Any]
+    agents: tuple[Agent, ...]
+
+    @property
+    def task(self) -> str:
+        """Environment id, or the names of the datasets."""
+        return ", ".join(dict.fromkeys(agent.task for agent in self.agents))
+
+    @property
+    def unit(self) -> Unit:
+        """What its evaluations count."""
+        return recorded_unit(self.info)
+
+    def score(self, ret: float) -> float | None:
+        """The normalised score of a return, None where nobody has published what it is measured by."""
+        return normalized(ret, self.references) if self.references else None
+
+    @property
+    def references(self) -> tuple[float, ...]:
+        """The returns that a score puts at 0 and 100; empty where there is no score."""
+        return tuple(self.info.get("spec", {}).get("score_range") or ())
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended by itself: at its last step, or because all agents had diverged."""
+        return self.status.get("state") in COMPLETE
+
+    def number(self, key: str) -> float:
+        """A number of `status.json`; NaN if it is not there yet."""
+        value = self.status.get(key)
+        return float(value) if isinstance(value, int | float) else float("nan")
+
+
+Pairs = list[tuple[Run, Agent]]
+
+
+def unit_name(pairs: Pairs) -> str:
+    """What the steps of a cell are."""
+    return pairs[0][0].unit.name
+
+
+def read_runs(directory: str | Path) -> list[Run]:
+    """Every run at or below `directory`, sorted by path, each once; links are followed.
+
+    Raises:
+        DeeprlError: no run there; a file that cannot be read, named with its row.
+    """
+    root = Path(directory)
+    found = _run_directories(root)
+    if not found:
+        raise DeeprlError(f"no runs in {root}: found no directory with config.json and evaluations.csv")
+    return [_read_run(path, path.relative_to(root).as_posix()) for path in found]
+
+
+def _run_directories(root: Path) -> list[Path]:
+    """The directories of runs at or below `root`, sorted; one that links lead to as well is named without them."""
+    found: dict[str, Path] = {}
+    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # links to these would lead out of it
+    pending = [str(root)]
+    while pending:
+        for folder, below, files in os.walk(pending.pop(0)):
+            place = os.path.realpath(folder)
+            if place in seen:
+                below.clear()
+            elif "config.json" in files and RECORDS & set(files):
+                found[place] = Path(folder)
+                below[:] = [name for name in below if name not in FOLDERS]
+            seen.add(place)
+            paths = [os.path.join(folder, name) for name in below]
+            pending += [path for path in paths if os.path.islink(path)]  # after all that lies here itself
+    return sorted(found.values())
+
+
+def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
+    """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
+    pairs = [(run, agent) for run in runs for agent in run.agents if agent.evaluations]
+    cells: dict[Cell, Pairs] = {}
+    for cell, pair in zip(cells_of([(run.info, agent.member) for run, agent in pairs]), pairs, strict=True):
+        cells.setdefault(cell, []).append(pair)
+    ordered = sorted(cells, key=lambda cell: (cell.env, cell.name))
+    return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DeeprlError(f"{path} is not valid JSON: line {error.lineno}, {error.msg}") from error
+    if not isinstance(value, dict):
+        raise DeeprlError(f"{path} holds no JSON object")
+    return cast(dict[str, Any], value)
+
+
+def _read_run(path: Path, name: str) -> Run:
+    info = _read_json(path / "config.json")
+    if info.get("format") != FORMAT:
+        raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
+    # A run that was killed before its first status has none: unfinished.
+    status = _read_json(path / "status.json") if (path / "status.json").exists() else dict[str, Any]()
+    finished = status.get("state") in COMPLETE
+    if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
+        raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
+    try:
+        members = [(int(m["member"]), int(m["seed"])) for m in info["members"]]
+        tasks = [task_of(info, member).name for member, _ in members]
+        repeat = recorded_unit(info).factor  # files count decisions
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DeeprlError(f"{path / 'config.json'}: bad config or members ({error!r})") from error
+    try:
+        frozen = {int(e["member"]): {**e, "step": e.get("step", 0) * repeat} for e in status.get("frozen", [])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
+    evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _ in members], finished, repeat)
+    agents = (
+        Agent(member, seed, task, evaluations[member], frozen.get(member))
+        for (member, seed), task in zip(members, tasks, strict=True)
+    )
+    return Run(name, info, status, tuple(agents))
+
+
+def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if not finished:
+        text = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(text))
+    if missing := [c for c in EPISODE_COLUMNS if c not in (reader.fieldnames or EPISODE_COLUMNS)]:
+        raise DeeprlError(f"{path} lacks the column {', '.join(missing)}")
+    # Keyed by episode: should a resumed run have written an evaluation again, the later rows count.
+    episodes: dict[int, dict[int, dict[int, tuple[float, float]]]] = {member: {} for member in members}
+    for row in reader:
+        try:
+            step, member, episode = (int(row[column]) for column in ("step", "member", "episode"))
+            step *= repeat
+            episodes[member].setdefault(step, {})[episode] = (float(row["return"]), float(row["wall_s"] or "nan"))
+        except KeyError as error:
+            raise DeeprlError(f"{path} row {reader.line_num}: member {error} is not in config.json") from error
+        except (TypeError, ValueError) as error:
+            raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+    complete = max((len(e) for steps in episodes.values() for e in steps.values()), default=0)
+    return {member: _evaluations(steps, complete, finished) for member, steps in episodes.items()}
+
+
+def _evaluations(
+    steps: dict[int, dict[int, tuple[float, float]]], complete: int, finished: bool
+) -> tuple[Evaluation, ...]:
+    order = sorted(steps)
+    if order and not finished and len(steps[order[-1]]) < complete:
+        order.pop()
+    found = []
+    for step in order:
+        rows = [steps[step][episode] for episode in sorted(steps[step])]
+        found.append(Evaluation(step, tuple(value for value, _ in rows), max(wall for _, wall in rows)))
+    return tuple(found)

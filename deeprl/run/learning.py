@@ -1,0 +1,260 @@
+"""What every algorithm does alike around its update: data, networks, population, checkpoint, acting, evaluation.
+
+An algorithm's `train` makes one `OffPolicy` (it acts, and learns from a replay) or one `FromDataset` (it learns from
+logged data) out of its own pure functions, and writes down its schedule: when it acts at random, which update is due.
+Nothing here asks which algorithm it is.
+
+    build_net(spec, config, custom, device) -> Net      init(net, config, key) -> State       of one agent
+    act(net, config, state, carry, obs, is_first, key, *, explore) -> (action, carry)
+    observe(net, config, state, seen) -> (State, found, ())     after a step of the environments; found: see `freezing`
+    update(net, config, state, batch, key) -> (State, metrics, aux)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from deeprl import nets
+from deeprl.core import rng
+from deeprl.core.optim import init_moments
+from deeprl.core.population import Agents, freezing, new_agents, over_agents
+from deeprl.core.spec import Batch, EnvSpec, Metrics
+from deeprl.data.offline import open_data
+from deeprl.replay import Stored, make_replay
+from deeprl.replay.samplers import Priorities, sample
+from deeprl.run.evaluate import greedy_policy
+from deeprl.run.loop import Run
+
+
+class Seen(NamedTuple):
+    """What an agent sees after a step of its N environments.
+
+    obs: what it acts on next, so that the first observation of a new episode is there and the final one of the old is
+    not; is_first: where an episode has just begun; reward: of the step.
+    """
+
+    obs: Shaped[Tensor, "N *O"]
+    is_first: Bool[Tensor, " N"]
+    reward: Float[Tensor, " N"]
+
+
+# --- observations that running statistics normalise: `Net.obs_norm`, `State.obs_stats`, `Config.normalize_obs` ---
+
+
+def normalized(net: Any, config: Any, state: Any, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B O"]:
+    """Observations as the networks see them."""
+    return nets.functional_call(net.obs_norm, state.obs_stats, (obs,)) if config.normalize_obs else obs
+
+
+def normalized_batch(net: Any, config: Any, state: Any, batch: Batch) -> Batch:
+    """A batch as the networks see it."""
+    obs, next_obs = (normalized(net, config, state, x) for x in (batch.obs, batch.next_obs))
+    return batch._replace(obs=obs, next_obs=next_obs)
+
+
+def observe(net: Any, config: Any, state: Any, seen: Seen) -> tuple[Any, Metrics, tuple[()]]:
+    """Take new observations into the statistics.
+
+    What an agent acts on is in them when it acts, as in the authors' code of SimBa and in Gymnasium's wrapper.
+    """
+    stats = net.obs_norm.updated(state.obs_stats, seen.obs)
+    return state._replace(obs_stats=stats), {"observation": summed(stats)}, ()
+
+
+def summed(stats: dict[str, Tensor]) -> Float[Tensor, " K"]:
+    """The sums of some tensors, which are finite if these are: for `freezing`."""
+    return torch.stack([tensor.sum() for tensor in stats.values()])
+
+
+# --- one agent's sampling and update as one function, compiled together ---
+
+
+def sampled(update: Callable[..., Any], net: Any, config: Any, **choice: Any) -> Callable[..., Any]:
+    """`update` of one agent on a batch that it draws uniformly from its rows: `size` rows of `data` from `first` on.
+
+    choice: keyword arguments of `update`.
+    """
+
+    def learn(
+        state: Any, data: Stored, size: Tensor, sample_key: rng.Key, update_key: rng.Key, first: int | Tensor = 0
+    ) -> Any:
+        batch = sample(data, size, sample_key, config.batch_size, state.hparams.get("discount", 1.0), first)
+        return update(net, config, state, batch, update_key, **choice)
+
+    return learn
+
+
+# --- a new agent ---
+
+
+def new_state(kind: Any, net: Any, key: rng.Key, hparams: Mapping[str, float], **own: Any) -> Any:
+    """The first `State` of an agent: its networks drawn from `key`, all that follows from them, and `own`.
+
+    By their names in `State`: actor, critic, value, those of the networks of `Net`; target_X, a copy of X; X_moments,
+    the optimizer's of X, or of log_X; obs_stats and return_stats, where normalisers begin; hparams, step, fixed.
+    """
+    names = [name for name in ("actor", "critic", "value") if name in kind._fields]
+    networks, fixed = nets.init_networks(net, names, key)
+    found = dict(zip(names, networks, strict=True)) | own
+    for field in kind._fields:
+        if field in found:
+            continue
+        what = field.removesuffix("_moments")
+        if field.startswith("target_"):
+            found[field] = {name: p.clone() for name, p in found[field.removeprefix("target_")].items()}
+        elif what != field and f"log_{what}" in found:
+            found[field] = init_moments({f"log_{what}": found[f"log_{what}"]})
+        elif what != field:
+            found[field] = init_moments(found[what])
+    stats = {name: getattr(net, module) for name, module in _STATS.items() if name in kind._fields}
+    found |= {name: nets.buffers(module) for name, module in stats.items()}
+    numbers = {name: torch.tensor(value) for name, value in hparams.items()}
+    return kind(**found, hparams=numbers, step=torch.zeros((), dtype=torch.int64), fixed=fixed)
+
+
+_STATS = {"obs_stats": "obs_norm", "return_stats": "return_scale"}
+
+
+class _Learning:
+    """What acting in environments and learning from datasets have in common.
+
+    net: `Net`; agents: `Agents`; metrics: the newest value of each name.
+    """
+
+    net: Any
+    agents: Agents
+
+    def __init__(self, run: Run):
+        self.run, self.device = run, run.execution.device
+        self.config: Any = run.config
+        self.metrics: Metrics = {}
+
+    def _begin(self, build_net: Callable[..., Any], init: Callable[..., Any], spec: EnvSpec, facts: list[Any]) -> None:
+        """Make networks and agents. facts: what else `init` takes for each agent."""
+        self.net = build_net(spec, self.config, self.run.custom_net, self.device)
+        keys = [rng.key(seed, "init") for seed in self.config.seeds]
+        members = [init(self.net, self.config.member(i), key, *facts[i]) for i, key in enumerate(keys)]
+        self.agents = new_agents(members, self.device)
+
+    def _evaluate_with(self, act: Callable[..., Any]) -> None:
+        """Set up evaluations, and do the one in which the session before was stopped."""
+        greedy = functools.partial(act, self.net, self.config, explore=False)
+        self._greedy = greedy_policy(greedy, self.agents.state, self.run.execution)
+        self.run.evaluate(self._greedy)
+
+    def lift(self, function: Callable[..., Any], shared: Sequence[int]) -> Callable[..., Any]:
+        """An update of one agent for all, in place: (agents, ...) -> (metrics, aux). shared: see `over_agents`."""
+        return over_agents(freezing(function), self.run.execution, shared=shared, donate=True)
+
+    def keys(self, number: int) -> tuple[Tensor, Tensor]:
+        """The agents' keys for the draws of an update: of its batch, and its own."""
+        return self.run.keys("sample", number), self.run.keys("update", number)
+
+    def end_step(self, complete: bool = True) -> None:
+        """Log, evaluate, save, each if it is time to. complete: whether there are metrics of all kinds of updates."""
+        self.run.end_step(self.metrics if complete else {}, self._greedy)
+
+
+class OffPolicy(_Learning):
+    """A population that acts in environments and learns from a replay of what it has done.
+
+    Where the run was interrupted, all is as it was then. replay: `Replay`; priorities: of its rows, where they are
+    `prioritized`; observe: called after each step of the environments.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        build_net: Callable[..., Any],
+        init: Callable[..., Any],
+        act: Callable[..., Any],
+        observe: Callable[..., Any] | None = None,
+        prioritized: bool = False,
+    ):
+        super().__init__(run)
+        config, self.envs = self.config, run.make_envs()
+        spec, size, self.width = self.envs.spec, len(config.seeds), config.envs_per_agent
+        self._begin(build_net, init, spec, [()] * size)
+        self.replay = make_replay(size, min(config.buffer_size, config.steps), spec, self.width, self.device)
+        self.priorities = Priorities(size, self.replay.capacity if prioritized else 0, self.device)
+        parts = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
+        run.restore(net=self.net, agents=self.agents, envs=self.envs, **parts)
+        self.replay.cut(self.envs.is_first)
+        self._explore = over_agents(functools.partial(act, self.net, config, explore=True), run.execution)
+        self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
+        self._observe: Callable[..., Any] | None = None
+        if observe is not None:
+            observed = freezing(functools.partial(observe, self.net, config))
+            self._observe = over_agents(observed, run.execution, donate=True)
+        self._evaluate_with(act)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """What the agents see now: observations [S, N, *O], and whether they are the first of an episode [S, N]."""
+        return torch.from_numpy(self.envs.obs).to(self.device), torch.from_numpy(self.envs.is_first).to(self.device)
+
+    def act(self, random: bool) -> None:
+        """One step of all environments, by the agents with exploration, or uniformly at random in [-1, 1]^A."""
+        key = self.run.keys("explore", self.run.step)
+        self.step(self._uniform(key) if random else self._explore(self.agents.state, (), *self.seen(), key)[0])
+
+    def step(self, action: Tensor, reward_clip: float = 0.0) -> None:
+        """One step of all environments, stored. action: [S, N, A] in [-1, 1], or [S, N] of discrete actions.
+
+        reward_clip: rewards are stored cut to [-x, x]; 0: as they are.
+        """
+        transition = self.envs.step(action.cpu().numpy())
+        if reward_clip:
+            transition = transition._replace(reward=transition.reward.clip(-reward_clip, reward_clip))
+        self.priorities.add(self.replay.add(transition))
+        if self._observe is not None:
+            self._observe(self.agents, Seen(*self.seen(), torch.from_numpy(transition.reward).to(self.device)))
+        self.run.advance(self.envs.pop_episodes())
+
+    def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
+        """`sampled` for the population, for `learn`."""
+        return self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
+
+    def learn(self, learner: Callable[..., Any], number: int) -> None:
+        """Update number `number` of all agents."""
+        self.metrics = self.metrics | learner(self.agents, self.replay.data, self.replay.size, *self.keys(number))[0]
+
+
+class FromDataset(_Learning):
+    """A population that learns from datasets, and acts only to be evaluated.
+
+    data: `OfflineData`. best: the share of the episodes to learn from, by their returns.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        build_net: Callable[..., Any],
+        init: Callable[..., Any],
+        act: Callable[..., Any],
+        best: float = 1.0,
+    ):
+        super().__init__(run)
+        self.data = open_data(run, best)
+        self._begin(build_net, init, self.data.spec, [(facts,) for facts in self.data.facts])
+        run.restore(net=self.net, agents=self.agents, data=self.data)
+        self._evaluate_with(act)
+
+    def updates_due(self) -> range:
+        """Count a step of the gradient, and give the number of the update that it is."""
+        self.run.advance()
+        return self.run.updates_due(1.0, after=0)
+
+    def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
+        """`sampled` for the population, for `learn`."""
+        return self.lift(sampled(update, self.net, self.config, **choice), shared=(1,))
+
+    def learn(self, learner: Callable[..., Any], number: int) -> None:
+        """Update number `number` of all agents."""
+        rows = self.data.arrays, self.data.size, *self.keys(number), self.data.first
+        self.metrics = self.metrics | learner(self.agents, *rows)[0]

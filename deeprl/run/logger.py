@@ -1,0 +1,206 @@
+"""Records of a run: CSV always, TensorBoard if wanted. What lies beyond a resumed checkpoint is cut off."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import os
+import platform
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deeprl.envs.vector import Episode
+from deeprl.errors import DeeprlError, shown
+
+_EVENTS = "events.out.tfevents."  # names of TensorBoard's files begin so
+_RECORD = struct.Struct("<QI")  # before each of their events: its size and a checksum
+_TIME, _TIME_FIELD = struct.Struct("<xd"), 0x09  # an event begins with its time
+
+
+class CsvLog:
+    """A CSV file whose first column is `step`; its columns are those of the first row written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._columns: list[str] | None = None
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows; each is on disk when this returns to the extent that the operating system keeps its cache."""
+        if not rows:
+            return
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            if self._columns is None:
+                file.seek(0)
+                self._columns = next(csv.reader(file), None)
+            if self._columns is None:
+                self._columns = list(rows[0])
+                csv.writer(file, lineterminator="\n").writerow(self._columns)
+            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="raise", lineterminator="\n")
+            writer.writerows(rows)
+
+    def mark(self) -> list[Any]:
+        """Bring everything written so far to the disk. Returns its size and digest, to cut the file back to."""
+        if not self.path.exists():
+            return [0, ""]
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+            content = file.read()
+        return [len(content), hashlib.sha256(content).hexdigest()]
+
+    def cut_back(self, mark: Sequence[Any]) -> str:
+        """Drop what was written after a mark. Returns a line if the file has been deleted since, else "".
+
+        Raises DeeprlError if the part before the mark is not what it was.
+        """
+        size, digest = mark
+        if size == 0 or not self.path.exists():
+            self._columns = None
+            self.path.unlink(missing_ok=True)
+            return f"{shown(self.path)} was deleted: its rows so far are lost" if size else ""
+        with self.path.open("rb+") as file:
+            if hashlib.sha256(file.read(size)).hexdigest() != digest:
+                raise DeeprlError(f"{shown(self.path)} is damaged; delete it to go on without its rows so far")
+            file.truncate(size)
+            os.fsync(file.fileno())
+        return ""
+
+
+class TensorBoardLog:
+    """One TensorBoard sub-run per member of a population, made at its first value.
+
+    Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are
+    on the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on
+    are not to be shown any more.
+
+    TensorBoard reads files in the order of their names, which begin with the time, and draws values over their times.
+    Where the clock is behind that of an earlier session, both go on from where that session was.
+    """
+
+    def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):
+        self._directory, self._names, self._purge_step = directory, names, purge_step
+        self._now = 0.0  # seconds, of the last event
+        self._writers: dict[int, Any] = {}
+        self._files: list[Any] = []
+
+    def write(self, step: int, member: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if member not in self._writers:
+            self._open(member)
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        self._add(member, step=step, summary=summary)
+        self._writers[member].flush()
+
+    def _open(self, member: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder = self._directory / self._names[member]
+        folder.mkdir(parents=True, exist_ok=True)
+        files = sorted(folder.glob(f"{_EVENTS}*"))
+        self._now = max([self._now, *map(_last_time, files[-1:])])
+        number = _number_after([file.name for file in files])
+        self._files.append((folder / f"{_EVENTS}{number}.{platform.node()}.{os.getpid()}").open("wb"))
+        self._writers[member] = RecordWriter(self._files[-1])
+        self._add(member, file_version="brain.Event:2")
+        if self._purge_step is not None:
+            self._add(member, step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, member: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._now = max(self._now, time.time())
+        self._writers[member].write(Event(wall_time=self._now, **content).SerializeToString())
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk itself."""
+        for file in self._files:
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers, self._files = {}, []
+
+
+def _number_after(names: Sequence[str]) -> str:
+    """Digits for the name of a new file of events: the time in ns, or, where a name is later, one more than in it."""
+    now = f"{time.time_ns():019d}"
+    newest = max((name.removeprefix(_EVENTS).partition(".")[0] for name in names), default="")
+    if newest < now or not newest.isdecimal():
+        return now
+    return f"{int(newest) + 1:0{len(newest)}d}"
+
+
+def _last_time(file: Path) -> float:
+    """Seconds at the last whole event of a file; 0 where there is none."""
+    content = file.read_bytes()
+    place, last = 0, b""
+    while len(content) - place >= _RECORD.size:
+        size, _ = _RECORD.unpack_from(content, place)
+        event = content[place + _RECORD.size : place + _RECORD.size + size]
+        if len(event) == size:
+            last = event
+        place += _RECORD.size + size + 4  # a checksum
+    return float(_TIME.unpack_from(last)[0]) if len(last) >= _TIME.size and last[0] == _TIME_FIELD else 0.0
+
+
+class RunLogs:
+    """`metrics.csv`, `evaluations.csv` and, if wanted, `tensorboard/` of a run with these seeds."""
+
+    def __init__(self, directory: Path, seeds: Sequence[int], tensorboard: bool):
+        self._seeds = seeds
+        self._metrics, self._evaluations = CsvLog(directory / "metrics.csv"), CsvLog(directory / "evaluations.csv")
+        self._tensorboard: TensorBoardLog | None = None
+        self._folder = directory / "tensorboard" if tensorboard else None
+
+    def begin(self, step: int | None, marks: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Cut all back to the `marks` of a checkpoint of `step`, or to nothing. Returns lines on what is gone."""
+        if self._folder:
+            names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
+            self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + 1)
+        return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in (self._metrics, self._evaluations)]
+
+    def marks(self) -> dict[str, list[Any]]:
+        """Bring everything to the disk. Returns what `begin` needs to come back to this point."""
+        if self._tensorboard:
+            self._tensorboard.sync()
+        return {log.path.name: log.mark() for log in (self._metrics, self._evaluations)}
+
+    def metrics(
+        self, step: int, wall_s: float, metrics: Mapping[str, list[float]], episodes: Sequence[Episode]
+    ) -> None:
+        """A row for each agent: its metrics ([S] each), and the mean return and length of its training episodes."""
+        rows: list[dict[str, Any]] = []
+        for i, seed in enumerate(self._seeds):
+            own = [e for e in episodes if e.member == i]
+            train = {
+                "train/return": sum(e.ret for e in own) / len(own) if own else math.nan,
+                "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
+            } | {f"train/{name}": value[i] for name, value in metrics.items()}
+            rows.append({"step": step, "member": i, "seed": seed, "wall_s": round(wall_s, 2)} | train)
+            if self._tensorboard:
+                self._tensorboard.write(step, i, {k: v for k, v in train.items() if not math.isnan(v)})
+        self._metrics.write(rows)
+
+    def evaluation(self, step: int, wall_s: float, episodes: Sequence[Episode]) -> None:
+        """A row for each episode; the mean return of each agent for TensorBoard."""
+        self._evaluations.write(
+            [
+                {"step": step, "member": e.member, "seed": self._seeds[e.member], "episode": e.env,
+                 "return": e.ret, "length": e.length, "wall_s": round(wall_s, 2)}
+                for e in episodes
+            ]
+        )  # fmt: skip
+        if self._tensorboard:
+            for i in range(len(self._seeds)):
+                own = [e.ret for e in episodes if e.member == i]
+                self._tensorboard.write(step, i, {"eval/return": sum(own) / len(own)})
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
