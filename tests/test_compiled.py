@@ -68,13 +68,36 @@ def test_tensors_of_the_surroundings_are_read_where_they_lie() -> None:
     assert compile_(lambda x: x + other)(torch.zeros(2)).tolist() == [3.0, 3.0]  # the same graph, another tensor
 
 
-def test_function_that_depends_on_numbers_is_refused_in_one_line() -> None:
-    def branching(x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
+def branching(x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
 
-    with pytest.raises(DeeprlError, match=r"branching cannot be compiled .*--compile off runs it as it is") as caught:
-        compile_(branching)(torch.ones(2))
+
+def scaled_by_a_number(x: Tensor) -> Tensor:
+    return x * x.sum().item()
+
+
+def those_above_zero(x: Tensor) -> Tensor:
+    return x[x > 0]
+
+
+@pytest.mark.parametrize("function", [branching, scaled_by_a_number, those_above_zero])
+def test_function_that_depends_on_numbers_is_refused_in_one_line(function: Any) -> None:
+    named = rf"{function.__name__} cannot be compiled .*--compile off runs it as it is"
+    with pytest.raises(DeeprlError, match=named) as caught:
+        compile_(function)(torch.ones(2))
     assert "\n" not in str(caught.value)
+    with pytest.raises(Exception, match=r"data-dependent|dynamic shape|aten"):  # a trial of networks does no more
+        trace(function, (torch.ones(2),))
+    assert type(torch.ones(1) + 1) is Tensor
+
+
+def test_equal_numbers_of_other_types_are_other_arguments() -> None:
+    # 1 == 1.0 == True, but an integer times 1.0 is a float.
+    times = compile_(lambda x, n: x * n)
+    x = torch.tensor([2, 3])
+    for n, kind in ((1, torch.int64), (1.0, torch.float32), (True, torch.int64)):
+        assert times(x, n).dtype == kind
+        assert times(x, n).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])

@@ -111,7 +111,9 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
 
     Raises what PyTorch raises, of many kinds, where it does other things for other numbers.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     tensors: list[Tensor] = []
     _flatten(args, tensors, [])
@@ -123,8 +125,13 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
         result = _number(function(*_fill(_number(args, []), given)), outputs)
         return tuple(outputs)
 
+    # The mode that `make_fx` makes by itself puts a symbol in the place of `item()` and of a size that depends on
+    # numbers; that it cannot be compiled would come to light in TorchInductor only, after a run has begun.
+    sizes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    mode = FakeTensorMode(allow_fallback_kernels=True, allow_non_fake_inputs=True, shape_env=sizes, static_shapes=True)
     with _lock, torch.no_grad():
-        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+        outlines = [mode.from_tensor(x, static_shapes=True) for x in tensors]
+        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*outlines)
     graph.graph.eliminate_dead_code()
     held = _lift(graph)
     graph.recompile()
@@ -147,7 +154,7 @@ def _flatten(tree: Any, tensors: list[Tensor], layout: list[Any]) -> None:
         for value in tree.values():
             _flatten(value, tensors, layout)
     else:
-        layout.append(tree)
+        layout.append((type(tree), tree))  # 1, 1.0 and True are equal, but a product with them is of another type
 
 
 def _number(tree: Any, tensors: list[Tensor]) -> Any:
