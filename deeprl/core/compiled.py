@@ -12,26 +12,21 @@ function has from its surroundings are inputs of its graph as well, and read whe
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
-import subprocess
 import textwrap
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from deeprl.core.process import cache_directory
+from deeprl.core.inductor import Call, compile_graph, in_background, surroundings, turn
 from deeprl.errors import DeeprlError, first_line
 
-Call = Callable[..., Sequence[Tensor]]  # of a compiled graph: of its inputs
-
-_lock = threading.RLock()  # a trace replaces methods of torch.nn.Module for a while
-_built: dict[str, Call] = {}  # compiled graphs of this process by `_digest`
+_built: dict[str, Future[Call]] = {}  # compiled graphs of this process by `_digest`
 
 
 class Traced(NamedTuple):
@@ -44,18 +39,29 @@ class Traced(NamedTuple):
     held: list[Tensor]
     result: Any
 
+    @property
+    def outlines(self) -> list[Any]:
+        """Its inputs without their numbers."""
+        return [node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder"]
+
 
 class _Output(int):
     """The number of an output of a graph."""
 
 
-class _Ready(NamedTuple):
-    """A compiled graph and what it was made for."""
+@dataclass
+class _Ready:
+    """A compiled graph, or one that is being compiled, and what it was made for."""
 
     layout: list[Any]
-    call: Call
+    building: Future[Call]
     held: list[Tensor]
     result: Any
+    call: Call | None = None
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 class Compiled:
@@ -86,24 +92,50 @@ class Compiled:
                 break
         else:
             ready = self._build(args, layout)
+        if ready.call is None:
+            ready.call = self._done(ready.building)
         outputs = ready.call(*tensors, *ready.held)
         return _fill(ready.result, outputs)
 
-    def _build(self, args: tuple[Any, ...], layout: list[Any]) -> _Ready:
-        with _lock:
-            try:
-                traced, tensors = trace(self._function, args), list[Tensor]()
-            except Exception as error:  # of many kinds, and a function's own
-                reason = textwrap.shorten(first_line(error), 200, placeholder=" ...")
-                name = getattr(self._function, "__qualname__", str(self._function))
-                raise DeeprlError(f"{name} cannot be compiled ({reason}); --compile off runs it as it is") from error
-            _flatten(args, tensors, [])
-            digest = _digest(traced, tensors, self._options)
-            if digest not in _built:
-                _built[digest] = _compile(traced, tensors, self._options)
-            ready = _Ready(layout, _built[digest], traced.held, traced.result)
-            self._ready = [ready, *self._ready]
+    def prepare(self, *args: Any) -> None:
+        """Begin to compile for arguments of this layout, beside what the caller does next. Errors come with a call."""
+        layout = [_laid_out(arg)[1] for arg in args]
+        if all(ready.layout != layout for ready in self._ready):
+            self._build(args, layout, in_background)
+
+    def _build(self, args: tuple[Any, ...], layout: list[Any], do: Callable[..., None] = _at_once) -> _Ready:
+        try:
+            traced, tensors = trace(self._function, args), list[Tensor]()
+        except Exception as error:  # of many kinds, and a function's own
+            raise self._refused(error) from error
+        _flatten(args, tensors, [])
+        digest = _digest(traced, tensors, self._options)
+        own: Future[Call] = Future()
+        building = _built.setdefault(digest, own)
+        if building is own:
+            do(functools.partial(_compile, own, digest, traced, self._options))
+        ready = _Ready(layout, building, traced.held, traced.result)
+        self._ready = [ready, *self._ready]
         return ready
+
+    def _done(self, building: Future[Call]) -> Call:
+        try:
+            return building.result()
+        except Exception as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> DeeprlError:
+        reason = textwrap.shorten(first_line(error), 200, placeholder=" ...")
+        name = getattr(self._function, "__qualname__", str(self._function))
+        return DeeprlError(f"{name} cannot be compiled ({reason}); --compile off runs it as it is")
+
+
+def _compile(into: Future[Call], digest: str, traced: Traced, options: dict[str, Any]) -> None:
+    try:
+        into.set_result(compile_graph(traced.graph, traced.outlines, options, digest))
+    except BaseException as error:
+        del _built[digest]  # another try may fare better
+        into.set_exception(error)
 
 
 def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
@@ -111,7 +143,10 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
 
     Raises what PyTorch raises, of many kinds, where it does other things for other numbers.
     """
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -129,12 +164,14 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
     # numbers; that it cannot be compiled would come to light in TorchInductor only, after a run has begun.
     sizes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_fallback_kernels=True, allow_non_fake_inputs=True, shape_env=sizes, static_shapes=True)
-    with _lock, torch.no_grad():
+    functional = torch.func.functionalize(flat)
+    with turn, torch.no_grad(), enable_python_dispatcher(), _use_lazy_graph_module(True):
         outlines = [mode.from_tensor(x, static_shapes=True) for x in tensors]
-        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*outlines)
-    graph.graph.eliminate_dead_code()
-    held = _lift(graph)
-    graph.recompile()
+        made = make_fx(functional, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
+        graph = made(*outlines)
+        graph.graph.eliminate_dead_code()
+        held = _lift(graph)
+        graph.recompile()
     return Traced(graph, held, result)
 
 
@@ -214,49 +251,7 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
 
 def _digest(traced: Traced, tensors: list[Tensor], options: dict[str, Any]) -> str:
     """What tells a compiled graph from all others: its text, the layout of its inputs, and all that shapes its code."""
-    parts = [part.code for part in traced.graph.modules() if isinstance(part, fx.GraphModule)]
+    parts = [part.graph.python_code("self").src for part in traced.graph.modules() if isinstance(part, fx.GraphModule)]
     parts += [str((x.shape, x.stride(), x.dtype, x.device)) for x in tensors + traced.held]
-    parts += [str(sorted(options.items())), str(torch.get_num_threads()), torch.get_float32_matmul_precision()]
+    parts += [str(sorted(options.items())), *surroundings()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _compile(traced: Traced, tensors: list[Tensor], options: dict[str, Any]) -> Call:
-    """Hand a graph to TorchInductor as Dynamo would."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "inductor"))
-    from torch._inductor import compile_fx
-
-    with torch.no_grad(), _no_autocast():
-        patches = {**options, **_vector_options()}
-        made: Any = compile_fx.compile_fx(traced.graph, tensors + traced.held, config_patches=patches)
-    return made
-
-
-@contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Within: no autocast, whose casts are in the graph already."""
-    with contextlib.ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-@functools.cache
-def _vector_options() -> dict[str, Any]:
-    """Spare TorchInductor its trials of the processor's vector instructions, where the compiler knows all of them.
-
-    It builds and loads up to ten libraries, each of which includes much of torch: 12 s. The processor's own word is
-    asked in any case; what is left to find out is whether the C++ compiler takes the flags, which an empty file tells.
-    """
-    from torch._inductor import config, cpu_vec_isa
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    if config.cpp.vec_isa_ok is not None or not os.path.exists("/proc/cpuinfo"):
-        return {}
-    flags = {word for isa in cpu_vec_isa.supported_vec_isa_list for word in isa.build_arch_flags().split()}
-    known = [f"-m{flag}" if not flag.startswith("-") else flag for flag in sorted(flags)]
-    command = [get_cpp_compiler(), *known, "-fsyntax-only", "-x", "c++", os.devnull]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0:
-            return {"cpp.vec_isa_ok": True}
-    return {}

@@ -132,9 +132,23 @@ class Execution:
             torch.set_float32_matmul_precision("medium" if agents * rows * widest >= _ONEDNN_PAYS else "highest")
 
 
+class Lifted:
+    """A function of a population, of `over_agents`."""
+
+    def __init__(self, call: Callable[..., Any], prepare: Callable[..., None]):
+        self._call, self._prepare = call, prepare
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def prepare(self, *args: Any) -> None:
+        """If it is compiled, begin to, for arguments like these, beside what the caller does next."""
+        self._prepare(*args)
+
+
 def over_agents(
     function: Callable[..., Any], execution: Execution, *, shared: Sequence[int] = (), donate: bool = False
-) -> Callable[..., Any]:
+) -> Lifted:
     """Lift `function` of one agent to a population: every tensor argument and result gets a leading axis S.
 
     shared: positions of arguments that are the same for all agents and have no such axis.
@@ -163,14 +177,20 @@ def over_agents(
 
     run = _compiled(vectorized if execution.backend == "vmap" else single, execution)
 
+    def of_member(i: int, args: Sequence[Any]) -> list[Any]:
+        return [a if j in shared else _view(a, i) for j, a in enumerate(args)]
+
     def looped(*args: Any) -> Any:
-        size = len(tree_leaves(args[0])[0])
-        members = [[a if j in shared else _view(a, i) for j, a in enumerate(args)] for i in range(size)]
-        return stack([run(*member_args) for member_args in members])
+        return stack([run(*of_member(i, args)) for i in range(len(tree_leaves(args[0])[0]))])
+
+    def prepare(*args: Any) -> None:
+        if isinstance(run, Compiled):
+            run.prepare(*(args if execution.backend == "vmap" else of_member(0, args)))
 
     lifted = torch.no_grad()(run if execution.backend == "vmap" else looped)
-    on_gpu = execution.device.startswith("cuda")
-    return Recorded(lifted, keep=not donate) if on_gpu and execution.compile and execution.cuda_graphs else lifted
+    if execution.compile and execution.cuda_graphs and execution.device.startswith("cuda"):
+        lifted = Recorded(lifted, keep=not donate)
+    return Lifted(lifted, torch.no_grad()(prepare))
 
 
 def freezing(

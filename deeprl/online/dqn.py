@@ -283,6 +283,7 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
         learn = agents.lift(learner(agents.net, config), shared=(2, 5))
         step = torch.zeros((), dtype=torch.int64, device=agents.device)
         acting = state._replace(target={}, moments=())  # what acting looks at: each tensor costs a call some time
+        learn.prepare(agents.agents, replay.data, replay.extent, priorities.values, run.keys("sample", 0), step)
         while run.running():
             action, epsilon = explore(acting, *agents.seen(), run.keys("explore", run.step), step.fill_(run.step))
             state.epsilon.copy_(epsilon)

@@ -23,7 +23,7 @@ from torch import Tensor
 from deeprl import nets
 from deeprl.core import rng
 from deeprl.core.optim import init_moments
-from deeprl.core.population import Agents, freezing, new_agents, over_agents
+from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
 from deeprl.core.spec import Batch, EnvSpec, Metrics
 from deeprl.data.offline import open_data
 from deeprl.replay import Stored, make_replay
@@ -148,7 +148,7 @@ class _Learning:
         self._greedy = greedy_policy(greedy, self.agents.state, self.run.execution)
         self.run.evaluate(self._greedy)
 
-    def lift(self, function: Callable[..., Any], shared: Sequence[int]) -> Callable[..., Any]:
+    def lift(self, function: Callable[..., Any], shared: Sequence[int]) -> Lifted:
         """An update of one agent for all, in place: (agents, ...) -> (metrics, aux). shared: see `over_agents`."""
         return over_agents(freezing(function), self.run.execution, shared=shared, donate=True)
 
@@ -217,8 +217,11 @@ class OffPolicy(_Learning):
         self.run.advance(self.envs.pop_episodes())
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
-        """`sampled` for the population, for `learn`."""
-        return self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
+        """`sampled` for the population, for `learn`. What is compiled begins to be, acting first."""
+        self._explore.prepare(self.agents.state, (), *self.seen(), self.run.keys("explore", 0))
+        learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
+        learner.prepare(self.agents, self.replay.data, self.replay.size, *self.keys(0))
+        return learner
 
     def learn(self, learner: Callable[..., Any], number: int) -> None:
         """Update number `number` of all agents."""

@@ -195,7 +195,7 @@ class Run:
         learned_from = (self.step - after) // every * every
         due = range(self.updates, max(self.updates, math.floor(learned_from * per_step + 1e-9)))
         if due and self._clock.learn() and self.execution.compile:
-            self._progress.say("compiling the update: up to a minute, less when it has been compiled before")
+            self._progress.say("compiling the update: about 20 s, a moment if it has been compiled before")
         self.updates = due.stop
         return due
 
