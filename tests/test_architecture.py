@@ -46,6 +46,20 @@ FAMILIES = {
     ("deeprl.offline.td3_bc", "deeprl.online.td3"),
     ("deeprl.offline.riql", "deeprl.offline.iql"),
 }
+# Public names that several modules define, because they mean the same thing in each: name -> why.
+ONE_MEANING = {
+    **dict.fromkeys(
+        ("Config", "Net", "State", "make_net", "build_net", "init", "act", "observe", "update", "train"),
+        "parts that an algorithm's file has (`run/learning.py`, `api.train`): run and commands name them so",
+    ),
+    **dict.fromkeys(
+        ("actor_loss", "critic_loss", "alpha_loss", "critic_target", "update_actor"),
+        "one part of an update each, which differs from algorithm to algorithm and stands in its file",
+    ),
+    "learner": "sampling and update of one agent as one function, where an algorithm has more to sample than others",
+    "lr_share": "what is left of learning rates at the next update: one schedule an algorithm",
+}
+OUTSIDE = {"observe": {"deeprl.run.learning"}, "train": {"deeprl.api"}}  # of the algorithms, where such a name is also
 HEAVY = {"torch", "gymnasium", "mujoco", "matplotlib", "tyro", "numpy", "rich"}
 
 
@@ -93,6 +107,29 @@ def test_every_exception_is_needed() -> None:
     for name, room in UPWARDS:
         file = PACKAGE.parent / (name.replace(".", "/") + ".py")
         assert any(other.startswith(f"deeprl.{room}.") for other in imported(file)), f"{name} no longer imports {room}"
+
+
+def public_definitions() -> dict[str, set[str]]:
+    """Public functions and classes of modules, not of classes: name -> the modules that define it."""
+    found: dict[str, set[str]] = {}
+    for file in FILES:
+        nodes: list[ast.stmt] = list(ast.parse(file.read_text()).body)
+        for node in nodes:
+            if isinstance(node, ast.If | ast.Try):
+                nodes += [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.stmt)]
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, set()).add(module_name(file))
+    return found
+
+
+def test_public_names_have_one_meaning() -> None:
+    """Who looks for a name finds one thing: names that a file of an algorithm must have are exempt there alone."""
+    shared = {name: where for name, where in public_definitions().items() if len(where) > 1}
+    for name, where in sorted(shared.items()):
+        assert name in ONE_MEANING, f"{name} is defined in {', '.join(sorted(where))}"
+        beside = {module for module in where if module.split(".")[1] not in ALGORITHMS}
+        assert beside == OUTSIDE.get(name, set()), f"{name} is also defined in {', '.join(sorted(beside))}"
+    assert not ONE_MEANING.keys() - shared.keys(), "exceptions that are not needed"
 
 
 def test_algorithms_do_not_import_algorithms() -> None:

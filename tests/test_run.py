@@ -52,7 +52,7 @@ def rows(path):
 
 def final(directory):
     """The tensors of the newest checkpoint by name."""
-    step, content = checkpoint.load(directory / "checkpoints")
+    step, content = checkpoint.load_checkpoint(directory / "checkpoints")
     return step, content["agents"]
 
 
@@ -199,7 +199,7 @@ def test_finished_run_called_again_does_nothing(tmp_path):
 def test_finished_run_keeps_only_its_agents(tmp_path):
     sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9, steps=20, learning_starts=10))
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [20]
-    _, content = checkpoint.load(tmp_path / "run" / "checkpoints")
+    _, content = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoints")
     assert content.keys() == {"run", "agents"}
 
 
@@ -318,7 +318,7 @@ def test_failed_run_says_so_and_goes_on(tmp_path):
 def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path):
     sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
     directory = tmp_path / "run" / "checkpoints"
-    step, content = checkpoint.load(directory)
+    step, content = checkpoint.load_checkpoint(directory)
     content["replay"] = {"inserted": 0, "rows": content["replay"]["rows"]}
     checkpoint.save(directory, step, content | wrong)
     with pytest.raises(DeeprlError, match="fit") as raised:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deeprl.api import MakeNet, load_population
 from deeprl.core.process import torch_defaults
-from deeprl.data.scores import normalized
+from deeprl.data.scores import normalized_score
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.progress import Progress, show
@@ -56,7 +56,7 @@ def assess(
         settings = "".join(f" {k}={v}" for k, v in about["settings"].items())
         error = own.std(ddof=1) / math.sqrt(episodes) if episodes > 1 else math.nan
         found = population.spec.score_range
-        score = f", score {normalized(own.mean(), found):.1f}" if found else ""
+        score = f", score {normalized_score(own.mean(), found):.1f}" if found else ""
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
     if path:

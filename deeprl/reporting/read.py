@@ -1,4 +1,4 @@
-"""Read run directories: one `Run` per directory, one `Agent` per member, cells of comparable agents.
+"""Read run directories: one `RunRecord` per directory, one `AgentRecord` per member, cells of comparable agents.
 
 A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
 It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from deeprl.data.scores import normalized
+from deeprl.data.scores import normalized_score
 from deeprl.envs.units import Unit, recorded_unit
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell, cells_of, task_of
@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentRecord:
     """One member of a run. `task` is the environment's id, or the name of the dataset that the agent learns from.
 
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
@@ -63,13 +63,13 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read."""
 
     name: str
     info: Mapping[str, Any]
     status: Mapping[str, Any]
-    agents: tuple[Agent, ...]
+    agents: tuple[AgentRecord, ...]
 
     @property
     def task(self) -> str:
@@ -83,7 +83,7 @@ class Run:
 
     def score(self, ret: float) -> float | None:
         """The normalised score of a return, None where nobody has published what it is measured by."""
-        return normalized(ret, self.references) if self.references else None
+        return normalized_score(ret, self.references) if self.references else None
 
     @property
     def references(self) -> tuple[float, ...]:
@@ -101,7 +101,7 @@ class Run:
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
-Pairs = list[tuple[Run, Agent]]
+Pairs = list[tuple[RunRecord, AgentRecord]]
 
 
 def unit_name(pairs: Pairs) -> str:
@@ -109,7 +109,7 @@ def unit_name(pairs: Pairs) -> str:
     return pairs[0][0].unit.name
 
 
-def read_runs(directory: str | Path) -> list[Run]:
+def read_runs(directory: str | Path) -> list[RunRecord]:
     """Every run at or below `directory`, sorted by path, each once; links are followed.
 
     Raises:
@@ -141,7 +141,7 @@ def _run_directories(root: Path) -> list[Path]:
     return sorted(found.values())
 
 
-def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
+def group(runs: Iterable[RunRecord]) -> dict[Cell, Pairs]:
     """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
     pairs = [(run, agent) for run in runs for agent in run.agents if agent.evaluations]
     cells: dict[Cell, Pairs] = {}
@@ -161,7 +161,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def _read_run(path: Path, name: str) -> Run:
+def _read_run(path: Path, name: str) -> RunRecord:
     info = _read_json(path / "config.json")
     if info.get("format") != FORMAT:
         raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
@@ -182,10 +182,10 @@ def _read_run(path: Path, name: str) -> Run:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
     evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _ in members], finished, repeat)
     agents = (
-        Agent(member, seed, task, evaluations[member], frozen.get(member))
+        AgentRecord(member, seed, task, evaluations[member], frozen.get(member))
         for (member, seed), task in zip(members, tasks, strict=True)
     )
-    return Run(name, info, status, tuple(agents))
+    return RunRecord(name, info, status, tuple(agents))
 
 
 def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:

@@ -193,7 +193,7 @@ def write_about(
         "execution": dataclasses.asdict(execution),
         **(made_of or {}),
     }
-    write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
+    write_json(directory / "config.json", about | provenance.provenance_of(execution.device, execution.threads))
 
 
 def _members(config: RunConfig) -> list[dict[str, Any]]:
@@ -244,7 +244,7 @@ def claimed(
         lock = Lock(directory)
         news = [lock.acquire()]
         closing.callback(lock.release)
-        found = checkpoint.load(directory / "checkpoints")
+        found = checkpoint.load_checkpoint(directory / "checkpoints")
         if stored is not None:
             news.append(note_changes(directory, stored, config, execution, found[0] if found else 0))
         elif (directory / "config.json").exists():
@@ -270,7 +270,7 @@ def note_changes(directory: Path, stored: dict[str, Any], config: RunConfig, exe
 
     The file then says how the run is executed now; `changes` lists (step, name, before, after).
     """
-    now = provenance.describe(execution.device, execution.threads) | {"execution": dataclasses.asdict(execution)}
+    now = provenance.provenance_of(execution.device, execution.threads) | {"execution": dataclasses.asdict(execution)}
     before, after = _conditions(stored), _conditions(now)
     changed = [name for name in after if before.get(name) != after[name]]
     if not changed:
