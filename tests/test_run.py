@@ -505,6 +505,14 @@ def test_execution_of_an_existing_run_is_kept(tmp_path):
     assert run.execution == Execution("vmap", False, "strict", 1, "cpu")
 
 
+def test_run_that_does_not_say_how_it_is_executed_does_not_go_on(tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+    about = tmp_path / "run" / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"execution": None}))
+    with pytest.raises(DeeprlError, match=r"config\.json does not say how the run is executed"):
+        sac.train(config(tmp_path / "run"))
+
+
 def test_env_that_cannot_be_restored_says_so_and_goes_on(tmp_path, capsys):
     settings = {"env": "opaque_envs:Unseeded-v0", "env_kwargs": {}, "seeds": (0, 1)}
     sac.train(config(tmp_path / "run", **settings), callback=lambda run: run.step == 50)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +21,9 @@ from deeprl.data.scores import normalized_score
 from deeprl.envs.units import Unit, recorded_unit
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell, cells_of, task_of
-from deeprl.run.directory import COMPLETE, FOLDERS
+from deeprl.run.directory import COMPLETE, FOLDERS, read_about, read_status
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
-FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
 
 
@@ -151,25 +149,9 @@ def group(runs: Iterable[RunRecord]) -> dict[Cell, Pairs]:
     return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DeeprlError(f"{path} is not valid JSON: line {error.lineno}, {error.msg}") from error
-    if not isinstance(value, dict):
-        raise DeeprlError(f"{path} holds no JSON object")
-    return cast(dict[str, Any], value)
-
-
 def _read_run(path: Path, name: str) -> RunRecord:
-    info = _read_json(path / "config.json")
-    if info.get("format") != FORMAT:
-        raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
-    # A run that was killed before its first status has none: unfinished.
-    status = _read_json(path / "status.json") if (path / "status.json").exists() else dict[str, Any]()
+    info, status = read_about(path), read_status(path)
     finished = status.get("state") in COMPLETE
-    if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
-        raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
     try:
         members = [(int(m["member"]), int(m["seed"])) for m in info["members"]]
         tasks = [task_of(info, member).name for member, _ in members]
