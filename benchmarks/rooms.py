@@ -13,7 +13,8 @@ of a function in `deeprl/` is on the way if
 
 So what has only to pass a whole config on counts; what looks at it for something else, such as a directory's name, does
 not. The way is read from the first call: into a call, and back to its caller where that makes another one on the way.
-Of a transition it begins in `train`. A return is a step into a file that was seen before.
+It begins in the command `train`, which `commands/main.py` calls by its name, and of a transition in SAC's `train`. A
+return is a step into a file that was seen before.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def trace(alone: bool, *words: str) -> list[tuple[str, str]]:
         sys.setprofile(None)
     if not tracer.arrived:
         raise SystemExit("the mark has not arrived in an update")
-    while root.name != ("main" if alone else "train"):
+    while root.name != ("run" if alone else "train"):
         root = next(call for call in root.below if call.on_way)
     return root.way()
 
