@@ -264,10 +264,8 @@ def update(
 ) -> tuple[State, Metrics, Float[Tensor, " B"]]:
     """One gradient step. weight: importance weights. Returns the new priorities of the batch as well."""
     net, h = nets.bound(net, state.fixed), state.hparams
-    samples = (net, config, batch, td_target(net, config, state, batch), weight)
-    q = descend(
-        q_loss, state.params, state.moments, h["lr"], *samples, max_norm=config.max_grad_norm, eps=h["adam_eps"]
-    )
+    data = (net, config, batch, td_target(net, config, state, batch), weight)
+    q = descend(q_loss, state.params, state.moments, h["lr"], *data, max_norm=config.max_grad_norm, eps=h["adam_eps"])
     metrics = {"loss": q.loss, "q": q.aux.q.mean(), "td_error": q.aux.td.mean(), "grad_norm": q.grad_norm}
     metrics |= {"epsilon": state.epsilon.clone()}  # the state's own is overwritten in place
     priority = (q.aux.priority_error + 1e-6) ** h["priority_alpha"]
