@@ -37,8 +37,6 @@ FLOORS: list[set[str]] = [
     {"cli", "__main__"},
 ]
 ALGORITHMS = {"online", "offline", "world_models"}
-# (module, package of a higher floor) that it may import for now.
-UPWARDS = {("deeprl.data.offline", "run")}  # `open_data` belongs to run/learning.py
 # Algorithms do not import algorithms, with these exceptions: (child, parent).
 FAMILIES = {
     ("deeprl.online.simba", "deeprl.online.sac"),
@@ -101,14 +99,7 @@ def test_imports_go_downwards(file: Path) -> None:
         return  # the catalogue; its own test is below
     for other in imported(file):
         if other.startswith("deeprl.") and other.split(".")[1] in set().union(*FLOORS):
-            allowed = floor_of(other) <= floor_of(name) or (name, other.split(".")[1]) in UPWARDS
-            assert allowed, f"{name} imports {other} from a higher floor"
-
-
-def test_every_exception_is_needed() -> None:
-    for name, room in UPWARDS:
-        file = PACKAGE.parent / (name.replace(".", "/") + ".py")
-        assert any(other.startswith(f"deeprl.{room}.") for other in imported(file)), f"{name} no longer imports {room}"
+            assert floor_of(other) <= floor_of(name), f"{name} imports {other} from a higher floor"
 
 
 def public_definitions() -> dict[str, set[str]]:
