@@ -69,7 +69,7 @@ def timed(function: Any, *args: Any) -> tuple[float, Any]:
 
 
 def restore(directory: Path, replay: Replay) -> None:
-    found = checkpoint.load(directory)
+    found = checkpoint.load_checkpoint(directory)
     assert found is not None
     replay.load_state_dict(found[1]["replay"])
 
@@ -106,7 +106,7 @@ def measure(options: Options, directory: Path) -> dict[str, tuple[list[float], i
 def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(dir=options.directory or None) as folder:
         measured = measure(options, Path(folder))
-    about = provenance.describe("cpu", torch.get_num_threads())
+    about = provenance.provenance_of("cpu", torch.get_num_threads())
     versions = " ".join(f"{k}={v}" for k, v in about["versions"].items())
     rows = []
     for case, (seconds, size, new) in measured.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeprl.data.scores import normalized, score_range
+from deeprl.data.scores import normalized_score, score_range
 from deeprl.reporting.stats import mean_interval
 
 Scores = dict[tuple[str, str], dict[int, float]]  # (algorithm, dataset) -> seed -> score
@@ -32,7 +32,9 @@ def final_scores(files: list[Path], step: int | None = None) -> Scores:
                 if step is not None and int(row["step"]) != step:
                     continue
                 seeds = found.setdefault((row["algorithm"], row["env"]), {})
-                score = row.get("score") or normalized(float(row["return"]), score_range("", dataset_name=row["env"]))
+                score = row.get("score") or normalized_score(
+                    float(row["return"]), score_range("", dataset_name=row["env"])
+                )
                 seeds[int(row["seed"])] = max(seeds.get(int(row["seed"]), (-1, 0.0)), (int(row["step"]), float(score)))
     return {key: {seed: score for seed, (_, score) in seeds.items()} for key, seeds in found.items()}
 

@@ -127,12 +127,12 @@ def load_population(
             "its own networks are not what they were when the run began: these may act otherwise than it was trained"
         )
         warnings.warn(f"{directory}: {changed}", stacklevel=3)
-    kept = snapshots.steps(directory)
-    at = functools.partial(checkpoint.load, directory / "checkpoints", histories=False)
+    kept = snapshots.snapshot_steps(directory)
+    at = functools.partial(checkpoint.load_checkpoint, directory / "checkpoints", histories=False)
     if step is None:
-        found = at() or (snapshots.load(directory, kept[-1]) if kept else None)
+        found = at() or (snapshots.load_snapshot(directory, kept[-1]) if kept else None)
     else:
-        found = snapshots.load(directory, step) or at(step=step)
+        found = snapshots.load_snapshot(directory, step) or at(step=step)
     if found is None and step is not None:
         known = ", ".join(map(str, kept))
         raise DeeprlError(f"{directory} has no snapshot of step {step}; it has {known or 'none (--snapshot-every)'}")

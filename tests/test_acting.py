@@ -40,7 +40,7 @@ def trained(variant: str, out: Path, callback: Any = None, **settings: Any) -> t
     module = importlib.import_module(f"deeprl.online.{name}")
     config = build(module.Config, RUN | own | settings)
     run = module.train(dataclasses.replace(config, out=str(out)), callback=callback)
-    loaded = checkpoint.load(run.directory / "checkpoints")
+    loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert loaded is not None
     return module, config, loaded[1]
 

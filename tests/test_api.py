@@ -273,7 +273,7 @@ def test_own_network_trains_and_loads(tmp_path: Path) -> None:
     run = deeprl.train("sac", env="Pendulum-v1", seeds="0-1", net=own_net, out=str(tmp_path / "run"), **TINY)
     policy = deeprl.load(run.directory, seed=0, net=own_net)
     assert policy([0.1, 0.2, 0.3]).shape == (1,)
-    saved = checkpoint.load(run.directory / "checkpoints")
+    saved = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert saved is not None
     assert saved[1]["agents"]["state.critic.layers.0.weight"].shape == (2, 3, 4, 8)
     assert saved[1]["agents"]["state.actor.head.weight"].abs().max() > 0  # started at zero, has learned
@@ -370,7 +370,7 @@ def test_bf16_products_leave_actions_and_parameters_in_f32(backend: str, tmp_pat
     run = deeprl.train("sac", env="Pendulum-v1", seeds=[0, 1], **settings)
     assert run.finished
     assert run.frozen == []
-    saved = checkpoint.load(run.directory / "checkpoints")
+    saved = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert saved is not None
     agents = saved[1]["agents"]
     assert {v.dtype for k, v in agents.items() if v.is_floating_point()} == {torch.float32}

@@ -461,7 +461,7 @@ def test_population_goes_on_from_a_saved_state(wrappers, kind, tmp_path):
         envs.step(move)
     checkpoint.save(tmp_path, 60, {"envs": envs.state_dict()})
     other = PopulationEnvs(make, [5, 6])
-    assert other.load_state_dict(checkpoint.load(tmp_path)[1]["envs"]) == 0
+    assert other.load_state_dict(checkpoint.load_checkpoint(tmp_path)[1]["envs"]) == 0
     assert not other.is_first.all()
     for move in moves[60:]:
         t, t1 = envs.step(move), other.step(move)

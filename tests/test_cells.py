@@ -12,7 +12,7 @@ import deeprl
 from deeprl.api import algorithm_module
 from deeprl.config import per_agent_fields
 from deeprl.config.runs import NOT_IDENTITY
-from deeprl.reporting.cells import RECORD_ONLY, SETTINGS_ONLY, Task, cells_of, identity, key_of, names_of_tasks
+from deeprl.reporting.cells import RECORD_ONLY, SETTINGS_ONLY, Task, agent_identity, cells_of, key_of, names_of_tasks
 from deeprl.reporting.read import group, read_runs
 from deeprl.reporting.report import write_report
 from deeprl.reporting.table import results
@@ -73,7 +73,7 @@ def test_agents_that_differ_in_any_setting_never_share_a_cell(algorithm):
 def test_what_a_record_keeps_for_its_books_sets_nobody_apart(name):
     base = record("sac")
     changed = record("sac", **{name: other(plain("sac")[name])})
-    same = key_of(identity(base, 0)) == key_of(identity(changed, 0))
+    same = key_of(agent_identity(base, 0)) == key_of(agent_identity(changed, 0))
     assert same == (name in SETTINGS_ONLY)
 
 
@@ -110,23 +110,23 @@ def test_cells_are_the_classes_of_equal_settings(data):
 def test_a_default_that_is_written_out_is_the_default():
     old = record("sac")
     del old["config"]["critics"], old["config"]["log_std_range"]  # as by a version that did not have them
-    assert key_of(identity(old, 0)) == key_of(identity(record("sac"), 0))
+    assert key_of(agent_identity(old, 0)) == key_of(agent_identity(record("sac"), 0))
     whole = record("sac", actor_lr=1, facts={"evaluated_in": {"env": "HalfCheetah-v5", "env_kwargs": {}}})
-    assert key_of(identity(whole, 0)) == key_of(identity(record("sac", actor_lr=1.0), 0))
+    assert key_of(agent_identity(whole, 0)) == key_of(agent_identity(record("sac", actor_lr=1.0), 0))
     spec = {"obs_shape": [3], "action_dim": 1, "action_low": [-1.0], "action_high": [1.0]}
     new = record("sac", facts={"spec": spec | {"action_repeat": 1, "action_dtype": "float32"}})
-    assert key_of(identity(record("sac", facts={"spec": spec}), 0)) == key_of(identity(new, 0))
+    assert key_of(agent_identity(record("sac", facts={"spec": spec}), 0)) == key_of(agent_identity(new, 0))
 
 
 def test_references_of_scores_are_no_part_of_an_agent():
     one, two = ({"spec": {"score_range": pair}} for pair in ([], [0.0, 1.0]))
-    assert key_of(identity(record("sac", facts=one), 0)) == key_of(identity(record("sac", facts=two), 0))
+    assert key_of(agent_identity(record("sac", facts=one), 0)) == key_of(agent_identity(record("sac", facts=two), 0))
 
 
 def test_what_a_dataset_names_is_where_its_agents_are_evaluated():
     place = {"evaluated_in": {"env": "Hopper-v4", "env_kwargs": {}, "wrappers": []}}
     named, asked = record("bc", facts=place), record("bc", env="Hopper-v4", facts=place)
-    assert key_of(identity(named, 0)) == key_of(identity(asked, 0))
+    assert key_of(agent_identity(named, 0)) == key_of(agent_identity(asked, 0))
     elsewhere = {"evaluated_in": {"env": "Hopper-v5", "env_kwargs": {}, "wrappers": []}}
     one, two = cells_of([(named, 0), (record("bc", facts=elsewhere), 0)])
     assert [json.loads(cell.settings) for cell in (one, two)] == [{"env": "Hopper-v4"}, {"env": "Hopper-v5"}]

@@ -18,7 +18,7 @@ def content(value=0.0):
 
 
 def assert_loads(directory, step, value):
-    found, loaded = checkpoint.load(directory)
+    found, loaded = checkpoint.load_checkpoint(directory)
     assert found == step
     assert torch.equal(loaded["agents"]["w"], torch.full((3, 2), value))
     assert loaded["run"]["updates"] == value
@@ -47,7 +47,7 @@ def test_nested_data_come_back_equal(tmp_path):
         "not finite": [float("inf"), float("-inf")],
     }
     checkpoint.save(tmp_path, 5, saved)
-    step, loaded = checkpoint.load(tmp_path)
+    step, loaded = checkpoint.load_checkpoint(tmp_path)
     assert step == 5
     for name, value in saved["tensors"].items():
         assert loaded["tensors"][name].dtype == value.dtype
@@ -73,7 +73,7 @@ def test_nested_data_come_back_equal(tmp_path):
 )
 def test_arrays_come_back_as_equal_tensors(array, tmp_path):
     checkpoint.save(tmp_path, 1, {"x": array})
-    loaded = checkpoint.load(tmp_path)[1]["x"]
+    loaded = checkpoint.load_checkpoint(tmp_path)[1]["x"]
     assert isinstance(loaded, torch.Tensor)
     assert loaded.numpy().dtype == array.dtype
     assert loaded.shape == array.shape
@@ -82,7 +82,7 @@ def test_arrays_come_back_as_equal_tensors(array, tmp_path):
 
 def test_numpy_scalars_come_back_as_numbers(tmp_path):
     checkpoint.save(tmp_path, 1, {"x": [np.float64(0.1), np.int64(3), np.bool_(True)]})
-    assert checkpoint.load(tmp_path)[1]["x"] == [0.1, 3, True]
+    assert checkpoint.load_checkpoint(tmp_path)[1]["x"] == [0.1, 3, True]
 
 
 def test_view_of_a_large_tensor_is_saved_alone(tmp_path):
@@ -102,7 +102,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_steps_beyond_nine_digits_stay_in_order(tmp_path):
     for step in (999_999_999, 1_000_000_000):
         checkpoint.save(tmp_path, step, content(1.0))
-    assert checkpoint.load(tmp_path)[0] == 1_000_000_000
+    assert checkpoint.load_checkpoint(tmp_path)[0] == 1_000_000_000
 
 
 def test_same_step_again_replaces(tmp_path):
@@ -112,8 +112,8 @@ def test_same_step_again_replaces(tmp_path):
 
 
 def test_no_checkpoint_gives_none(tmp_path):
-    assert checkpoint.load(tmp_path) is None
-    assert checkpoint.load(tmp_path / "absent") is None
+    assert checkpoint.load_checkpoint(tmp_path) is None
+    assert checkpoint.load_checkpoint(tmp_path / "absent") is None
 
 
 def test_good_checkpoint_gives_no_warning(two):
@@ -202,14 +202,14 @@ def test_all_broken_raises(damage, two):
     for step in (10, 20):
         damage(two.parent / f"{step:09d}")
     with pytest.warns(UserWarning, match="is broken"), pytest.raises(DeeprlError, match=r"all checkpoints in .* are"):
-        checkpoint.load(two.parent)
+        checkpoint.load_checkpoint(two.parent)
 
 
 @pytest.mark.parametrize(("written", "age"), [(3, "newer"), (1, "older")])
 def test_format_of_another_version_raises(written, age, two):
     sign(two, json.loads((two / "manifest.json").read_text()) | {"format": written})
     with pytest.raises(DeeprlError, match=f"has checkpoint format {written}, of a {age} deeprl; this one reads 2"):
-        checkpoint.load(two.parent)
+        checkpoint.load_checkpoint(two.parent)
 
 
 class Hostile:
@@ -291,7 +291,7 @@ def test_what_could_not_be_loaded_is_not_saved(value, tmp_path):
 
 def test_numbers_of_numpy_may_be_keys(tmp_path):
     checkpoint.save(tmp_path, 1, {"x": {np.int64(3): 1, (np.int64(1), "a"): (2, [3])}})
-    assert checkpoint.load(tmp_path)[1]["x"] == {3: 1, (1, "a"): (2, [3])}
+    assert checkpoint.load_checkpoint(tmp_path)[1]["x"] == {3: 1, (1, "a"): (2, [3])}
 
 
 def test_the_place_of_the_logs_is_brought_to_the_disk_as_well(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_checkpoint_that_may_not_be_read_is_not_taken_for_broken(tmp_path, monke
     monkeypatch.setattr("builtins.open", _denied)
     monkeypatch.setattr("pathlib.Path.open", _denied)
     with pytest.raises(PermissionError):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def _denied(*args, **settings):

@@ -303,7 +303,7 @@ def test_adversary_of_other_data_is_refused(trained: tuple[str, Path], tmp_path:
 
 def test_adversary_that_does_not_tell_its_data_is_refused(trained: tuple[str, Path], tmp_path: Path) -> None:
     run = shutil.copytree(trained[1], tmp_path / "run")
-    found = checkpoint.load(run / "checkpoints", histories=False)
+    found = checkpoint.load_checkpoint(run / "checkpoints", histories=False)
     assert found is not None
     snapshots.take(run, found[0], found[1]["agents"])
     shutil.rmtree(run / "checkpoints")

@@ -586,7 +586,7 @@ TINY = {
 
 def trained(config: cql.Config, out: Path) -> dict[str, Tensor]:
     run = cql.train(dataclasses.replace(config, out=str(out)))
-    loaded = checkpoint.load(run.directory / "checkpoints")
+    loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert loaded is not None
     assert (run.updates, run.frozen) == (6, [])
     return loaded[1]["agents"]

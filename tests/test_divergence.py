@@ -61,7 +61,7 @@ def rows(path: Path, without: int | None = None) -> list[dict[str, str]]:
 
 def final(directory: Path) -> dict[str, Tensor]:
     """The tensors of the newest checkpoint by name."""
-    found = checkpoint.load(directory / "checkpoints")
+    found = checkpoint.load_checkpoint(directory / "checkpoints")
     assert found is not None
     return found[1]["agents"]
 

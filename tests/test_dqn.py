@@ -262,9 +262,9 @@ def test_epsilon_schedule_by_hand() -> None:
     assert float(states[0].epsilon) == 1.0
     both = stack(states)
     for step, expected in ((0, (1, 1)), (100, (1, 1)), (200, (0.55, 0.875)), (300, (0.1, 0.75)), (9999, (0.1, 0.5))):
-        assert dqn.observe(config, both, step).epsilon.tolist() == pytest.approx(expected)
-        assert float(dqn.observe(config, states[1], step).epsilon) == pytest.approx(expected[1])
-    moved = dqn.observe(config, both, 200)
+        assert dqn.with_epsilon(config, both, step).epsilon.tolist() == pytest.approx(expected)
+        assert float(dqn.with_epsilon(config, states[1], step).epsilon) == pytest.approx(expected[1])
+    moved = dqn.with_epsilon(config, both, 200)
     assert_equal(moved._replace(epsilon=both.epsilon), both)
 
 

@@ -25,7 +25,7 @@ from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.online import dqn
 from deeprl.replay import FrameReplay, Replay
-from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform_rows
 from deeprl.run import checkpoint
 from deeprl.run.loop import Run
 
@@ -68,7 +68,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def final(directory: Path) -> dict[str, Tensor]:
     """The tensors of the newest checkpoint by name."""
-    found = checkpoint.load(directory / "checkpoints")
+    found = checkpoint.load_checkpoint(directory / "checkpoints")
     assert found is not None
     return found[1]["agents"]
 
@@ -149,7 +149,7 @@ def test_learner_is_sampler_and_update_with_the_agents_own_settings(is_prioritiz
     if is_prioritized:
         drawn, weight = prioritized(data, replay.extent, priority, key, 16, window, torch.tensor(0.55))
     else:
-        drawn = uniform(data, replay.extent, key, 16, window)
+        drawn = uniform_rows(data, replay.extent, key, 16, window)
     expected = dqn.update(net, config, state, n_step(data, drawn, window, 0.5), weight)
     assert torch.equal(row, drawn)
     for ours, theirs in zip(tree_leaves((new, metrics)), tree_leaves(expected[:2]), strict=True):

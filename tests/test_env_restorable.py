@@ -260,12 +260,12 @@ def test_population_goes_on_bit_for_bit(make: Any, kind: str, width: int, backen
         assert envs.restorable == kind
         start = moved(envs, moves[:31])
         checkpoint.save(tmp_path, 31, {"envs": envs.state_dict()})
-        assert checkpoint.load(tmp_path)[1]["envs"]["envs"] != []
+        assert checkpoint.load_checkpoint(tmp_path)[1]["envs"]["envs"] != []
         other = PopulationEnvs(make, [5, 9], width, second)
         assert other.restorable == kind
         if first != second:  # the backends do the same
             assert moved(other, moves[:31]) == start
-        assert other.load_state_dict(checkpoint.load(tmp_path)[1]["envs"]) == 0
+        assert other.load_state_dict(checkpoint.load_checkpoint(tmp_path)[1]["envs"]) == 0
         assert moved(other, moves[31:]) == moved(envs, moves[31:])
     finally:
         envs.close()

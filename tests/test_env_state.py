@@ -42,7 +42,7 @@ def assert_same(expected, found):
 
 def through_disk(state, tmp_path):
     checkpoint.save(tmp_path, 1, {"env": state})
-    return checkpoint.load(tmp_path)[1]["env"]
+    return checkpoint.load_checkpoint(tmp_path)[1]["env"]
 
 
 @pytest.mark.parametrize("name", ENVS)

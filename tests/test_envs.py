@@ -332,7 +332,7 @@ def test_saved_state_goes_on_bit_for_bit(make, tmp_path):
     checkpoint.save(tmp_path, 17, {"envs": envs.state_dict()})
     expected, episodes = play(envs, moves[17:])
     other = PopulationEnvs(make, [1, 2], 2)
-    assert other.load_state_dict(checkpoint.load(tmp_path)[1]["envs"]) == 0
+    assert other.load_state_dict(checkpoint.load_checkpoint(tmp_path)[1]["envs"]) == 0
     found, own = play(other, moves[17:])
     assert own == episodes
     assert len(own) > 4

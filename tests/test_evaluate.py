@@ -207,7 +207,7 @@ def test_sac_evaluates_its_greedy_policy(tmp_path):
 def test_evaluations_do_not_disturb_training(tmp_path):
     for name, every, episodes in (("often", 7, 3), ("never", 0, 0)):
         sac.train(sac.Config(out=str(tmp_path / name), eval_every=every, eval_episodes=episodes, **TINY))
-    (_, often), (_, never) = (checkpoint.load(tmp_path / n / "checkpoints") for n in ("often", "never"))
+    (_, often), (_, never) = (checkpoint.load_checkpoint(tmp_path / n / "checkpoints") for n in ("often", "never"))
     assert [k for k in often["agents"] if not torch.equal(often["agents"][k], never["agents"][k])] == []
     assert (tmp_path / "often" / "evaluations.csv").read_text().count("\n") == 1 + 9 * 2 * 3  # at 7, 14 .. 56 and 60
     assert not (tmp_path / "never" / "evaluations.csv").exists()

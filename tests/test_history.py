@@ -57,7 +57,7 @@ def assert_same(one: Replay, other: Replay) -> None:
 
 def reloaded(directory: Path, like: Replay) -> Replay:
     other = make_replay(like.agents, like.capacity, like.spec, like.envs)
-    found = checkpoint.load(directory)
+    found = checkpoint.load_checkpoint(directory)
     assert found is not None
     other.load_state_dict(found[1]["replay"])
     return other
@@ -174,11 +174,11 @@ def test_agents_of_a_checkpoint_can_be_read_without_its_rows(tmp_path: Path) -> 
     replay.add(step_of(1))
     path = checkpoint.save(tmp_path, 1, {"agents": {"w": torch.ones(2)}, "replay": replay.state_dict()})
     (path / "replay_rows_000000000.pt").write_bytes(b"damaged")
-    found = checkpoint.load(tmp_path, histories=False)
+    found = checkpoint.load_checkpoint(tmp_path, histories=False)
     assert found is not None
     assert torch.equal(found[1]["agents"]["w"], torch.ones(2))
     with pytest.warns(UserWarning, match="replay_rows_000000000"), pytest.raises(DeeprlError, match="are broken"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 # --- any sequence of steps, checkpoints and resumes ---
@@ -298,7 +298,7 @@ def test_crash_at_every_file_operation_leaves_a_good_checkpoint(
                 finished = True
             except Crash:
                 finished = False
-        found = checkpoint.load(directory)  # warns of nothing: nothing half written looks like a checkpoint
+        found = checkpoint.load_checkpoint(directory)  # warns of nothing: nothing half written looks like a checkpoint
         assert found is not None
         assert found[1]["t"] in ((5,) if finished else (4, 5))
         if found[1]["t"] == 5:

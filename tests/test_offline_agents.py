@@ -90,7 +90,7 @@ RUN: dict[str, Any] = {
 
 def trained(module: Any, config: Any) -> dict[str, Tensor]:
     run = module.train(config)
-    loaded = checkpoint.load(run.directory / "checkpoints")
+    loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert loaded is not None
     assert (run.updates, run.frozen) == (6, [])
     return loaded[1]["agents"]

@@ -55,7 +55,7 @@ def make(spec: EnvSpec, settings: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def final(directory: Path) -> dict[str, Tensor]:
-    found = checkpoint.load(directory / "checkpoints")
+    found = checkpoint.load_checkpoint(directory / "checkpoints")
     assert found is not None
     return found[1]["agents"]
 
@@ -219,7 +219,7 @@ def test_checkpoints_in_which_frozen_layers_had_been_trained_load_and_resume(tmp
     """The layer is that of the checkpoint; what was kept for its training is left out."""
     out = tmp_path / "run"
     deeprl.train("sac", net=frozen, **FEW_RUN | {"steps": 40}, out=str(out))
-    step, content = checkpoint.load(out / "checkpoints") or (0, {})
+    step, content = checkpoint.load_checkpoint(out / "checkpoints") or (0, {})
     content["agents"] = older(content["agents"], "encoder.weight", "actor")
     content["agents"] |= {"state.actor.encoder.bias": torch.zeros(1, 4)}
     checkpoint.save(out / "checkpoints", step, content)

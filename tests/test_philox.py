@@ -34,9 +34,9 @@ def test_published_vector() -> None:
 @pytest.mark.parametrize("draw", DRAWS)
 def test_bits_are_those_of_the_operations_alone_and_vmapped(draw: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, keys = DRAWS[draw], rng.Streams((0, 5, 2**32 - 1))("sample", 7)
-    assert philox.available(keys[0])
+    assert philox.operator_available(keys[0])
     alone, together = torch.stack([function(key) for key in keys]), torch.vmap(function)(keys)
-    monkeypatch.setattr(philox, "available", lambda key: False)
+    monkeypatch.setattr(philox, "operator_available", lambda key: False)
     plain = torch.stack([function(key) for key in keys])
     assert torch.equal(alone, plain)
     assert torch.equal(together, plain)
@@ -58,21 +58,21 @@ def test_without_a_compiler_or_a_working_one_there_is_none(tmp_path: Path, monke
     for compiler in (None, "false"):
         monkeypatch.setattr(philox, "cpp_compiler", lambda compiler=compiler: compiler)
         philox._loop.cache_clear()
-        assert not philox.available(key)
+        assert not philox.operator_available(key)
         assert torch.equal(rng.bits(key, (4,)), expected)
     monkeypatch.undo()
     philox._loop.cache_clear()
-    assert philox.available(key)
+    assert philox.operator_available(key)
 
 
 def test_library_is_built_once_in_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(philox, "cache_directory", lambda: tmp_path)
     philox._loop.cache_clear()
-    assert philox.available(rng.key(0, "init"))
+    assert philox.operator_available(rng.key(0, "init"))
     (library,) = tmp_path.iterdir()
     built = library.stat().st_mtime_ns
     philox._loop.cache_clear()
-    assert philox.available(rng.key(0, "init"))
+    assert philox.operator_available(rng.key(0, "init"))
     assert library.stat().st_mtime_ns == built
     monkeypatch.undo()
     philox._loop.cache_clear()

@@ -53,7 +53,7 @@ def train(env: str, out: Path, algorithm: ModuleType = sac, **settings: Any) -> 
     run = algorithm.train(config)
     assert run.finished
     assert run.updates == (config.steps - config.learning_starts) * config.utd
-    loaded = checkpoint.load(run.directory / "checkpoints")
+    loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert loaded is not None
     step, content = loaded
     assert step == config.steps

@@ -54,6 +54,51 @@ def test_rate_counts_from_the_start_of_this_session(clock, capsys):
     assert lines(capsys) == ["sac: 920/1,000  1 steps/s  1:20 left  "]
 
 
+def walk(progress, clock, steps, seconds, done=0):
+    """So many steps, evenly in so many seconds; their number then."""
+    for _ in range(steps):
+        clock.now += seconds / steps
+        done += 1
+        progress.update(done)
+    return done
+
+
+def test_rate_is_that_of_the_last_minute(clock, capsys):
+    progress = Progress("sac", 10_000)
+    done = walk(progress, clock, 500, 10)  # at random, 50/s
+    clock.now += 90.0  # compiling
+    done = walk(progress, clock, 1000, 100, done)
+    capsys.readouterr()
+    clock.now += 0.1
+    progress.update(done + 1, "return 1")
+    # 10/s in the last minute, 1501 in 200 s since the start; 8499 left
+    assert lines(capsys) == ["sac: 1,501/10,000  10 steps/s  14:09 left  return 1"]
+
+
+def test_a_pause_counts_in_the_rate_and_leaves_a_minute_of_steps_in_it(clock, capsys):
+    progress = Progress("sac", 10_000)
+    done = walk(progress, clock, 2400, 300)
+    for _ in range(10):
+        progress.meanwhile("evaluating")
+        clock.now += 30.0
+    capsys.readouterr()
+    progress.meanwhile("evaluating")
+    progress.update(done, "return 1")
+    # 480 steps in 60 s of work and 300 of evaluation: 4/3 a second; 7600 left take 5700 s
+    assert lines(capsys) == [
+        "sac: 2,400/10,000  1 steps/s  1:35:00 left  evaluating",
+        "sac: 2,400/10,000  1 steps/s  1:35:00 left  return 1",
+    ]
+
+
+def test_steps_longer_than_a_minute_have_a_rate(clock, capsys):
+    progress = Progress("sac", 10, factor=120)
+    done = walk(progress, clock, 3, 120)
+    capsys.readouterr()
+    walk(progress, clock, 1, 120, done)
+    assert lines(capsys) == ["sac: 4/10  1 steps/s  12:00 left  "]
+
+
 def test_plain_lines_come_every_fifteen_seconds(clock, capsys):
     progress = Progress("sac", 1000)
     shown = []

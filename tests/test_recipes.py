@@ -77,7 +77,7 @@ def test_settings_beside_a_recipe_count_more() -> None:
 def test_command_line_keeps_a_recipes_arguments_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("deeprl.online.simba.train", lambda config: seen.append(config) or SimpleNamespace(finished=1))
-    monkeypatch.setattr(cli, "_trained", lambda run: 0)
+    monkeypatch.setattr("deeprl.commands.train.trained", lambda run: 0)
     assert cli.main(["train", "simba", "--recipe", "dmc", "--env-kwargs", '{"camera": 1}']) == 0
     assert seen[0].env_kwargs == {"action_repeat": 2, "camera": 1}
     assert cli.main(["train", "simba", "--recipe", "dmc", "--env", "Pendulum-v1", "--env-kwargs", "{}"]) == 0

@@ -8,6 +8,7 @@ from deeprl.reporting.cells import Cell
 from deeprl.reporting.read import group, read_runs
 from deeprl.reporting.report import summarise
 from deeprl.reporting.table import COLUMNS, results, write_rows
+from deeprl.run.directory import read_about, read_status
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 
@@ -215,6 +216,20 @@ def test_broken_json_is_named(tmp_path, name, text):
     with pytest.raises(DeeprlError, match=name) as error:
         results(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"", b"\xff", b"[" * 100_000, b"\0"])
+def test_all_readers_of_a_record_say_the_same_of_a_broken_one(tmp_path, content):
+    run = write_run(tmp_path / "a")
+    for name, read in (("config.json", read_about), ("status.json", read_status)):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(content)
+        with pytest.raises(DeeprlError, match=name) as ours:
+            read(run)
+        with pytest.raises(DeeprlError, match=name) as theirs:
+            results(tmp_path)
+        assert str(ours.value) == str(theirs.value)
+        (run / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def rows(path):
 
 def final(directory):
     """The tensors of the newest checkpoint by name."""
-    step, content = checkpoint.load(directory / "checkpoints")
+    step, content = checkpoint.load_checkpoint(directory / "checkpoints")
     return step, content["agents"]
 
 
@@ -199,7 +199,7 @@ def test_finished_run_called_again_does_nothing(tmp_path):
 def test_finished_run_keeps_only_its_agents(tmp_path):
     sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9, steps=20, learning_starts=10))
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [20]
-    _, content = checkpoint.load(tmp_path / "run" / "checkpoints")
+    _, content = checkpoint.load_checkpoint(tmp_path / "run" / "checkpoints")
     assert content.keys() == {"run", "agents"}
 
 
@@ -318,7 +318,7 @@ def test_failed_run_says_so_and_goes_on(tmp_path):
 def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path):
     sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
     directory = tmp_path / "run" / "checkpoints"
-    step, content = checkpoint.load(directory)
+    step, content = checkpoint.load_checkpoint(directory)
     content["replay"] = {"inserted": 0, "rows": content["replay"]["rows"]}
     checkpoint.save(directory, step, content | wrong)
     with pytest.raises(DeeprlError, match="fit") as raised:
@@ -503,6 +503,14 @@ def test_execution_of_an_existing_run_is_kept(tmp_path):
     about.write_text(json.dumps(stored))
     run = sac.train(config(tmp_path / "run"))
     assert run.execution == Execution("vmap", False, "strict", 1, "cpu")
+
+
+def test_run_that_does_not_say_how_it_is_executed_does_not_go_on(tmp_path):
+    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+    about = tmp_path / "run" / "config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"execution": None}))
+    with pytest.raises(DeeprlError, match=r"config\.json does not say how the run is executed"):
+        sac.train(config(tmp_path / "run"))
 
 
 def test_env_that_cannot_be_restored_says_so_and_goes_on(tmp_path, capsys):

@@ -18,7 +18,7 @@ from deeprl.envs.vector import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
 from deeprl.replay import transitions as replay_module
-from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform
+from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform_rows
 
 GAMMA = 0.9
 KEY = rng.key(0, "sample")
@@ -130,7 +130,7 @@ def agent_of(replay: Replay, index: int) -> object:
 def check_against_history(world: World, replay: Replay, window: Window, agent: int, seed: int) -> set[int]:
     """Compare a large batch with the plain record. Returns the transitions of environment 0 that were drawn."""
     data = agent_of(replay, agent)
-    row = uniform(data, replay.extent, rng.key(seed, "sample"), 400, window)
+    row = uniform_rows(data, replay.extent, rng.key(seed, "sample"), 400, window)
     batch: Batch = n_step(data, row, window, GAMMA)
     drawn = set()
     for i, r in enumerate(row.tolist()):
@@ -186,7 +186,7 @@ def test_rows_whose_frames_are_gone_are_skipped() -> None:
         replay.add(step._replace(terminated=np.zeros((1, 1), bool), truncated=np.ones((1, 1), bool)))
     # two frames per transition, 64 + 4 + 6 frames held
     assert int(replay.data.skip) == 64 - 37
-    row = uniform(agent_of(replay, 0), replay.extent, KEY, 500, Window(1, 1, 4))
+    row = uniform_rows(agent_of(replay, 0), replay.extent, KEY, 500, Window(1, 1, 4))
     age = (row - replay.extent.oldest) % 64
     assert set(age.tolist()) == set(range(27, 64))
 
@@ -247,7 +247,7 @@ def test_only_whole_windows_are_drawn(filled: int, extra: int, steps: int, seed:
     stored = range(max(0, inserted - filled), inserted - steps + 1)
     key = rng.key(seed, "sample")
     drawn = prioritized(data, replay.extent, priorities.values[0], key, 300, Window(steps), torch.tensor(0.4))[0]
-    for row in (drawn, uniform(data, replay.extent, key, 300, Window(steps))):
+    for row in (drawn, uniform_rows(data, replay.extent, key, 300, Window(steps))):
         assert set(data.reward[row].to(torch.int64).tolist()) <= set(stored)
         last = n_step(data, row, Window(steps), 1.0).next_obs[:, 0]
         torch.testing.assert_close(last, data.reward[row] + steps - 1)  # no window has met the place of writing
@@ -282,10 +282,10 @@ def test_samplers_work_under_vmap() -> None:
     for _ in range(30):
         replay.add(world.step())
     window, keys = Window(3, 2, 2), rng.Streams([0, 1, 2])("sample", 4)
-    rows = torch.vmap(lambda d, k: uniform(d, replay.extent, k, 16, window))(replay.data, keys)
+    rows = torch.vmap(lambda d, k: uniform_rows(d, replay.extent, k, 16, window))(replay.data, keys)
     batch = torch.vmap(lambda d, r: n_step(d, r, window, GAMMA))(replay.data, rows)
     for i in range(3):
-        alone = uniform(agent_of(replay, i), replay.extent, keys[i], 16, window)
+        alone = uniform_rows(agent_of(replay, i), replay.extent, keys[i], 16, window)
         assert torch.equal(rows[i], alone)
         for together, single in zip(batch, n_step(agent_of(replay, i), alone, window, GAMMA), strict=True):
             torch.testing.assert_close(together[i], single)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeprl.data.scores import normalized, score_range
+from deeprl.data.scores import normalized_score, score_range
 
 HOPPER = (-20.272305, 3234.3)
 
@@ -116,8 +116,8 @@ def test_what_the_user_registered_under_a_known_name_has_no_score(
 
 
 def test_scores_are_0_at_the_lowest_and_100_at_the_highest() -> None:
-    assert normalized(HOPPER[0], HOPPER) == 0
-    assert normalized(HOPPER[1], HOPPER) == 100
-    assert normalized(5.0, (0.0, 20.0)) == 25.0
-    np.testing.assert_array_equal(normalized(np.array([0.0, 30.0]), (10.0, 20.0)), [-100, 200])
-    assert normalized(torch.tensor([15.0]), (10.0, 20.0)).tolist() == [50.0]
+    assert normalized_score(HOPPER[0], HOPPER) == 0
+    assert normalized_score(HOPPER[1], HOPPER) == 100
+    assert normalized_score(5.0, (0.0, 20.0)) == 25.0
+    np.testing.assert_array_equal(normalized_score(np.array([0.0, 30.0]), (10.0, 20.0)), [-100, 200])
+    assert normalized_score(torch.tensor([15.0]), (10.0, 20.0)).tolist() == [50.0]

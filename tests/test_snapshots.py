@@ -32,7 +32,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_snapshot_is_the_agent_of_its_step(run_dir: Path, tmp_path: Path) -> None:
-    assert snapshots.steps(run_dir) == [25, 50]
+    assert snapshots.snapshot_steps(run_dir) == [25, 50]
     stopped = deeprl.train("sac", out=str(tmp_path / "run"), **TINY, callback=lambda run: run.step == 50)
     for seed in (0, 1):
         then, there = deeprl.load(run_dir, seed=seed, step=50), deeprl.load(stopped.directory, seed=seed)
@@ -53,11 +53,11 @@ def test_a_run_that_goes_on_from_before_a_snapshot_makes_it_again(run_dir: Path,
             (out / "checkpoints" / "000000055" / "state.pt").write_bytes(b"")
     with pytest.warns(UserWarning, match="000000055 is broken"):
         deeprl.train("sac", out=str(out), snapshot_every=25, **TINY)
-    assert snapshots.steps(out) == [25, 50]
+    assert snapshots.snapshot_steps(out) == [25, 50]
     assert len(list((out / "snapshots").iterdir())) == 2
     for step in (25, 50):
         assert_equal(deeprl.load(out, seed=1, step=step)._state, deeprl.load(run_dir, seed=1, step=step)._state)
-    found = snapshots.load(out, 25)
+    found = snapshots.load_snapshot(out, 25)
     assert found is not None
     assert found[1].keys() == {"agents"}
 
@@ -82,7 +82,7 @@ def test_snapshots_of_other_steps_stay_whatever_the_interval(tmp_path: Path) -> 
         deeprl.train("sac", **settings, callback=lambda run, at=stop: run.step == at)
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # begins anew
     deeprl.train("sac", **(TINY | {"out": str(tmp_path / "run"), "snapshot_every": 15}))
-    assert snapshots.steps(tmp_path / "run") == [10, 15, 20, 30, 45, 50, 60]
+    assert snapshots.snapshot_steps(tmp_path / "run") == [10, 15, 20, 30, 45, 50, 60]
     spec = deeprl.load(tmp_path / "run", seed=0).spec
     names = [s.name for s in run_sources(str(tmp_path / "run"), spec, "Pendulum-v1", 0, mean_action=True)]
     assert names == [*(f"run:seed_0_step_{n}" for n in (10, 15, 20, 30, 45, 50)), "run:seed_0"]  # 60 is the last

@@ -13,6 +13,7 @@ from recordings import write_minari
 
 import deeprl
 from deeprl.commands import main as cli
+from deeprl.commands import resume
 from deeprl.data.source import digest_of, facts_of_source, find_again, same_datasets
 from deeprl.errors import DeeprlError
 from deeprl.launch.sweep import read_sweep, run_sweep
@@ -98,7 +99,7 @@ def test_a_dataset_that_was_made_anew_is_refused(tmp_path: Path, callback: Any) 
 
 
 def _resume(run: Path) -> int:
-    return cli._resume(argparse.Namespace(run_dir=str(run), dataset=None))
+    return resume.run(argparse.Namespace(run_dir=str(run), dataset=None))
 
 
 def _kept(run: Path) -> dict[str, bytes]:

@@ -295,7 +295,7 @@ TINY = {
 def trained(config: td3.Config, out: Path, **stop: Any) -> dict[str, Any]:
     """The checkpoint of a run, or of a part of it."""
     run = td3.train(dataclasses.replace(config, out=str(out)), **stop)
-    loaded = checkpoint.load(run.directory / "checkpoints")
+    loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
     assert loaded is not None
     return loaded[1]
 

@@ -108,7 +108,7 @@ def test_policy_of_a_run_moves_at_every_third_update_if_so_set(tmp_path: Path) -
     before: dict[str, Tensor] = {}
     for step in range(1, 8):
         run = td3_bc.train(build(td3_bc.Config, settings), callback=lambda run, step=step: run.step == step)
-        loaded = checkpoint.load(run.directory / "checkpoints")
+        loaded = checkpoint.load_checkpoint(run.directory / "checkpoints")
         assert loaded is not None
         agents = loaded[1]["agents"]
         moved = {name.split(".")[1] for name in before if not torch.equal(before[name], agents[name])}

@@ -65,7 +65,7 @@ def test_records_go_where_the_run_began(when: str, here: Path) -> None:
         assert len(rows(run.directory / name)) > 0
     assert json.loads((run.directory / "config.json").read_text())["config"]["out"] == "runs/a"
     assert (run.directory / "run.lock").read_text() == ""
-    assert snapshots.steps(run.directory) == [30, 60]
+    assert snapshots.snapshot_steps(run.directory) == [30, 60]
     assert {row["step"] for row in deeprl.results(run.directory)} == {30, 60}
     assert deeprl.load(run.directory)(np.zeros(3, np.float32)).shape == (1,)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 
 from deeprl.api import MakeNet, load_population
 from deeprl.core.process import torch_defaults
-from deeprl.data.scores import normalized
+from deeprl.data.scores import normalized_score
+from deeprl.errors import DeeprlError
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.progress import Progress, show
@@ -18,6 +20,14 @@ from deeprl.run.targets import check_table
 
 _COLUMNS = ("member", "seed", "episode", "return", "length")
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    if options.episodes < 1:
+        raise DeeprlError(f"--episodes: must be positive, not {options.episodes}")
+    assess(options.run_dir, options.episodes, options.csv, options.step)
+    return 0
 
 
 @torch_defaults()
@@ -56,7 +66,7 @@ def assess(
         settings = "".join(f" {k}={v}" for k, v in about["settings"].items())
         error = own.std(ddof=1) / math.sqrt(episodes) if episodes > 1 else math.nan
         found = population.spec.score_range
-        score = f", score {normalized(own.mean(), found):.1f}" if found else ""
+        score = f", score {normalized_score(own.mean(), found):.1f}" if found else ""
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
     if path:

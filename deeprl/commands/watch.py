@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,12 @@ class Film(NamedTuple):
     frames: Frames
     ret: float
     over: bool
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    watch(options.run_dir, options.seed, options.member, options.out, options.max_steps, options.step)
+    return 0
 
 
 def watch(

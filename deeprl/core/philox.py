@@ -106,6 +106,6 @@ def _of_each(info: Any, in_dims: Any, key: Tensor, first: int, lanes: int, last:
     return operator(key.movedim(in_dims[0], 0), first, lanes, last), 0
 
 
-def available(key: Int[Tensor, "4"]) -> bool:
+def operator_available(key: Int[Tensor, "4"]) -> bool:
     """Whether the operator can draw for this key."""
     return key.device.type == "cpu" and _loop() is not None

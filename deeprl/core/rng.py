@@ -86,7 +86,7 @@ def split(key: Key, n: int) -> tuple[Key, ...]:
 
 def _words(key: Key, lanes: int, last: int = _DRAW, first: int = 0) -> Int[Tensor, "4 lanes"]:
     """The words of the lanes first .. first + lanes - 1."""
-    if not torch.compiler.is_compiling() and native.available(key):  # a user's own graph has the operations
+    if not torch.compiler.is_compiling() and native.operator_available(key):  # a user's own graph has the operations
         return native.operator(key, first, lanes, last)
     seed, stream, counter, path = key.unbind()
     lane = torch.arange(first, first + lanes, device=key.device)

@@ -29,7 +29,7 @@ from deeprl.data.files import SUFFIXES, Recording, open_file
 from deeprl.data.minari import open_minari
 from deeprl.data.rows import episode_ends, no_rows, read_rows
 from deeprl.data.scores import is_of_d4rl, score_range
-from deeprl.data.source import is_file
+from deeprl.data.source import names_file
 from deeprl.envs.make import make_env
 from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
@@ -176,7 +176,7 @@ def load_dataset(
 
 
 def _opened(source: str) -> AbstractContextManager[Recording]:
-    return open_file(source) if is_file(source) else open_minari(source)
+    return open_file(source) if names_file(source) else open_minari(source)
 
 
 # --- the environment ---

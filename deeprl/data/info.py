@@ -10,7 +10,7 @@ import numpy as np
 from deeprl.core.process import torch_defaults
 from deeprl.data.compare import numbered
 from deeprl.data.datasets import Dataset
-from deeprl.data.scores import normalized
+from deeprl.data.scores import normalized_score
 
 _ROWS = 1 << 17  # rows looked at together
 _HUGE = 1e4
@@ -182,7 +182,7 @@ def _score(dataset: Dataset) -> str:
     if not dataset.spec.score_range:
         return "; no reference scores"
     low, high = dataset.spec.score_range
-    score = float(normalized(dataset.whole_returns, dataset.spec.score_range).mean())
+    score = float(normalized_score(dataset.whole_returns, dataset.spec.score_range).mean())
     return f"; normalised mean {score:.1f} (0 is {_short(low)}, 100 is {_short(high)})"
 
 

@@ -110,7 +110,7 @@ def _is_theirs(registered: Any) -> bool:
     return where.startswith(("gymnasium.", "gymnasium_robotics.")) and not registered.additional_wrappers
 
 
-def normalized(returns: Any, score_range: Sequence[float]) -> Any:
+def normalized_score(returns: Any, score_range: Sequence[float]) -> Any:
     """100 (return - lowest) / (highest - lowest), elementwise, of a number, an array or a tensor."""
     low, high = score_range
     return 100.0 * (returns - low) / (high - low)

@@ -20,7 +20,7 @@ from deeprl.errors import DeeprlError, first_line
 Known = dict[str, dict[str, str]]  # how a dataset is named in the settings of a run -> its `path` and `sha256`
 
 
-def is_file(source: str) -> bool:
+def names_file(source: str) -> bool:
     """Whether a dataset is named as a file, not as a Minari dataset."""
     path = Path(source).expanduser()
     return not path.is_dir() and (path.suffix in SUFFIXES or path.is_file() or path.suffix[1:].isalpha())
@@ -28,7 +28,7 @@ def is_file(source: str) -> bool:
 
 def place_of(source: str) -> Path:
     """The absolute path of a dataset's file, or of the folder of a Minari dataset. Raises DeeprlError if it is not."""
-    if not is_file(source):
+    if not names_file(source):
         return find_minari(source).absolute()
     path = Path(source).expanduser().absolute()
     if not path.is_file():

@@ -18,7 +18,7 @@ def involves_mujoco(error: BaseException) -> bool:
     return any("mujoco" in name or name.partition(".")[0] == "dm_control" for name in _modules(error))
 
 
-def versions(env: str, error: BaseException) -> str:
+def packages_of(env: str, error: BaseException) -> str:
     """` (gymnasium-robotics 1.4.2, mujoco 3.3.7)`: the package of an environment, and MuJoCo if it took part.
 
     env: as `make_env` takes it. "" for an environment that is in no installed package.

@@ -172,4 +172,4 @@ def _refusal(env: str, kwargs: Mapping[str, Any], error: Exception) -> str:
     if "render_mode" in kwargs and "unexpected keyword argument 'render_mode'" in str(error):
         return f"{env} cannot be drawn: its constructor takes no render_mode"
     arguments = f" with arguments {kwargs}" if kwargs else ""
-    return f"{env}{arguments}{blame.versions(env, error)}: {blame.reason(error)}"
+    return f"{env}{arguments}{blame.packages_of(env, error)}: {blame.reason(error)}"

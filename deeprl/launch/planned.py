@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from deeprl.core.footprint import rehearse
 from deeprl.core.spec import EnvSpec
 from deeprl.data.source import find_again
 from deeprl.errors import DeeprlError
-from deeprl.run.directory import COMPLETE, require_networks, stored_run
+from deeprl.run.directory import COMPLETE, read_status, require_networks, stored_run
 from deeprl.run.own_networks import networks_digest
 from deeprl.run.progress import show
 
@@ -65,8 +64,8 @@ class Planned:
         """Whether its directory holds this run, complete, and has kept what it was made of, to see that it is that."""
         try:
             stored = stored_run(self.directory, self.algorithm, self.config)
-            status = json.loads((self.directory / "status.json").read_text(encoding="utf-8"))
-        except (DeeprlError, OSError, ValueError):
+            status = read_status(self.directory)
+        except (DeeprlError, OSError):
             return False
         if stored is None or status.get("state") not in COMPLETE:
             return False
@@ -76,6 +75,6 @@ class Planned:
     def frozen(self) -> list[dict[str, Any]]:
         """The agents that diverged, as `status.json` names them."""
         try:
-            return list(json.loads((self.directory / "status.json").read_text(encoding="utf-8"))["frozen"])
-        except (OSError, ValueError, KeyError):
+            return list(read_status(self.directory).get("frozen", []))
+        except DeeprlError:
             return []

@@ -15,7 +15,7 @@ from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
 from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError, nearest
-from deeprl.make_data.policies import Policy, read_policies
+from deeprl.make_data.policies import FilePolicy, read_policies
 from deeprl.make_data.recorder import Source
 from deeprl.run import snapshots
 
@@ -31,7 +31,7 @@ def file_sources(path: str, spec: EnvSpec, env: str, mean_action: bool) -> list[
     policies = read_policies(path)
     policies[0].check(spec, env)
 
-    def source(policy: Policy) -> Source:
+    def source(policy: FilePolicy) -> Source:
         return Source(policy.name, lambda obs, noise: policy(obs, None if mean_action else noise))
 
     return [source(policy) for policy in policies]
@@ -52,7 +52,7 @@ def run_sources(run_dir: str, spec: EnvSpec, env: str, seed: int | None, mean_ac
         known = ", ".join(str(m["seed"]) for m in newest.members)
         raise DeeprlError(f"{run_dir}: no agent of seed {seed}; it has {known}")
     found = []
-    for step in snapshots.steps(run_dir):
+    for step in snapshots.snapshot_steps(run_dir):
         if step != newest.step:
             found += _agents(run_dir, load_population(run_dir, step=step), members, mean_action, f"_step_{step}")
     return found + _agents(run_dir, newest, members, mean_action)

@@ -20,12 +20,12 @@ import numpy as np
 
 from deeprl.core.process import torch_defaults
 from deeprl.core.spec import EnvSpec
-from deeprl.data.scores import normalized, score_range
+from deeprl.data.scores import normalized_score, score_range
 from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.candidates import file_sources, named, run_sources, uniform_source
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
-from deeprl.make_data.writers import Origin, Recorded, check_target, write_dataset
+from deeprl.make_data.writers import Origin, RecordedEpisode, check_target, write_dataset
 from deeprl.run import provenance
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.progress import Progress, show
@@ -254,7 +254,7 @@ class _Tally:
         self._lengths: list[int] = []
         self._complete: list[bool] = []
 
-    def counted(self, episodes: Iterable[Recorded]) -> Iterator[Recorded]:
+    def counted(self, episodes: Iterable[RecordedEpisode]) -> Iterator[RecordedEpisode]:
         for episode in episodes:
             self._returns.append(float(episode.reward.sum(dtype=np.float64)))
             self._lengths.append(len(episode.reward))
@@ -267,7 +267,7 @@ class _Tally:
     def summary(self, target: str, shares: Sequence[Share], score_range: tuple[float, ...]) -> Summary:
         counted = np.array(self._complete) | (not any(self._complete))
         mean = float(np.array(self._returns)[counted].mean())
-        score = normalized(mean, score_range) if score_range else math.nan
+        score = normalized_score(mean, score_range) if score_range else math.nan
         names = tuple(share.source.name for share in shares)
         length = float(np.array(self._lengths)[counted].mean())
         return Summary(target, names, self._steps, len(self._returns), sum(self._complete), mean, length, score)

@@ -50,7 +50,7 @@ from deeprl.data.datasets import Dataset
 from deeprl.data.offline import moments_of
 from deeprl.errors import DeeprlError, first_line, nearest
 from deeprl.make_data.adversary import Adversary, opponent_of
-from deeprl.make_data.writers import write_rows
+from deeprl.make_data.writers import save_dataset
 from deeprl.replay import Stored
 from deeprl.run.progress import Progress
 
@@ -244,16 +244,16 @@ def _sums(reward: Float[Tensor, " N"], dataset: Dataset) -> Float[Tensor, " E"]:
 
 
 def write_hdf5(made: Dataset | Corrupted, path: str | Path) -> None:
-    """Write a dataset as `writers.write_rows` does; a corrupted one with a group `corruption` beside it.
+    """Write a dataset as `writers.save_dataset` does; a corrupted one with a group `corruption` beside it.
 
     In the group are the masks `rows/ELEMENT` [N] bool and the clean `std/ELEMENT` [D] (`read_corruption`).
     """
     if isinstance(made, Dataset):
-        write_rows(made, path)
+        save_dataset(made, path)
         return
     kinds = {"rows": made.rows, "std": made.std}
     arrays = {f"corruption/{kind}/{name}": v.numpy() for kind, found in kinds.items() for name, v in found.items()}
-    write_rows(made.dataset, path, arrays)
+    save_dataset(made.dataset, path, arrays)
 
 
 def read_corruption(path: str | Path) -> dict[str, Any]:

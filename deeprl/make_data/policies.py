@@ -59,7 +59,7 @@ _ANT = (111, 8, 27)  # observations and actions of Ant with contact forces; obse
 
 
 @dataclass(frozen=True)
-class Policy:
+class FilePolicy:
     """A policy of a file: `policy(obs, noise)`.
 
     name: the file's stem, with `:snapshot` where it has several. weights: the arrays of its kind, of one snapshot.
@@ -122,7 +122,7 @@ def _drawn(mean: np.ndarray, log_std: np.ndarray, noise: np.random.Generator | N
     return mean if noise is None else mean + np.exp(log_std) * noise.standard_normal(mean.shape, np.float32)
 
 
-def read_policies(path: str | Path) -> list[Policy]:
+def read_policies(path: str | Path) -> list[FilePolicy]:
     """All snapshots of a file in the order of training; of a file without snapshots the one policy.
 
     Raises DeeprlError that names file and key for what is wrong with it.
@@ -138,15 +138,15 @@ def read_policies(path: str | Path) -> list[Policy]:
     _check_layout(file, kind, arrays)
     weights = {key: arrays[key] for key in _LAYOUTS[kind]}
     if kind != "snapshots":
-        return [Policy(file.stem, kind, weights)]
+        return [FilePolicy(file.stem, kind, weights)]
     iterations = weights.pop("iteration").tolist()
     return [
-        Policy(f"{file.stem}:{iteration:g}", kind, {key: array[i] for key, array in weights.items()})
+        FilePolicy(f"{file.stem}:{iteration:g}", kind, {key: array[i] for key, array in weights.items()})
         for i, iteration in enumerate(iterations)
     ]
 
 
-def read_policy(path: str | Path, snapshot: int | None = None) -> Policy:
+def read_policy(path: str | Path, snapshot: int | None = None) -> FilePolicy:
     """One policy of a file: the given snapshot (its `iteration`), by default the last one.
 
     Raises DeeprlError as `read_policies` does, and with the snapshots that exist for one that does not.

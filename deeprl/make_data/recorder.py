@@ -16,7 +16,7 @@ from deeprl.envs.checked import Checked
 from deeprl.envs.make import MakeEnv
 from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
-from deeprl.make_data.writers import Recorded
+from deeprl.make_data.writers import RecordedEpisode
 
 _WIDTH = 10  # environments stepped together
 
@@ -62,13 +62,13 @@ class _Tape:
         self.reward.append(float(reward))
         self.terminated, self.truncated = bool(terminated), bool(truncated)
 
-    def recorded(self, name: str, steps: int) -> Recorded:
+    def recorded(self, name: str, steps: int) -> RecordedEpisode:
         """The episode up to its first `steps` steps. Raises DeeprlError for numbers that are not finite."""
         obs, action = np.stack(self.obs[: steps + 1]), np.stack(self.action[:steps])
         reward, whole = np.array(self.reward[:steps], np.float32), len(self) <= steps
         if not all(np.isfinite(a).all() for a in (obs, action, reward)):
             raise DeeprlError(f"{name}: met observations, actions or rewards that are not finite (seed {self.seed})")
-        return Recorded(obs, action, reward, self.terminated and whole, self.over and whole, self.seed)
+        return RecordedEpisode(obs, action, reward, self.terminated and whole, self.over and whole, self.seed)
 
 
 class Recorder:
@@ -80,7 +80,7 @@ class Recorder:
 
     def episodes(
         self, source: Source, steps: int, stream: Sequence[int], at_most: int | None = None
-    ) -> Iterator[Recorded]:
+    ) -> Iterator[RecordedEpisode]:
         """Episodes of a policy with `steps` transitions in all, the last one cut; or the first `at_most` episodes.
 
         stream: numbers that all randomness is drawn from. The episodes come in the order in which they began, not in
@@ -116,7 +116,7 @@ class Recorder:
             env.close()
 
 
-def collect(recorder: Recorder, shares: Sequence[Share], steps: int, seed: int) -> Iterator[Recorded]:
+def collect(recorder: Recorder, shares: Sequence[Share], steps: int, seed: int) -> Iterator[RecordedEpisode]:
     """Episodes with `steps` transitions in all: those of the first share, then those of the next.
 
     Raises DeeprlError where a share would have no transition.

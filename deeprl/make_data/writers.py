@@ -27,7 +27,7 @@ _SUFFIXES = (".hdf5", ".h5")
 _BLOCK_ROWS = 1024
 
 
-class Recorded(NamedTuple):
+class RecordedEpisode(NamedTuple):
     """An episode of T steps in the environment's own units.
 
     obs [T + 1, O] and reward [T] float32, action [T, A] of the type of its space. terminated: whether the task ended;
@@ -74,17 +74,17 @@ def check_target(target: str) -> None:
         raise DeeprlError(f"{target}: exists; remove it first (`minari delete {target}`), or choose another name")
 
 
-def write_dataset(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
+def write_dataset(target: str, env: gym.Env, episodes: Iterable[RecordedEpisode], origin: Origin) -> None:
     """Write episodes to a file of D4RL's layout (`.hdf5`, `.h5`) or to a Minari dataset of that id.
 
     env: an environment of the kind that was recorded; it gives the spaces. Raises DeeprlError as `check_target` does.
     """
     check_target(target)
-    (write_hdf5 if is_file(target) else write_minari)(target, env, episodes, origin)
+    (write_file if is_file(target) else write_minari)(target, env, episodes, origin)
 
 
-def write_hdf5(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
-    """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] as in `Recorded`,
+def write_file(target: str, env: gym.Env, episodes: Iterable[RecordedEpisode], origin: Origin) -> None:
+    """Flat arrays `observations`, `next_observations` [N, O], `actions` [N, A], `rewards` [N] as in an episode,
     `terminals`, `timeouts` [N] bool, `metadata_episode_complete` [E] bool, and attributes `env`, `env_kwargs`,
     `action_low`, `action_high`, `about` (JSON but for `env`), and `deeprl`, the version of the library.
     """  # fmt: skip
@@ -117,7 +117,7 @@ def _new_file(path: Path, env: str, told: Mapping[str, Any]) -> Iterator[h5py.Fi
         raise
 
 
-def _append(file: h5py.File, episode: Recorded) -> None:
+def _append(file: h5py.File, episode: RecordedEpisode) -> None:
     last = np.arange(len(episode.reward)) == len(episode.reward) - 1
     columns = {
         "observations": episode.obs[:-1],
@@ -136,7 +136,7 @@ def _append(file: h5py.File, episode: Recorded) -> None:
         array[-len(rows) :] = rows
 
 
-def write_minari(target: str, env: gym.Env, episodes: Iterable[Recorded], origin: Origin) -> None:
+def write_minari(target: str, env: gym.Env, episodes: Iterable[RecordedEpisode], origin: Origin) -> None:
     """A Minari dataset below the folder MINARI_DATASETS_PATH, with the reference scores where there are any."""
     import minari
     from minari.dataset.minari_storage import MinariStorage
@@ -192,7 +192,7 @@ def _described(origin: Origin) -> str:
     return "; ".join(f"{k}: {json.dumps(v) if isinstance(v, dict | list) else v}" for k, v in origin.about.items())
 
 
-def _buffer(episode: Recorded, complete: list[dict[str, bool]]) -> Any:
+def _buffer(episode: RecordedEpisode, complete: list[dict[str, bool]]) -> Any:
     """An episode as Minari takes it; whether it is complete goes to `complete`, the episodes' further metadata."""
     from minari.data_collector import EpisodeBuffer
 
@@ -237,10 +237,10 @@ def check_file(path: str | Path) -> Path:
     return target
 
 
-def write_rows(dataset: Dataset, path: str | Path, beside: Mapping[str, np.ndarray] | None = None) -> None:
+def save_dataset(dataset: Dataset, path: str | Path, beside: Mapping[str, np.ndarray] | None = None) -> None:
     """Write a dataset in D4RL's layout, from which `load_dataset` reads the same one. beside: further arrays by name.
 
-    Arrays as in `write_hdf5`, actions in the environment's units (float64 unless these are [-1, 1]), and
+    Arrays as in `write_file`, actions in the environment's units (float64 unless these are [-1, 1]), and
     `episode_returns` [E]; attributes as there, and `score_range`. The file has another name until it is complete.
 
     Raises DeeprlError as `check_file` does.

@@ -92,12 +92,12 @@ def init_networks(net: Any, names: Sequence[str], key: rng.Key) -> tuple[list[Pa
         modules = [_reset(getattr(net, name), seed) for name, seed in zip(names, seeds, strict=True)]
     else:
         modules = [module.cpu() for module in net.remake(seeds[0])]
-    tensors = [split(module) for module in modules]
+    tensors = [trained_and_fixed(module) for module in modules]
     fixed = {name: held for name, (_, held) in zip(names, tensors, strict=True) if held}
     return [trained for trained, _ in tensors], fixed
 
 
-def split(module: nn.Module) -> tuple[Params, Params]:
+def trained_and_fixed(module: nn.Module) -> tuple[Params, Params]:
     """Copies of a module's trained tensors, and of its fixed ones: buffers, and parameters without `requires_grad`."""
     trained = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     fixed = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}

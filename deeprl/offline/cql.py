@@ -181,7 +181,7 @@ def act(
     return nets.act_tanh_normal(net.actor, state.actor, seen, key, explore), carry
 
 
-def values(
+def q_values(
     net: Net, critic: Params, obs: Float[Tensor, "B O"], action: Float[Tensor, "B K A"]
 ) -> Float[Tensor, "E B K"]:
     """Q values of K actions for each observation, as one batch."""
@@ -195,7 +195,7 @@ def td_targets(net: Net, config: Config, state: State, batch: Batch, key: rng.Ke
     """Rewards and discounted values of the policy's next action, or of the best of several."""
     count = 1 if config.backup == "sample" else config.sampled_actions
     action, log_prob = sample_tanh_normal(net.actor, state.actor, batch.next_obs, key, count)
-    qs = values(net, state.target_critic, batch.next_obs, action)
+    qs = q_values(net, state.target_critic, batch.next_obs, action)
     if config.backup == "max-then-min":
         return batch.reward + batch.discount * qs.amax(-1).amin(0)
     next_q, best = qs.amin(0).max(-1)
@@ -231,7 +231,7 @@ def critic_loss(
     target_key, others_key = rng.split(key, 2)
     td_target = td_targets(net, config, state, batch, target_key)
     action, log_density = other_actions(net, config, state.actor, batch, others_key)
-    qs = values(net, critic, batch.obs, torch.cat([action, batch.action.unsqueeze(1)], 1))
+    qs = q_values(net, critic, batch.obs, torch.cat([action, batch.action.unsqueeze(1)], 1))
     qs, q_data = qs[..., :-1], qs[..., -1]
     parts = {}
     if returns is not None:
@@ -251,7 +251,7 @@ def actor_loss(
 ) -> tuple[Scalar, Scalar]:
     """Entropy-regularised value, or at first likelihood of the data, negated; and the mean log probability."""
     action, log_prob = sample_tanh_normal(net.actor, actor, batch.obs, key, 1)
-    wanted = values(net, state.critic, batch.obs, action).amin(0)
+    wanted = q_values(net, state.critic, batch.obs, action).amin(0)
     if config.bc_steps > 0:
         mean, log_std = nets.tanh_normal(net.actor, actor, batch.obs)
         pre_tanh = torch.atanh(batch.action.clamp(-1.0 + 1e-6, 1.0 - 1e-6))

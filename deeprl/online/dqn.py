@@ -50,7 +50,7 @@ from deeprl.envs.spaces import require
 from deeprl.errors import DeeprlError
 from deeprl.nets import categorical, functional_call
 from deeprl.replay import Extent, Stored, StoredFrames
-from deeprl.replay.samplers import Window, n_step, prioritized, uniform
+from deeprl.replay.samplers import Window, n_step, prioritized, uniform_rows
 from deeprl.run import learning
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, make_modules, output_shape
@@ -186,7 +186,7 @@ def act(
     return torch.where(coin < (state.epsilon if explore else config.eval_epsilon), random, greedy), carry
 
 
-def observe(config: Config, state: State, env_step: int | Int[Tensor, ""]) -> State:
+def with_epsilon(config: Config, state: State, env_step: int | Int[Tensor, ""]) -> State:
     """Epsilon for the step after `env_step` steps. Elementwise: takes one agent's state or a population's."""
     h = state.hparams
     part = ((env_step - config.learning_starts) / h["epsilon_steps"]).clamp(0.0, 1.0)
@@ -264,10 +264,8 @@ def update(
 ) -> tuple[State, Metrics, Float[Tensor, " B"]]:
     """One gradient step. weight: importance weights. Returns the new priorities of the batch as well."""
     net, h = nets.bound(net, state.fixed), state.hparams
-    samples = (net, config, batch, td_target(net, config, state, batch), weight)
-    q = descend(
-        q_loss, state.params, state.moments, h["lr"], *samples, max_norm=config.max_grad_norm, eps=h["adam_eps"]
-    )
+    data = (net, config, batch, td_target(net, config, state, batch), weight)
+    q = descend(q_loss, state.params, state.moments, h["lr"], *data, max_norm=config.max_grad_norm, eps=h["adam_eps"])
     metrics = {"loss": q.loss, "q": q.aux.q.mean(), "td_error": q.aux.td.mean(), "grad_norm": q.grad_norm}
     metrics |= {"epsilon": state.epsilon.clone()}  # the state's own is overwritten in place
     priority = (q.aux.priority_error + 1e-6) ** h["priority_alpha"]
@@ -302,7 +300,7 @@ def explorer(net: Net, config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
     """Actions under the epsilon of this step, and that epsilon, as one function, compiled together."""
 
     def explore(state: State, obs: Tensor, is_first: Tensor, key: rng.Key, env_step: Tensor) -> tuple[Tensor, Tensor]:
-        state = observe(config, state, env_step)
+        state = with_epsilon(config, state, env_step)
         return act(net, config, state, (), obs, is_first, key, explore=True)[0], state.epsilon
 
     return explore
@@ -320,7 +318,7 @@ def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tup
             beta = h["priority_beta"] + (1.0 - h["priority_beta"]) * (env_step / config.steps).clamp(max=1.0)
             row, weight = prioritized(data, extent, priority, key, config.batch_size, window, beta)
         else:
-            row = uniform(data, extent, key, config.batch_size, window)
+            row = uniform_rows(data, extent, key, config.batch_size, window)
         new, metrics, new_priority = update(net, config, state, n_step(data, row, window, h["discount"]), weight)
         return new, metrics, (row, new_priority)
 

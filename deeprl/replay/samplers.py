@@ -48,7 +48,7 @@ def transitions(data: Stored, row: Int[Tensor, " B"], discount: float | Float[Te
     return Batch(data.obs[row], data.action[row], data.reward[row], discount * (1.0 - terminated), data.next_obs[row])
 
 
-def uniform(
+def uniform_rows(
     data: Stored | StoredFrames, extent: Extent, key: rng.Key, batch_size: int, window: Window
 ) -> Int[Tensor, " B"]:
     """Rows drawn uniformly, with replacement, from those whose whole window is stored.

@@ -1,8 +1,8 @@
 """What a cell of a table is: agents that differ in their seed alone, and so are samples of one number.
 
-`identity` is the only place where that is decided, from the whole record of a run. Whatever a record may hold sets
-agents apart, but for `RECORD_ONLY` and `SETTINGS_ONLY`, each with its reason. A label is a name beside it: it never
-brings together what differs.
+`agent_identity` is the only place where that is decided, from the whole record of a run. Whatever a record may hold
+sets agents apart, but for `RECORD_ONLY` and `SETTINGS_ONLY`, each with its reason. A label is a name beside it: it
+never brings together what differs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SETTINGS_ONLY = {
     "device": "other rounding",
     "cuda_graphs": "how it is launched",
 }
-_TAKEN_APART = {"config", "spec", "datasets", "evaluated_in", "custom_net"}  # by `identity`
+_TAKEN_APART = {"config", "spec", "datasets", "evaluated_in", "custom_net"}  # by `agent_identity`
 _PLACE = ("env", "env_kwargs", "wrappers")
 _SHOWN_ELSEWHERE = {"algorithm", "dataset"}  # by the name of a cell and its task
 _SCORES = "score_range"  # of a spec: how returns are shown
@@ -81,7 +81,7 @@ class Cell(NamedTuple):
     name: str = ""
 
 
-def identity(info: Mapping[str, Any], member: int) -> dict[str, Any]:
+def agent_identity(info: Mapping[str, Any], member: int) -> dict[str, Any]:
     """All that makes an agent what it is, but for its seed: settings and facts by name, plain JSON values.
 
     info: `config.json` of its run. Settings that the version which wrote it did not have are at their defaults.
@@ -157,7 +157,7 @@ def canonical(value: Any) -> str:
 
 
 def key_of(found: Mapping[str, Any]) -> str:
-    """Twelve hex digits of an `identity`."""
+    """Twelve hex digits of an `agent_identity`."""
     return hashlib.sha256(canonical(found).encode()).hexdigest()[:12]
 
 
@@ -192,7 +192,7 @@ def cells_of(agents: Sequence[tuple[Mapping[str, Any], int]]) -> list[Cell]:
     identities: dict[Place, dict[str, Any]] = {}
     places: list[Place] = []
     for (info, member), task in zip(agents, tasks, strict=True):
-        found = identity(info, member)
+        found = agent_identity(info, member)
         label = str(info["config"].get("label") or "")
         places.append((str(info["algorithm"]), called[task], label, key_of(found)))
         identities.setdefault(places[-1], found)

@@ -1,4 +1,4 @@
-"""Read run directories: one `Run` per directory, one `Agent` per member, cells of comparable agents.
+"""Read run directories: one `RunRecord` per directory, one `AgentRecord` per member, cells of comparable agents.
 
 A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
 It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeprl.data.scores import normalized
+from deeprl.data.scores import normalized_score
 from deeprl.envs.units import Unit, recorded_unit
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell, cells_of, task_of
-from deeprl.run.directory import COMPLETE, FOLDERS
+from deeprl.run.directory import COMPLETE, FOLDERS, read_about, read_status
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
-FORMAT = 1  # of a run directory
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
 
 
@@ -43,7 +41,7 @@ class Evaluation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentRecord:
     """One member of a run. `task` is the environment's id, or the name of the dataset that the agent learns from.
 
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
@@ -63,13 +61,13 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read."""
 
     name: str
     info: Mapping[str, Any]
     status: Mapping[str, Any]
-    agents: tuple[Agent, ...]
+    agents: tuple[AgentRecord, ...]
 
     @property
     def task(self) -> str:
@@ -83,7 +81,7 @@ class Run:
 
     def score(self, ret: float) -> float | None:
         """The normalised score of a return, None where nobody has published what it is measured by."""
-        return normalized(ret, self.references) if self.references else None
+        return normalized_score(ret, self.references) if self.references else None
 
     @property
     def references(self) -> tuple[float, ...]:
@@ -101,7 +99,7 @@ class Run:
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
-Pairs = list[tuple[Run, Agent]]
+Pairs = list[tuple[RunRecord, AgentRecord]]
 
 
 def unit_name(pairs: Pairs) -> str:
@@ -109,7 +107,7 @@ def unit_name(pairs: Pairs) -> str:
     return pairs[0][0].unit.name
 
 
-def read_runs(directory: str | Path) -> list[Run]:
+def read_runs(directory: str | Path) -> list[RunRecord]:
     """Every run at or below `directory`, sorted by path, each once; links are followed.
 
     Raises:
@@ -141,7 +139,7 @@ def _run_directories(root: Path) -> list[Path]:
     return sorted(found.values())
 
 
-def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
+def group(runs: Iterable[RunRecord]) -> dict[Cell, Pairs]:
     """Agents with at least one evaluation by cell: environments, then cells in alphabetical order, agents by seed."""
     pairs = [(run, agent) for run in runs for agent in run.agents if agent.evaluations]
     cells: dict[Cell, Pairs] = {}
@@ -151,25 +149,9 @@ def group(runs: Iterable[Run]) -> dict[Cell, Pairs]:
     return {cell: sorted(cells[cell], key=lambda pair: (pair[1].seed, pair[0].name)) for cell in ordered}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DeeprlError(f"{path} is not valid JSON: line {error.lineno}, {error.msg}") from error
-    if not isinstance(value, dict):
-        raise DeeprlError(f"{path} holds no JSON object")
-    return cast(dict[str, Any], value)
-
-
-def _read_run(path: Path, name: str) -> Run:
-    info = _read_json(path / "config.json")
-    if info.get("format") != FORMAT:
-        raise DeeprlError(f"{path / 'config.json'} has format {info.get('format')}; this version reads format {FORMAT}")
-    # A run that was killed before its first status has none: unfinished.
-    status = _read_json(path / "status.json") if (path / "status.json").exists() else dict[str, Any]()
+def _read_run(path: Path, name: str) -> RunRecord:
+    info, status = read_about(path), read_status(path)
     finished = status.get("state") in COMPLETE
-    if missing := [key for key in ("algorithm", "config", "members") if key not in info]:
-        raise DeeprlError(f"{path / 'config.json'} lacks {', '.join(missing)}")
     try:
         members = [(int(m["member"]), int(m["seed"])) for m in info["members"]]
         tasks = [task_of(info, member).name for member, _ in members]
@@ -182,10 +164,10 @@ def _read_run(path: Path, name: str) -> Run:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
     evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _ in members], finished, repeat)
     agents = (
-        Agent(member, seed, task, evaluations[member], frozen.get(member))
+        AgentRecord(member, seed, task, evaluations[member], frozen.get(member))
         for (member, seed), task in zip(members, tasks, strict=True)
     )
-    return Run(name, info, status, tuple(agents))
+    return RunRecord(name, info, status, tuple(agents))
 
 
 def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:

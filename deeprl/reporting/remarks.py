@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from deeprl.reporting.cells import Cell
-from deeprl.reporting.read import Pairs, Run, unit_name
+from deeprl.reporting.read import Pairs, RunRecord, unit_name
 
 
-def remarks(runs: Sequence[Run], cells: Mapping[Cell, Pairs]) -> list[str]:
+def remarks(runs: Sequence[RunRecord], cells: Mapping[Cell, Pairs]) -> list[str]:
     """What a reader must know before he believes the numbers."""
     notes = []
     for run in runs:

@@ -21,7 +21,7 @@ import numpy as np
 
 from deeprl.reporting.cells import Cell
 from deeprl.reporting.curves import figure, read_published
-from deeprl.reporting.read import Pairs, Run, group, read_runs, unit_name
+from deeprl.reporting.read import Pairs, RunRecord, group, read_runs, unit_name
 from deeprl.reporting.remarks import remarks
 from deeprl.reporting.stats import bootstrap_interval, iqm, mean_interval
 from deeprl.run.targets import begin_report
@@ -200,7 +200,7 @@ def _summary_rows(cells: Mapping[Cell, Pairs], summary: Rows) -> Iterable[Sequen
         yield cell.env, cell.name, row["seeds"], steps, *mean, *middle, *score, *rest
 
 
-def _run_rows(runs: Sequence[Run]) -> Iterable[Sequence[Any]]:
+def _run_rows(runs: Sequence[RunRecord]) -> Iterable[Sequence[Any]]:
     for run in runs:
         info = run.info
         versions = ", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())
@@ -223,7 +223,7 @@ def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:
 
 def _page(
     title: str,
-    runs: Sequence[Run],
+    runs: Sequence[RunRecord],
     cells: Mapping[Cell, Pairs],
     summary: Rows,
     pngs: Sequence[tuple[str, bytes]],

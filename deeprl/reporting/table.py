@@ -11,7 +11,7 @@ from typing import Any
 
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell
-from deeprl.reporting.read import Agent, Evaluation, Run, group, read_runs
+from deeprl.reporting.read import AgentRecord, Evaluation, RunRecord, group, read_runs
 
 COLUMNS = (
     *("algorithm", "env", "seed", "step", "return", "score", "wall_s", "updates_per_s"),
@@ -90,7 +90,7 @@ def _evaluation(values: list[str]) -> tuple[str, ...]:
     return (algorithm, env.rpartition("/")[2], *rest)
 
 
-def _row(run: Run, agent: Agent, at: Evaluation, cell: Cell) -> dict[str, Any]:
+def _row(run: RunRecord, agent: AgentRecord, at: Evaluation, cell: Cell) -> dict[str, Any]:
     info = run.info
     values = (
         *(cell.algorithm, cell.env, agent.seed, at.step, at.mean, run.score(at.mean)),

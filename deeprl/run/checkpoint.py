@@ -70,7 +70,9 @@ def steps(directory: Path) -> list[int]:
     return sorted({step for step, _, _ in _found(directory)})
 
 
-def load(directory: Path, histories: bool = True, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+def load_checkpoint(
+    directory: Path, histories: bool = True, step: int | None = None
+) -> tuple[int, dict[str, Any]] | None:
     """The newest good checkpoint, or that of `step`, as (step, content), or None where there is none.
 
     histories: whether the blocks of rows are checked as well, as they must be before they are read.

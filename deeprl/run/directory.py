@@ -71,6 +71,8 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
             raise DeeprlError(f"{directory} lies inside the run {outer}; choose another --out")
         return None
     stored = read_about(directory)
+    if not isinstance(stored.get("execution"), dict):
+        raise DeeprlError(f"{directory / 'config.json'} does not say how the run is executed")
     here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
     there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | identity_of(stored["config"], type(config))
     differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
@@ -122,18 +124,34 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
 
 def read_about(run_dir: Path) -> dict[str, Any]:
     """`config.json` of a run directory. Raises DeeprlError where there is none or it is of something else."""
-    try:
-        about = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DeeprlError(f"{run_dir} is no run directory: it has no config.json") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DeeprlError(f"{run_dir / 'config.json'}: {first_line(error)}") from error
-    kinds = {"format": int, "algorithm": str, "config": dict, "execution": dict}
-    if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in kinds.items()):
-        raise DeeprlError(f"{run_dir / 'config.json'} is no record of a run")
+    file = run_dir / "config.json"
+    about = _read_object(file)
+    if about is None:
+        raise DeeprlError(f"{run_dir} is no run directory: it has no config.json")
+    kinds = {"format": int, "algorithm": str, "config": dict}
+    if any(type(about.get(name)) is not kind for name, kind in kinds.items()):
+        raise DeeprlError(f"{file} is no record of a run")
     if not 1 <= about["format"] <= FORMAT:
-        raise DeeprlError(f"{run_dir} has format {about['format']}; this deeprl reads up to {FORMAT}: update it")
+        raise DeeprlError(f"{file} has format {about['format']}; this deeprl reads up to {FORMAT}: update it")
     return about
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """`status.json` of a run directory, empty for a run that ended before its first. Raises DeeprlError if broken."""
+    return _read_object(run_dir / "status.json") or {}
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """What is in a JSON file, None where there is no file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DeeprlError(f"{file}: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise DeeprlError(f"{file} holds no JSON object")
+    return found
 
 
 def evaluated_in(about: dict[str, Any]) -> EnvFactory:
@@ -193,7 +211,7 @@ def write_about(
         "execution": dataclasses.asdict(execution),
         **(made_of or {}),
     }
-    write_json(directory / "config.json", about | provenance.describe(execution.device, execution.threads))
+    write_json(directory / "config.json", about | provenance.provenance_of(execution.device, execution.threads))
 
 
 def _members(config: RunConfig) -> list[dict[str, Any]]:
@@ -244,7 +262,7 @@ def claimed(
         lock = Lock(directory)
         news = [lock.acquire()]
         closing.callback(lock.release)
-        found = checkpoint.load(directory / "checkpoints")
+        found = checkpoint.load_checkpoint(directory / "checkpoints")
         if stored is not None:
             news.append(note_changes(directory, stored, config, execution, found[0] if found else 0))
         elif (directory / "config.json").exists():
@@ -270,7 +288,7 @@ def note_changes(directory: Path, stored: dict[str, Any], config: RunConfig, exe
 
     The file then says how the run is executed now; `changes` lists (step, name, before, after).
     """
-    now = provenance.describe(execution.device, execution.threads) | {"execution": dataclasses.asdict(execution)}
+    now = provenance.provenance_of(execution.device, execution.threads) | {"execution": dataclasses.asdict(execution)}
     before, after = _conditions(stored), _conditions(now)
     changed = [name for name in after if before.get(name) != after[name]]
     if not changed:

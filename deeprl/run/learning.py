@@ -25,11 +25,11 @@ from deeprl.core import rng
 from deeprl.core.optim import init_moments
 from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
 from deeprl.core.spec import Batch, EnvSpec, Metrics
-from deeprl.data.offline import open_data
 from deeprl.replay import Stored, make_replay
 from deeprl.replay.samplers import Priorities, sample
 from deeprl.run.evaluate import greedy_policy
 from deeprl.run.loop import Run
+from deeprl.run.open_data import open_data
 
 
 class Seen(NamedTuple):

@@ -6,9 +6,11 @@ import contextlib
 import os
 import sys
 import time
+from collections import deque
 from typing import Any
 
 _LINE_SECONDS = 15.0
+_RATE_SECONDS = 60.0
 
 
 def show(line: str, file: Any = None) -> None:
@@ -37,13 +39,18 @@ def is_terminal(file: Any) -> bool:
 class Progress:
     """Shows `done / total`, steps per second, the time left and a note such as the latest return.
 
+    Rate and time left are those of the last minute of steps, with what went on between them (`meanwhile`): compiling,
+    and the steps before it, do not tell how fast the next ones are.
+
     factor: steps shown per unit of `done` (the number of agents of a population). unit: what they are.
     """
 
     def __init__(self, title: str, total: int, factor: int = 1, start: int = 0, unit: str = "steps"):
-        self._title, self._total, self._factor, self._start, self._unit = title, total, factor, start, unit
+        self._title, self._total, self._factor, self._unit = title, total, factor, unit
         self._done = start
         self._begun = self._shown = time.monotonic()
+        self._paused, self._pause_began = 0.0, 0.0  # seconds of `meanwhile` so far; 0: it is not going on
+        self._marks = deque([(self._begun, self._begun, start)])  # of the last minute: time, without pauses, done
         self._note = ""
         self._bar: Any = None
         self._task: Any = None
@@ -54,24 +61,34 @@ class Progress:
         news = note is not None and note != self._note
         self._note = note if note is not None else self._note
         self._done = done
-        self._show(done, self._note, news)
+        now = time.monotonic()
+        if self._pause_began:
+            self._paused, self._pause_began = self._paused + now - self._pause_began, 0.0
+        worked = now - self._paused
+        if worked - self._marks[-1][1] >= 1.0:
+            self._marks.append((now, worked, done))
+            while worked - self._marks[1][1] >= _RATE_SECONDS:
+                self._marks.popleft()
+        self._show(now, self._note, news)
 
     def meanwhile(self, note: str) -> None:
         """Show what goes on within a step, no more often than steps are shown."""
-        self._show(self._done, note, False)
-
-    def _show(self, done: int, note: str, news: bool) -> None:
         now = time.monotonic()
+        self._pause_began = self._pause_began or now
+        self._show(now, note, False)
+
+    def _show(self, now: float, note: str, news: bool) -> None:
         if now - self._begun < 2.0 or (now - self._shown < (0.2 if self._terminal else _LINE_SECONDS) and not news):
             return
         self._shown = now
-        rate = (done - self._start) / max(now - self._begun, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9)
+        since, _, before = self._marks[0]
+        rate = (self._done - before) / max(now - since, 1e-9)
+        left = (self._total - self._done) / max(rate, 1e-9)
         speed = f"{rate * self._factor:,.0f} {self._unit}/s"
         if self._terminal:
-            self._draw(done, f"{speed}  {_clock(left)} left  {note}")
+            self._draw(self._done, f"{speed}  {_clock(left)} left  {note}")
         else:
-            show(f"{self._title}: {done:,}/{self._total:,}  {speed}  {_clock(left)} left  {note}")
+            show(f"{self._title}: {self._done:,}/{self._total:,}  {speed}  {_clock(left)} left  {note}")
 
     def _draw(self, done: int, text: str) -> None:
         if self._bar is None:

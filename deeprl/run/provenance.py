@@ -17,7 +17,7 @@ import deeprl
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco")
 
 
-def describe(device: str, threads: int) -> dict[str, Any]:
+def provenance_of(device: str, threads: int) -> dict[str, Any]:
     """The record that goes into `config.json`."""
     return {
         "versions": versions(),

@@ -15,11 +15,11 @@ def take(run_dir: Path, step: int, agents: dict[str, Any]) -> None:
     checkpoint.save(run_dir / _FOLDER, step, {"agents": agents}, keep=None)
 
 
-def steps(run_dir: str | Path) -> list[int]:
+def snapshot_steps(run_dir: str | Path) -> list[int]:
     """The steps of which a run has snapshots, oldest first."""
     return checkpoint.steps(Path(run_dir) / _FOLDER)
 
 
-def load(run_dir: str | Path, step: int) -> tuple[int, dict[str, Any]] | None:
-    """The agents at a step as `checkpoint.load` gives them, or None if there is no snapshot of it."""
-    return checkpoint.load(Path(run_dir) / _FOLDER, step=step)
+def load_snapshot(run_dir: str | Path, step: int) -> tuple[int, dict[str, Any]] | None:
+    """The agents at a step as `checkpoint.load_checkpoint` gives them, or None if there is no snapshot of it."""
+    return checkpoint.load_checkpoint(Path(run_dir) / _FOLDER, step=step)

@@ -1,0 +1,65 @@
+"""`deeprl train ALGORITHM`: train a population, or tell how much memory that would take."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+import deeprl
+from deeprl.commands.outcome import trained
+from deeprl.errors import DeeprlError
+from deeprl.run.progress import show
+
+
+def run(words: list[str]) -> int:
+    """Train as the words after `deeprl train` say: the algorithm, then settings of its own and `_own_options`."""
+    if not words or words[0].startswith("-"):
+        raise DeeprlError(f"train: name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}")
+    from deeprl.api import algorithm_module
+
+    module = algorithm_module(words[0])
+    import tyro
+
+    from deeprl.config import build
+    from deeprl.recipes import with_recipe
+
+    settings, options = _own_options(words[1:])
+    text = (
+        "With --dry-run: tell how much memory the run would take, and do nothing else.\n"
+        f"With --recipe NAME: the defaults of a published experiment; {_recipes(words[0])}.\n\n{module.__doc__}"
+    )
+    default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
+    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
+    if config.env_kwargs:
+        config = dataclasses.replace(config, env_kwargs={**default.env_kwargs, **config.env_kwargs})
+    return _dry_run(module, config) if options.dry_run else trained(module.train(config))
+
+
+def _own_options(words: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """The settings of a run, and what is none: it is not stored with the run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--recipe")
+    options, settings = parser.parse_known_args(words)
+    return settings, options
+
+
+def _recipes(algorithm: str) -> str:
+    from deeprl.recipes import RECIPES
+
+    found = [f"{name} ({recipe.source})" for name, recipe in RECIPES.get(algorithm, {}).items()]
+    return "; ".join(found) or f"{algorithm} has none"
+
+
+def _dry_run(module: Any, config: Any) -> int:
+    from deeprl.core.footprint import rehearse
+
+    needs = rehearse(module.train, config)
+    agents = len(config.seeds)
+    name = module.__name__.rpartition(".")[2]
+    environments = agents * getattr(config, "envs_per_agent", 0)
+    show(f"{name} {config.task}: {agents} agents" + (f", {environments} environments" if environments else ""))
+    show(needs.table())
+    needs.require()
+    return 0
