@@ -267,9 +267,8 @@ def update(
 
     returns: G of the rows, in the units of the critics; Cal-QL alone has them.
     """
-    net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
-    critic_key, actor_key = rng.split(key, 2)
-    values_of, policy_of = (net, config, state, batch, returns, critic_key), (net, config, state, batch, actor_key)
+    net, h, batch, keys = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch), rng.split(key, 2)
+    values_of, policy_of = (net, config, state, batch, returns, keys[0]), (net, config, state, batch, keys[1])
     critic = descend(critic_loss, state.critic, state.critic_moments, h["critic_lr"], *values_of)
     actor = descend(actor_loss, state.actor, state.actor_moments, h["actor_lr"], *policy_of)
 

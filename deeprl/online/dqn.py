@@ -17,8 +17,7 @@ for distributions the Kullback-Leibler divergence takes the place of the error, 
 Differences from the authors' code:
 - Adam instead of centred RMSProp, as in later code; `adam_eps` is a setting, since large values stabilise.
 - Gradients are clipped by their global norm (the dueling paper's 10; 0: not at all), not at the TD error alone.
-- Before `learning_starts` actions are uniformly random; epsilon then falls linearly over `epsilon_steps` steps. All
-  schedules count decisions of one agent, not frames.
+- Actions are random before `learning_starts`; epsilon then falls linearly over `epsilon_steps` decisions, not frames.
 - A time limit bootstraps from its true last observation; a lost life terminates only where the environment says so.
 - The Huber loss has its factor 1/2, the squared error has none.
 - Weights are divided by the largest of the batch; every action has a bias of its own in the last layer.
