@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,12 +231,29 @@ def test_headers_are_read_as_the_code_needs_them(monkeypatch: Any) -> None:
     monkeypatch.setattr(inductor, "in_background", lambda work: work())
     with monkeypatch.context() as patch:
         patch.setattr(inductor, "_own", threading.local())
-        inductor.begin_headers.__wrapped__()
+        inductor.begin_headers.__wrapped__()  # type: ignore[attr-defined]
     monkeypatch.setattr(inductor, "_is_whole", lambda kept: False)
     forget(monkeypatch)
     halve()(torch.ones(5))
     ahead, needed = asked
     assert ahead == needed
+
+
+def test_what_is_done_once_is_done_once_by_many_threads() -> None:
+    done = []
+
+    @inductor.once
+    def slowly() -> None:
+        time.sleep(0.02)
+        done.append(threading.get_ident())
+
+    seen: list[int] = []
+    threads = [threading.Thread(target=lambda: (slowly(), seen.append(len(done)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 8
 
 
 def test_shortcuts_are_for_our_own_graphs_alone() -> None:

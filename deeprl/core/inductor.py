@@ -35,8 +35,21 @@ Call = Callable[..., Sequence[Tensor]]  # of a compiled graph: of its inputs
 _KNOWN = tuple(int(word) for word in torch.__version__.split(".")[:2]) >= (2, 13)
 
 turn = threading.Lock()  # held by the thread that traces or compiles: both change what belongs to the process
-_trying = threading.Lock()
 _own = threading.local()  # ours: whether this thread compiles for us; turn: whether it has it; library: what it built
+
+
+def once(function: Callable[[], None]) -> Callable[[], None]:
+    """`function`, done by whoever calls it first; all others wait until it has been done."""
+    lock, done = threading.Lock(), threading.Event()
+
+    @functools.wraps(function)
+    def do() -> None:
+        with lock:
+            if not done.is_set():
+                function()
+                done.set()
+
+    return do
 
 
 def surroundings() -> list[str]:
@@ -146,7 +159,7 @@ def _is_whole(kept: Path) -> bool:
     return False
 
 
-@functools.cache
+@once
 def begin_headers() -> None:
     """Have the C++ compiler read torch's headers in the background, once a process: 6 s, kept on disk.
 
@@ -183,7 +196,7 @@ def _turn_of_ours() -> Iterator[None]:
             _own.ours = _own.turn = False
 
 
-@functools.cache
+@once
 def _shortcuts() -> None:
     """Put shortcuts in the place of what half of the time goes to.
 
@@ -239,13 +252,8 @@ def _no_autocast() -> Iterator[None]:
         yield
 
 
+@once
 def _spare_trials() -> None:
-    with _trying:  # whoever comes second waits for what the first finds
-        _remember_vectors()
-
-
-@functools.cache
-def _remember_vectors() -> None:
     """Spare TorchInductor its trials of the processor's vector instructions, where the compiler knows all of them.
 
     It builds and loads a library for each set of them, which includes much of torch: 12 s. The processor's own word is
