@@ -355,14 +355,14 @@ def test_compile_auto_compiles_long_runs_where_a_compiler_is(monkeypatch: pytest
 
 def test_compile_auto_counts_calls_of_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "c++")
-    assert [resolve_compile("auto", calls) for calls in (1_999, 2_000)] == [False, True]
+    assert [resolve_compile("auto", calls) for calls in (499, 500)] == [False, True]
 
     def compiles(updates: int, **settings: Any) -> bool:
         return resolve_execution(RunConfig(seeds=tuple(range(8)), **settings), updates).compile
 
     # one call updates all eight agents, with the backend `loop` one of them
-    assert [compiles(updates) for updates in (8 * 2_000 - 1, 8 * 2_000)] == [False, True]
-    assert [compiles(updates, backend="loop") for updates in (1_999, 2_000)] == [False, True]
+    assert [compiles(updates) for updates in (8 * 500 - 1, 8 * 500)] == [False, True]
+    assert [compiles(updates, backend="loop") for updates in (499, 500)] == [False, True]
 
 
 def test_compile_auto_without_a_compiler_warns_and_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ class RunConfig:
     backend: Literal["vmap", "loop"] = "vmap"
     """`loop` computes the agents in turn, bit-equal to each agent alone."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """`auto` compiles runs that are long enough to earn it back: from 2,000 calls of the update on."""
+    """`auto` compiles runs that are long enough to earn it back: from 500 calls of the update on."""
     precision: Literal["strict", "fast", "bf16"] = "fast"
     """`strict` f32; `fast` f32 by the library's fastest path (TF32 on CUDA); `bf16` matrix products."""
     threads: int = 0

@@ -234,23 +234,23 @@ def resolve_execution(config: RunConfig, updates: int) -> Execution:
 
 
 def resolve_compile(choice: Literal["auto", "on", "off"], calls: int) -> bool:
-    """Whether to compile: `auto` does if there is a C++ compiler and the run calls the update 2,000 times or more.
+    """Whether to compile: `auto` does if there is a C++ compiler and the run calls the update 500 times or more.
 
     From about then on compiling saves more time than it takes. Measured with one thread, as seconds of a processor:
 
                               a call of the update     acting, a step     compiling        earned back after
                               eager     compiled       eager compiled     new    stored    calls, if new
-        SAC 256 x 256, 1      0.0289    0.0089         0.0028  0.0002      70        17    3,100
-        SAC 256 x 256, 8      0.1124    0.0632         0.0029  0.0003      81        18    1,600
-        DQN 120, 84, 1        0.0061    0.0008         0.0016  0.0001      48         8    2,400
-        DQN 120, 84, 8        0.0093    0.0027         0.0017  0.0002      41         9    1,800
+        SAC 256 x 256, 1      0.0289    0.0089         0.0028  0.0002      14.6      1.1     650
+        SAC 256 x 256, 8      0.1124    0.0632         0.0029  0.0003      18.1      1.6     350
+        DQN 120, 84, 1        0.0061    0.0008         0.0016  0.0001       9.1      0.6     450
+        DQN 120, 84, 8        0.0093    0.0027         0.0017  0.0002      12.5      0.6     550
 
     with a step for each update of SAC and ten for one of DQN, which are their defaults. Calls count, not updates of
     agents: eight agents in one call cost eight times the arithmetic, but not the time in Python that compiling saves.
     """
     if choice != "auto":
         return choice == "on"
-    if calls < 2_000:
+    if calls < 500:
         return False
     if cpp_compiler() is None:
         warnings.warn("no C++ compiler found: running eagerly, several times slower (install g++)", stacklevel=2)
