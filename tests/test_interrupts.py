@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import assert_same_run, config
+from run_helpers import assert_same_run, config
 
 from deeprl.online import sac
 from deeprl.run import checkpoint
@@ -231,15 +231,18 @@ def test_closed_terminal_leaves_a_checkpoint(callback: str, tmp_path: Path) -> N
         stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True,
     )  # fmt: skip
     os.close(inside)
-    wait_for(tmp_path / "ready", process)
-    os.close(terminal)
-    (tmp_path / "closed").touch()
-    if callback != "prints before":
-        process.send_signal(signal.SIGHUP)
-        wait_for(tmp_path / "noted", process)
-        process.send_signal(signal.SIGHUP)
-        (tmp_path / "sent").touch()
-    assert process.wait(timeout=60) == (2 if callback == "prints before" else 129)
+    try:
+        wait_for(tmp_path / "ready", process)
+        os.close(terminal)
+        (tmp_path / "closed").touch()
+        if callback != "prints before":
+            process.send_signal(signal.SIGHUP)
+            wait_for(tmp_path / "noted", process)
+            process.send_signal(signal.SIGHUP)
+            (tmp_path / "sent").touch()
+        assert process.wait(timeout=60) == (2 if callback == "prints before" else 129)
+    finally:
+        process.kill()
     assert checkpoint.steps(out / "checkpoints") == [47]
 
 
