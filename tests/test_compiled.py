@@ -26,6 +26,7 @@ def compile_(function: Any) -> Compiled:
     return Compiled(function, {"cpp_wrapper": True})
 
 
+@pytest.mark.inductor
 def test_trees_go_in_and_come_out_and_are_changed_in_place() -> None:
     def step(state: Pair, factor: float, nothing: tuple[()]) -> tuple[Pair, dict[str, Any]]:
         state.a.copy_(state.a * factor)
@@ -100,6 +101,7 @@ def test_equal_numbers_of_other_types_are_other_arguments() -> None:
         assert times(x, n).tolist() == [2, 3]
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 @pytest.mark.parametrize("precision", ["strict", "bf16"])
 def test_lifted_function_equals_the_eager_one(backend: Any, precision: Any) -> None:
