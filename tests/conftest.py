@@ -50,13 +50,23 @@ def as_traced(traced: Any, tensors: list[Tensor], options: dict[str, Any]) -> Ca
 
 
 @pytest.fixture(autouse=True)
-def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     """What makes a graph fast: nothing, but in tests that ask for TorchInductor."""
-    if not COMPILE_ALL and request.node.get_closest_marker("inductor") is None:
-        from deeprl.core import compiled
+    from deeprl.core import compiled
 
-        monkeypatch.setattr(compiled, "_compile", as_traced)
-        monkeypatch.setattr(compiled, "_built", GRAPHS)
+    with pytest.MonkeyPatch.context() as patch:
+        if not COMPILE_ALL and request.node.get_closest_marker("inductor") is None:
+            patch.setattr(compiled, "_compile", as_traced)
+            patch.setattr(compiled, "_built", GRAPHS)
+        yield
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Whole runs that several tests need alike."""
+    from run_helpers import Runs
+
+    return Runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,6 +31,30 @@ TINY = {
 
 def config(out, algorithm=sac, **settings):
     return algorithm.Config(out=str(out), **(TINY | settings))
+
+
+class Runs:
+    """Runs that several tests of a process need alike, made once."""
+
+    def __init__(self, place):
+        self._place, self._made = place, {}
+
+    def whole(self, **settings):
+        """The directory of a finished run, which is only to be read."""
+        return self._run(settings, None)
+
+    def stopped(self, out, step, **settings):
+        """Make `out` the directory of a run that was stopped at `step`: a copy."""
+        shutil.copytree(self._run(settings, step), out)
+
+    def _run(self, settings, stop):
+        key = repr((sorted(settings.items()), stop))
+        if key not in self._made:
+            out = self._place / str(len(self._made))
+            run = sac.train(config(out, **settings), callback=lambda run: run.step == stop)
+            assert run.finished == (stop is None)
+            self._made[key] = out
+        return self._made[key]
 
 
 def rows(path):

@@ -12,16 +12,16 @@ from deeprl.online import sac
 from deeprl.run import checkpoint
 
 
-def test_another_config_in_the_same_directory_is_refused(tmp_path):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+def test_another_config_in_the_same_directory_is_refused(tmp_path, runs):
+    runs.stopped(tmp_path / "run", 3)
     with pytest.raises(DeeprlError, match=r"holds another run \(discount 0\.99 there, 0\.9 here\)"):
         sac.train(config(tmp_path / "run", discount=0.9))
     with pytest.raises(DeeprlError, match=r"seeds \[0\] there, \[0, 1\] here"):
         sac.train(config(tmp_path / "run", seeds=(0, 1)))
 
 
-def test_resume_under_another_execution_goes_on_and_says_so(tmp_path, capsys):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+def test_resume_under_another_execution_goes_on_and_says_so(tmp_path, capsys, runs):
+    runs.stopped(tmp_path / "run", 50)
     run = sac.train(config(tmp_path / "run", backend="loop", precision="strict"), callback=lambda run: run.step == 60)
     assert run.execution == Execution("loop", False, "strict", 1, "cpu")
     shown = capsys.readouterr().out
@@ -38,8 +38,8 @@ def test_resume_under_another_execution_goes_on_and_says_so(tmp_path, capsys):
     assert len(json.loads((tmp_path / "run" / "config.json").read_text())["changes"]) == 2
 
 
-def test_resume_under_another_version_says_so(tmp_path, capsys):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+def test_resume_under_another_version_says_so(tmp_path, capsys, runs):
+    runs.stopped(tmp_path / "run", 50)
     about = json.loads((tmp_path / "run" / "config.json").read_text())
     torch_now = about["versions"]["torch"]
     about["versions"]["torch"] = "1.0"
@@ -57,7 +57,7 @@ def test_run_that_was_killed_before_its_config_begins_anew(tmp_path):
     assert sac.train(config(tmp_path, steps=10, learning_starts=5)).finished
 
 
-def test_run_in_a_directory_in_use_is_refused_and_changes_nothing(tmp_path):
+def test_run_in_a_directory_in_use_is_refused_and_changes_nothing(tmp_path, runs):
     def second(run):
         if run.step == 50:
             files = {p: p.read_bytes() for p in run.directory.iterdir() if p.is_file()}
@@ -66,11 +66,10 @@ def test_run_in_a_directory_in_use_is_refused_and_changes_nothing(tmp_path):
             assert {p: p.read_bytes() for p in run.directory.iterdir() if p.is_file()} == files
 
     sac.train(config(tmp_path / "run"), callback=second)
-    sac.train(config(tmp_path / "whole"))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(runs.whole(), tmp_path / "run")
 
 
-def test_failed_run_says_so_and_goes_on(tmp_path):
+def test_failed_run_says_so_and_goes_on(tmp_path, runs):
     def fail(run):
         if run.step == 50:
             raise ZeroDivisionError
@@ -79,13 +78,12 @@ def test_failed_run_says_so_and_goes_on(tmp_path):
         sac.train(config(tmp_path / "run", checkpoint_minutes=1e-9), callback=fail)
     assert status(tmp_path / "run")["state"] == "failed"
     sac.train(config(tmp_path / "run"))
-    sac.train(config(tmp_path / "whole"))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(runs.whole(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("wrong", [{"run": {}}, {"agents": {}}, {"replay": 3}, {"envs": None}])
-def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 50)
+def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path, runs):
+    runs.stopped(tmp_path / "run", 50)
     directory = tmp_path / "run" / "checkpoints"
     step, content = checkpoint.load(directory)
     content["replay"] = {"inserted": 0, "rows": content["replay"]["rows"]}
@@ -95,8 +93,8 @@ def test_checkpoint_that_does_not_fit_is_an_error_of_one_line(wrong, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_settings_outside_the_identity_may_change_on_resume(tmp_path):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+def test_settings_outside_the_identity_may_change_on_resume(tmp_path, runs):
+    runs.stopped(tmp_path / "run", 3)
     assert sac.train(config(tmp_path / "run", label="other", keep_checkpoints=5, tensorboard=True)).finished
 
 
@@ -142,8 +140,8 @@ def test_unknown_env_leaves_no_directory(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_execution_of_an_existing_run_is_kept(tmp_path):
-    sac.train(config(tmp_path / "run"), callback=lambda run: run.step == 3)
+def test_execution_of_an_existing_run_is_kept(tmp_path, runs):
+    runs.stopped(tmp_path / "run", 3)
     about = tmp_path / "run" / "config.json"
     stored = json.loads(about.read_text())
     stored["execution"]["precision"] = "strict"
