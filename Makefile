@@ -5,18 +5,27 @@ export OMP_WAIT_POLICY ?= passive
 # Processes of tests at the same time, of one thread each.
 WORKERS ?= 2
 
-.PHONY: demo test lint types fast peers environments clean
+.PHONY: demo test test-all lint types fast peers environments clean
 
 demo: .venv/core  ## the main job: a sweep on real environments, with its report
 	$(BIN)/deeprl sweep benchmarks/sweeps/demo.toml
 
-test: export OMP_NUM_THREADS = 1
-test: lint types .venv/dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not compiled"
-	DEEPRL_SHAPE_CHECKS=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m compiled
+test test-all: export OMP_NUM_THREADS = 1
+test-all: export DEEPRL_TEST_COMPILER = inductor
+test: .venv/dev  ## everything; most compiled graphs are run as they are
+	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile)
 
-fast: .venv/dev  ## without the learning runs and the compiled graphs
-	$(BIN)/python -m pytest -m "not slow and not compiled"
+test-all: .venv/dev  ## the same, with all of them handed to TorchInductor
+	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile)
+
+# A command with `make lint types` beside it, whose output comes last; it fails where either does.
+define checked
+@beside=$$(mktemp); $(MAKE) --no-print-directory lint types >$$beside 2>&1 & \
+$(1); tests=$$?; wait $$!; others=$$?; cat $$beside; rm -f $$beside; [ $$tests = 0 ] && [ $$others = 0 ]
+endef
+
+fast: .venv/dev  ## without the learning runs and TorchInductor
+	$(BIN)/python -m pytest -m "not slow and not inductor"
 
 lint: .venv/dev
 	$(BIN)/ruff check .

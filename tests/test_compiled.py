@@ -33,6 +33,7 @@ def compile_(function: Any) -> Compiled:
     return Compiled(function, {"cpp_wrapper": True})
 
 
+@pytest.mark.inductor
 def test_trees_go_in_and_come_out_and_are_changed_in_place() -> None:
     def step(state: Pair, factor: float, nothing: tuple[()]) -> tuple[Pair, dict[str, Any]]:
         state.a.copy_(state.a * factor)
@@ -107,6 +108,7 @@ def test_equal_numbers_of_other_types_are_other_arguments() -> None:
         assert times(x, n).tolist() == [2, 3]
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 @pytest.mark.parametrize("precision", ["strict", "bf16"])
 def test_lifted_function_equals_the_eager_one(backend: Any, precision: Any) -> None:
@@ -151,6 +153,7 @@ def test_error_in_the_background_comes_with_the_call_and_the_next_one_tries_agai
     assert compile_(lambda x: (x * 2.0).flip(0) - 11.0)(torch.ones(2)).tolist() == [-9.0, -9.0]
 
 
+@pytest.mark.inductor
 def test_two_threads_compile_at_the_same_time() -> None:
     functions = [compile_(lambda x, i=i: (x + 1.5).cumprod(0) * (i + 1) - 0.25) for i in range(4)]
     for function in functions:
@@ -183,6 +186,7 @@ def refuse(*_: Any) -> Any:
     raise AssertionError("compiled again")
 
 
+@pytest.mark.inductor
 def test_kept_library_is_used_instead_of_the_compiler(library: Path, monkeypatch: Any) -> None:
     forget(monkeypatch)
     monkeypatch.setattr(inductor, "_quickly", refuse)
@@ -193,6 +197,7 @@ def test_kept_library_is_used_instead_of_the_compiler(library: Path, monkeypatch
         halve()(torch.ones(3))
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("damage", [b"", b"text", None])
 def test_damaged_library_is_made_anew(library: Path, damage: bytes | None, monkeypatch: Any) -> None:
     whole = library.read_bytes()
@@ -203,6 +208,7 @@ def test_damaged_library_is_made_anew(library: Path, damage: bytes | None, monke
     assert library.read_bytes() == whole
 
 
+@pytest.mark.inductor
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(inductor, "cache_directory", lambda: tmp_path / "file")
@@ -210,6 +216,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(tmp_path: Path, m
     assert halve()(torch.tensor([2.0, 5.0, 8.0])).tolist() == [1.0, 2.5, 4.0]
 
 
+@pytest.mark.inductor
 def test_older_torch_compiles_without_shortcuts(monkeypatch: Any) -> None:
     monkeypatch.setattr(inductor, "_KNOWN", False)
     monkeypatch.setattr(inductor, "_quickly", refuse)
@@ -219,6 +226,7 @@ def test_older_torch_compiles_without_shortcuts(monkeypatch: Any) -> None:
     assert x.tolist() == [4.0, 10.0, 16.0]
 
 
+@pytest.mark.inductor
 def test_headers_are_read_as_the_code_needs_them(monkeypatch: Any) -> None:
     asked = []
     precompile = codecache._precompile_header

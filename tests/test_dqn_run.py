@@ -203,7 +203,7 @@ def test_every_combination_learns_finite_numbers(
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("extensions", [{}, ALL])
+@pytest.mark.parametrize("extensions", [{}, pytest.param(ALL, marks=pytest.mark.inductor)])
 def test_compiled_learner_equals_the_eager_one(extensions: dict[str, Any]) -> None:
     # One update differs by rounding, ten by more of it: Adam divides by gradients that may be near zero.
     config = dqn.Config(seeds=(0, 1), **(SMALL_NET | extensions))

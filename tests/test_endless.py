@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from test_run import assert_same_run, config
+from run_helpers import assert_same_run, config
 from torch import Tensor
 
 from deeprl.envs.make import EnvFactory, make_env

@@ -15,8 +15,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import run_helpers
 import test_dqn_run
-import test_run
 from gymnasium import wrappers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -447,9 +447,9 @@ def test_stopped_and_continued_sac_run_is_identical(case: str, tmp_path: Path, c
     chosen, stops = RUNS[case]
     chosen = {"steps": 72, "log_every": 6, **chosen}
     # The other backend does the same.
-    test_run.sac.train(test_run.config(tmp_path / "whole", **(chosen | {"env_backend": "sync"})))
-    test_run.train_with_stops(test_run.config(tmp_path / "parts", **chosen), stops)
-    test_run.assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    run_helpers.sac.train(run_helpers.config(tmp_path / "whole", **(chosen | {"env_backend": "sync"})))
+    run_helpers.train_with_stops(run_helpers.config(tmp_path / "parts", **chosen), stops)
+    run_helpers.assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert "anew" not in capsys.readouterr().out
 
 
@@ -492,7 +492,7 @@ class Script:
     """The script above in a process group of its own. Its workers hold its standard output open while they live."""
 
     def __init__(self) -> None:
-        env = os.environ | {"PYTHONPATH": str(test_run.ROOT), "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": str(run_helpers.ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT], env=env, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -523,7 +523,7 @@ class Script:
 
 def test_workers_do_not_load_torch() -> None:
     code = "import sys, deeprl.envs.restorable, deeprl.envs.workers; assert 'torch' not in sys.modules"
-    env = os.environ | {"PYTHONPATH": str(test_run.ROOT)}
+    env = os.environ | {"PYTHONPATH": str(run_helpers.ROOT)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
 
 

@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_run import assert_same_run, config
+from run_helpers import assert_same_run, config
 
 from deeprl.online import sac
 from deeprl.run import checkpoint
@@ -43,6 +44,30 @@ def test_first_signal_is_noted_and_the_second_acts(capfd: pytest.CaptureFixture[
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_hangup_that_follows_a_signal_never_ends_the_program(first: signal.Signals) -> None:
+    """A terminal and its shell each send one, a service manager one after SIGTERM."""
+    default: list[int] = []  # signals that are at no time, from the first one on, such as to end the program at once
+    original = signal.signal
+
+    def note(signum: int, handler: Any) -> Any:
+        before = original(signum, handler)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            default.append(signum)
+        return before
+
+    with Interrupts() as interrupts:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deeprl.run.interrupts.signal.signal", note)
+            signal.raise_signal(first)
+            for _ in range(2):
+                signal.raise_signal(signal.SIGHUP)
+        assert default == []
+        assert interrupts.signum == first
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if first == signal.SIGHUP else signal.SIG_DFL)
 
 
 def test_handlers_are_given_back() -> None:
@@ -104,11 +129,11 @@ def words(out: Path) -> list[str]:
     return [*shlex.split(FLAGS), "--out", str(out)]
 
 
-def begun(out: Path, step: int) -> subprocess.Popen[str]:
+def begun(out: Path, step: int, code: str = RUN) -> subprocess.Popen[str]:
     """A run in a process of its own that waits at `step`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(step), *words(out)],
+        [sys.executable, "-c", code, str(step), *words(out)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     assert process.stdout is not None
@@ -138,9 +163,11 @@ def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
     assert_same_run(tmp_path / "whole", out)
 
 
-def test_signal_that_ended_the_reader_of_the_output_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("callback", ["is silent", "prints"])
+def test_signal_that_ended_the_reader_of_the_output_too(callback: str, tmp_path: Path) -> None:
     """`deeprl train ... 2>&1 | tee log`: Ctrl-C ends both, and the lines of the run meet a broken pipe."""
-    process = begun(tmp_path / "run", 47)
+    code = RUN.replace("readline()", "readline(); print('more', flush=True)") if callback == "prints" else RUN
+    process = begun(tmp_path / "run", 47, code)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -154,36 +181,84 @@ def test_signal_that_ended_the_reader_of_the_output_too(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [47]
 
 
-def test_closed_terminal_leaves_a_checkpoint(tmp_path: Path) -> None:
-    """The terminal is gone, with all that the progress bar would write to, and both it and the shell send a SIGHUP."""
+CLOSED = """
+import os, sys, time
+from deeprl.commands import main as cli
+from deeprl.online import sac
+original, place = sac.train, sys.argv[1]
+def say(name):
+    open(os.path.join(place, name), "w").close()
+def wait(name):
+    while not os.path.exists(os.path.join(place, name)):
+        time.sleep(0.005)
+def train(config, net=None, callback=None):
+    def closing(run):
+        if run.step == 47:
+            say("ready")
+            wait("closed")
+            if sys.argv[2] == "prints before":
+                os.write(1, b"to nobody")  # not through the progress bar, which there is after two seconds
+            while run._interrupts.signum is None:
+                time.sleep(0.005)
+            say("noted")
+            wait("sent")
+            if sys.argv[2] == "prints after":
+                print("to nobody", flush=True)
+    return original(config, net, closing)
+sac.train = train
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+def wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("callback", ["is silent", "prints before", "prints after"])
+def test_closed_terminal_leaves_a_checkpoint(callback: str, tmp_path: Path) -> None:
+    """The terminal is gone, with all that is still written to it, and both it and the shell send a SIGHUP.
+
+    The second one comes when the run has taken note of the first, however late that is. A callback that prints before
+    either has come ends the run, as any error of its own.
+    """
     out = tmp_path / "run"
     terminal, inside = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
-    code = RUN.replace("sys.stdin.readline()", "time.sleep(3)").replace("import sys", "import sys, time", 1)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "47", *words(out)],
+        [sys.executable, "-c", CLOSED, str(tmp_path), callback, *words(out)],
         stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True,
     )  # fmt: skip
     os.close(inside)
-    shown = b""
-    while b"ready" not in shown:
-        shown += os.read(terminal, 1000)
-    os.close(terminal)
-    for _ in range(2):
-        process.send_signal(signal.SIGHUP)
-        time.sleep(0.2)
-    assert process.wait(timeout=60) == 129
+    try:
+        wait_for(tmp_path / "ready", process)
+        os.close(terminal)
+        (tmp_path / "closed").touch()
+        if callback != "prints before":
+            process.send_signal(signal.SIGHUP)
+            wait_for(tmp_path / "noted", process)
+            process.send_signal(signal.SIGHUP)
+            (tmp_path / "sent").touch()
+        assert process.wait(timeout=60) == (2 if callback == "prints before" else 129)
+    finally:
+        process.kill()
     assert checkpoint.steps(out / "checkpoints") == [47]
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process = begun(tmp_path / "run", 47)
-    for _ in range(2):  # it waits in its callback, which is the middle of a step
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)  # it waits in its callback, which is the middle of a step
+    noted = ""
+    while "SIGINT: finishing this step" not in noted:
+        line = process.stderr.readline()
+        assert line, noted
+        noted += line
+    process.send_signal(signal.SIGINT)
     shown, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert "Traceback" not in noted + errors
     assert "stopped at once" in errors
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
     assert re.search(r"to go on", shown) is None

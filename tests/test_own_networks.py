@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import batch_of
-from test_run import config
+from run_helpers import config
 from torch import Tensor, nn
 
 import deeprl

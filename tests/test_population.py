@@ -184,6 +184,7 @@ def test_loop_and_vmap_return_the_same_metrics() -> None:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.inductor
 @pytest.mark.compiled
 def test_compiled_population_equals_eager_population() -> None:
     # One update differs by 2.5e-7 (other libraries, other orders of sums). Adam divides by |gradient|: where that is

@@ -1,3 +1,5 @@
+import os
+import pty
 import sys
 
 import pytest
@@ -165,3 +167,25 @@ def test_progress_without_steps_does_not_divide_by_zero(clock, capsys):
 )
 def test_clock_by_hand(seconds, text):
     assert _clock(seconds) == text
+
+
+def test_bar_on_a_terminal_that_goes_fails_nobody(clock, monkeypatch):
+    """What is printed while there is a bar goes through it as well. No signal may have come yet."""
+    terminal, inside = pty.openpty()
+    with os.fdopen(inside, "w", buffering=1) as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        progress = Progress("sac", 1000)
+        clock.now += 3.0
+        progress.update(10)
+        progress.say("before")
+        print("printed")
+        shown = b""
+        while b"printed" not in shown:
+            shown += os.read(terminal, 1000)
+        assert b"before" in shown
+        os.close(terminal)
+        clock.now += 3.0
+        progress.update(20)
+        progress.say("after")
+        print("printed as well")
+        progress.close()

@@ -91,6 +91,7 @@ def test_bits_are_philox_of_key_and_lane(seed: int, stream: int, counter: int, l
     assert rng.bits(key, (4 * lanes,)).tolist() == expected
 
 
+@pytest.mark.inductor
 @pytest.mark.compiled
 def test_compiled_philox_gives_published_vectors_and_reference_bits() -> None:
     # The two silent faults of compilers need >= 16 lanes and 0-d (loop-invariant) words to show.
@@ -107,6 +108,7 @@ def test_compiled_philox_gives_published_vectors_and_reference_bits() -> None:
         assert torch.stack(mixed, 1).tolist() == expected
 
 
+@pytest.mark.inductor
 @pytest.mark.compiled
 def test_compiled_population_of_64_draws_what_each_agent_draws_alone() -> None:
     # Two graphs: 64 agents under vmap, and one agent without vmap.

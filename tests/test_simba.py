@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import SPEC, assert_equal, batch_of, cast, keys, seen
-from test_run import assert_same_run, train_with_stops
+from run_helpers import assert_same_run, train_with_stops
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import layer_norm

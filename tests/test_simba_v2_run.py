@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import assert_same_run, final, train_with_stops
+from run_helpers import assert_same_run, final, train_with_stops
 from torch import Tensor
 from torch.func import functional_call
 

@@ -304,6 +304,7 @@ def test_agent_that_sees_what_is_not_finite_freezes_before_its_statistics_are_sp
     assert (agents.state.obs_stats["count"] - before.obs_stats["count"]).tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
+@pytest.mark.inductor
 @pytest.mark.compiled
 def test_compiled_population_equals_eager_population() -> None:
     config = dataclasses.replace(POPULATION, critics=1)  # of two, compiling takes twice as long

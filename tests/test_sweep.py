@@ -17,11 +17,11 @@ from deeprl.run.lock import Lock
 
 TINY = """
 [defaults]
-steps = 250
-learning_starts = 100
+steps = 60
+learning_starts = 30
 hidden = [16, 16]
 batch_size = 16
-eval_every = 125
+eval_every = 30
 eval_episodes = 1
 compile = "off"
 threads = 1
@@ -80,7 +80,7 @@ def test_sweep_trains_reports_and_continues(tmp_path: Path, capsys: pytest.Captu
     run_sweep(write(tmp_path, head + TINY + one + grid + more))
     text = capsys.readouterr().out
     assert "[1/2] sac Pendulum-v1: finished before" in text
-    assert "[2/2] sac MountainCarContinuous-v0: 1 agents x 250 steps" in text
+    assert "[2/2] sac MountainCarContinuous-v0: 1 agents x 60 steps" in text
     assert (out / "sac" / "Pendulum-v1" / "evaluations.csv").read_bytes() == evaluations
 
 

@@ -84,7 +84,7 @@ def compile_graph(graph: fx.GraphModule, outlines: Sequence[Any], options: dict[
     if not (_KNOWN and options.get("cpp_wrapper")):
         from torch._inductor import compile_fx
 
-        with turn, torch.no_grad(), _no_autocast():
+        with turn, torch.no_grad(), no_autocast():
             made: Any = compile_fx.compile_fx(graph, outlines, config_patches=options)
         return cast(Call, made)
     kept = cache_directory() / "graphs" / f"{name}.so"
@@ -93,7 +93,7 @@ def compile_graph(graph: fx.GraphModule, outlines: Sequence[Any], options: dict[
     begin_headers()
     _shortcuts()
     _spare_trials()
-    with _turn_of_ours(), torch.no_grad(), _no_autocast():
+    with _turn_of_ours(), torch.no_grad(), no_autocast():
         made = _quickly(graph, outlines, options)
         library = _own.library
     if library is not None and not made.constants:
@@ -243,7 +243,7 @@ def _shortcuts() -> None:
 
 
 @contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
+def no_autocast() -> Iterator[None]:
     """Within: no autocast, whose casts are in the graph already."""
     with contextlib.ExitStack() as stack:
         for kind in ("cpu", "cuda"):

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP (a closed terminal, a lost connection) as requests to stop after the current step.
 
-The second Ctrl-C or SIGTERM acts as it always does.
+The second Ctrl-C or SIGTERM acts as it always does. A SIGHUP after the first signal does nothing: the terminal and the
+shell each send one, at any distance from one another, and a service manager sends one right after SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class Interrupts:
 
     def _note(self, signum: int, frame: Any) -> None:
         self.signum = signum
-        self._restore()
+        if HANGUP in self._before:  # never the default in between: that would end the program at once
+            signal.signal(HANGUP, signal.SIG_IGN)
+        self._restore(but=HANGUP)
         if signum == HANGUP:
-            signal.signal(signum, signal.SIG_IGN)  # the shell and the terminal each send one
+            self._before = {}  # another may come after the run
             for fd in self._terminals:  # where every further line would be an error
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         name = signal.Signals(signum).name
@@ -56,10 +59,9 @@ class Interrupts:
             raise KeyboardInterrupt(line)
         raise SystemExit(128 + self.signum)
 
-    def _restore(self) -> None:
-        for signum, before in self._before.items():
-            signal.signal(signum, before)
-        self._before = {}
+    def _restore(self, but: int | None = None) -> None:
+        for signum in self._before.keys() - {but}:
+            signal.signal(signum, self._before.pop(signum))
 
     def __exit__(self, *error: object) -> None:
         self._restore()

@@ -7,6 +7,7 @@ and `snapshots/` if asked for. Opening one continues its run from the newest che
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import shlex
@@ -168,8 +169,21 @@ class Run:
 
     def running(self) -> bool:
         """Whether the loop goes on: steps are left, and no callback, `max_hours` or signal has stopped it."""
-        stopped = self.step > self._resumed_at and self.callback is not None and self.callback(self)
+        stopped = self.step > self._resumed_at and self.callback is not None and self._stopped_by(self.callback)
         return self.step < self.config.steps and not (stopped or self.diverged or self._to_stop())
+
+    def _stopped_by(self, callback: Callback) -> bool:
+        """Call it. If it cannot print, as a terminal or a `tee` is gone, a signal ends the run, or is on its way."""
+        try:
+            return bool(callback(self))
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            if self._interrupts.signum is None:
+                self.save()  # this takes time
+            if self._interrupts.signum is None:
+                raise
+            return True
 
     def _to_stop(self) -> bool:
         """Whether a signal has come, or the time is over, but for the first step of a session."""

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 _LINE_SECONDS = 15.0
@@ -24,8 +25,13 @@ def show(line: str, file: Any = None) -> None:
     except ValueError:  # closed
         return
     except OSError:
-        with contextlib.suppress(OSError, AttributeError):  # an object of the program's own may stand for no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # what is buffered would fail again at exit
+        _silence(file)
+
+
+def _silence(file: Any) -> None:
+    """Lead what is still written to `file` nowhere: what it holds in its buffer would fail again at exit."""
+    with contextlib.suppress(OSError, AttributeError):  # an object of the program's own may stand for no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def is_terminal(file: Any) -> bool:
@@ -34,6 +40,32 @@ def is_terminal(file: Any) -> bool:
         return bool(file.isatty())
     except (AttributeError, ValueError):  # the latter: closed
         return False
+
+
+class _Terminal:
+    """A terminal that may go, as `show` allows it to. The bar also writes there in a thread and for `print`."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with self._silenced():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silenced():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _silenced(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            _silence(self._file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class Progress:
@@ -102,7 +134,8 @@ class Progress:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
             )
-            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            terminal: Any = _Terminal(sys.stderr)
+            self._bar = RichProgress(*columns, console=Console(file=terminal))
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, note="")
         self._bar.update(self._task, completed=done, note=text)
