@@ -6,7 +6,7 @@ make of it. Dynamo, which interprets Python bytecode to come to such a graph, ta
 each call of all that it has looked at, and knows functions by their code, which the closures of all runs share.
 
 What a graph computes is told by its text and by the layout of its inputs. Graphs of equal text share one compiled
-function within the process; TorchInductor keeps those of earlier processes on disk (`cache_directory`). Tensors that a
+function within the process, and those of earlier processes are found on disk (`core/inductor.py`). Tensors that a
 function has from its surroundings are inputs of its graph as well, and read where they lie at every call.
 """
 
@@ -143,7 +143,6 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
 
     Raises what PyTorch raises, of many kinds, where it does other things for other numbers.
     """
-    from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
@@ -165,7 +164,7 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
     sizes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_fallback_kernels=True, allow_non_fake_inputs=True, shape_env=sizes, static_shapes=True)
     functional = torch.func.functionalize(flat)
-    with turn, torch.no_grad(), enable_python_dispatcher(), _use_lazy_graph_module(True):
+    with turn, torch.no_grad(), _use_lazy_graph_module(True):
         outlines = [mode.from_tensor(x, static_shapes=True) for x in tensors]
         made = make_fx(functional, select_decomp_table(), tracing_mode="fake", _allow_non_fake_inputs=True)
         graph = made(*outlines)

@@ -31,7 +31,6 @@ class _Switches(NamedTuple):
 
 _lock = threading.Lock()
 _inside: list[_Switches] = []  # for each that is within `torch_defaults` now, in all threads: what it was at first
-_threads: list[int] = []  # those that are within, as often as they are
 
 
 @contextlib.contextmanager
@@ -63,21 +62,14 @@ def torch_defaults() -> Iterator[None]:
 def _shared_switches() -> Iterator[None]:
     with _lock:
         _inside.append(_inside[0] if _inside else _switches())
-        _threads.append(threading.get_ident())
         torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
         with _lock:
             before = _inside.pop()
-            _threads.remove(threading.get_ident())
             if not _inside:
                 _set_back(before)
-
-
-def alone() -> bool:
-    """Whether no other thread is within `torch_defaults`."""
-    return set(_threads) <= {threading.get_ident()}
 
 
 def _switches() -> _Switches:
