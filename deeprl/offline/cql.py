@@ -166,15 +166,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: Carry,
-    obs: Obs,
-    is_first: First,
-    key: rng.Key,
-    *,
-    explore: bool,
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
     net, seen = nets.bound(net, state.fixed), state.facts.see(obs)

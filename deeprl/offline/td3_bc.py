@@ -105,15 +105,7 @@ def init(net: Net, config: Config, key: rng.Key, facts: Facts | None = None) -> 
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: Carry,
-    obs: Obs,
-    is_first: First,
-    key: rng.Key,
-    *,
-    explore: bool,
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """The policy's actions in [-1, 1], whether exploring or not."""
     net = nets.bound(net, state.fixed)

@@ -125,15 +125,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: Carry,
-    obs: Obs,
-    is_first: First,
-    key: rng.Key,
-    *,
-    explore: bool,
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
     net, obs = nets.bound(net, state.fixed), learning.normalized(net, config, state, obs)

@@ -154,15 +154,7 @@ def sample_action(
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: Carry,
-    obs: Obs,
-    is_first: First,
-    key: rng.Key,
-    *,
-    explore: bool,
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: a sample of the policy, or without `explore` its mode."""
     net, obs = nets.bound(net, state.fixed), learning.normalized(net, config, state, obs)
@@ -173,13 +165,7 @@ def act(
 
 
 def actor_loss(
-    actor: Params,
-    net: Net,
-    config: Config,
-    state: State,
-    alpha: Scalar,
-    obs: Float[Tensor, "B O"],
-    key: rng.Key,
+    actor: Params, net: Net, config: Config, state: State, alpha: Scalar, obs: Float[Tensor, "B O"], key: rng.Key
 ) -> tuple[Scalar, Scalar]:
     """Entropy-regularised value of the policy's own actions, negated; and the mean log probability."""
     action, log_prob = sample_action(net, config, actor, state.hparams["exploration_noise"], obs, key)

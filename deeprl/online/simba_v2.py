@@ -163,13 +163,7 @@ def support(config: Config, like: Tensor) -> Float[Tensor, " K"]:
 
 
 def actor_loss(
-    actor: Params,
-    net: Net,
-    config: Config,
-    critic: Params,
-    alpha: Scalar,
-    obs: Float[Tensor, "B O"],
-    key: rng.Key,
+    actor: Params, net: Net, config: Config, critic: Params, alpha: Scalar, obs: Float[Tensor, "B O"], key: rng.Key
 ) -> tuple[Scalar, Scalar]:
     """Entropy-regularised value of the policy's own actions, negated; and the mean log probability."""
     action, log_prob = sample_tanh_normal(net.actor, actor, obs, key)

@@ -121,15 +121,7 @@ def init(net: Net, config: Config, key: rng.Key) -> State:
 
 
 def act(
-    net: Net,
-    config: Config,
-    state: State,
-    carry: Carry,
-    obs: Obs,
-    is_first: First,
-    key: rng.Key,
-    *,
-    explore: bool,
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: the policy's, with Gaussian noise if `explore`."""
     net, obs = nets.bound(net, state.fixed), learning.normalized(net, config, state, obs)
