@@ -217,6 +217,17 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(tmp_path: Path, m
 
 
 @pytest.mark.inductor
+def test_kept_library_that_cannot_be_loaded_is_left_alone(library: Path, monkeypatch: Any) -> None:
+    def fail(*_: Any) -> Any:
+        raise ImportError("failed to map segment from shared object: Operation not permitted")  # noexec
+
+    monkeypatch.setattr(inductor, "_loaded", fail)
+    for _ in range(2):
+        forget(monkeypatch)
+        assert halve()(torch.tensor([4.0, 6.0, 7.0])).tolist() == [2.0, 3.0, 3.5]
+
+
+@pytest.mark.inductor
 def test_older_torch_compiles_without_shortcuts(monkeypatch: Any) -> None:
     monkeypatch.setattr(inductor, "_KNOWN", False)
     monkeypatch.setattr(inductor, "_quickly", refuse)

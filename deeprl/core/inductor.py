@@ -59,11 +59,7 @@ def surroundings() -> list[str]:
     switches = torch.are_deterministic_algorithms_enabled(), torch.backends.mkldnn.enabled, torch.get_num_threads()
     words = [torch.__version__, str(torch.version.git_version), platform.python_version(), _processor()]
     words += [os.environ.get("ATEN_CPU_CAPABILITY", ""), torch.get_float32_matmul_precision(), str(switches)]
-    return [
-        *words,
-        config.get_hash().hex(),
-        Path(__file__).read_text(encoding="utf-8"),
-    ]  # and what this file makes of it
+    return [*words, config.get_hash().hex(), Path(__file__).read_text(encoding="utf-8")]
 
 
 @functools.cache
@@ -88,8 +84,9 @@ def compile_graph(graph: fx.GraphModule, outlines: Sequence[Any], options: dict[
             made: Any = compile_fx.compile_fx(graph, outlines, config_patches=options)
         return cast(Call, made)
     kept = cache_directory() / "graphs" / f"{name}.so"
-    if _is_whole(kept):
-        return _loaded(kept)
+    with contextlib.suppress(ImportError, OSError):  # a place from which nothing may be executed
+        if _is_whole(kept):
+            return _loaded(kept)
     begin_headers()
     _shortcuts()
     _spare_trials()
@@ -97,7 +94,7 @@ def compile_graph(graph: fx.GraphModule, outlines: Sequence[Any], options: dict[
         made = _quickly(graph, outlines, options)
         library = _own.library
     if library is not None and not made.constants:
-        with contextlib.suppress(OSError):  # a full disk
+        with contextlib.suppress(ImportError, OSError):  # the same, or a full disk
             _keep(Path(library), kept)
             return _loaded(kept)
     return lambda *tensors: made(list(tensors))
