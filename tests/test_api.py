@@ -23,7 +23,7 @@ from deeprl.run import checkpoint
 from deeprl.run.evaluate import Evaluator, greedy_policy
 
 TINY = {
-    "steps": 300, "learning_starts": 100, "hidden": [16, 16], "batch_size": 16, "eval_every": 0, "eval_episodes": 2,
+    "steps": 180, "learning_starts": 100, "hidden": [16, 16], "batch_size": 16, "eval_every": 0, "eval_episodes": 2,
     "compile": "off", "threads": 1, "tensorboard": False,
 }  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_networks_with_buffers_and_shared_weights_come_back(tmp_path: Path) -> N
 def test_policy_uses_the_normaliser(run_dir: Path) -> None:
     policy = deeprl.load(run_dir, seed=3)
     stats = policy._state.obs_stats
-    assert stats["count"] == 300
+    assert stats["count"] == 180
     before = policy([1.0, 0.0, 8.0])
     stats["mean"] += 1.0
     assert policy([1.0, 0.0, 8.0]) != before
@@ -219,7 +219,7 @@ def test_load_names_the_agents_it_has(run_dir: Path) -> None:
 def test_results_make_a_table(run_dir: Path) -> None:
     rows = deeprl.results(run_dir)
     assert {r["seed"] for r in rows} == {3, 5}
-    assert all(r["algorithm"] == "sac" and r["env"] == "Pendulum-v1" and r["step"] == 300 for r in rows)
+    assert all(r["algorithm"] == "sac" and r["env"] == "Pendulum-v1" and r["step"] == 180 for r in rows)
     from deeprl.reporting import table as module
 
     assert deeprl.results is module.results  # importing deeprl.reporting must not hide it
@@ -246,7 +246,7 @@ def test_own_environment_and_wrapper_train(tmp_path: Path, monkeypatch: pytest.M
     assert np.all(action >= [-1.0, 0.0])
     assert np.all(action <= [3.0, 0.5])
     assert_recorded_is_played("run", lambda: make_env(settings["env"], settings["env_kwargs"], settings["wrappers"]))
-    assert run.step == 300
+    assert run.step == 180
 
 
 class Tall(nn.Module):
@@ -374,4 +374,4 @@ def test_bf16_products_leave_actions_and_parameters_in_f32(backend: str, tmp_pat
     assert saved is not None
     agents = saved[1]["agents"]
     assert {v.dtype for k, v in agents.items() if v.is_floating_point()} == {torch.float32}
-    assert agents["state.step"].tolist() == [200, 200]
+    assert agents["state.step"].tolist() == [80, 80]

@@ -23,17 +23,20 @@ from deeprl.run import checkpoint
 # policy's metrics, and before a row (49) whose step updates the critic alone. With a delay of 3: at steps 33, 36, ..
 CASES = {
     "vmap": ({"seeds": (0, 1)}, (13, 25, 44, 45, 80)),
-    "loop": ({"seeds": (0, 1), "backend": "loop"}, (13, 44, 45)),
-    "vmap_three_envs": ({"seeds": (0, 1), "envs_per_agent": 3}, (15, 30, 45, 48)),
-    "loop_three_envs": ({"seeds": (0, 1), "envs_per_agent": 3, "backend": "loop"}, (15, 48)),
+    "loop": ({"steps": 60, "seeds": (0, 1), "backend": "loop"}, (13, 44, 45)),
+    "vmap_three_envs": ({"steps": 60, "seeds": (0, 1), "envs_per_agent": 3}, (15, 30, 45, 48)),
+    "loop_three_envs": ({"steps": 60, "seeds": (0, 1), "envs_per_agent": 3, "backend": "loop"}, (15, 48)),
     "half_utd": ({"seeds": (0, 1), "utd": 0.5}, (31, 34, 62, 83)),
     "double_utd": ({"seeds": (0,), "utd": 2.0, "steps": 60}, (29, 41)),
-    "normalize_obs": ({"seeds": (0, 1), "normalize_obs": True}, (13, 47)),
-    "per_agent_settings": ({"seeds": (0, 0), "actor_lr": (1e-3, 1e-4), "target_entropy": (-1.0, 0.0)}, (50,)),
+    "normalize_obs": ({"steps": 60, "seeds": (0, 1), "normalize_obs": True}, (13, 47)),
+    "per_agent_settings": (
+        {"steps": 60, "seeds": (0, 0), "actor_lr": (1e-3, 1e-4), "target_entropy": (-1.0, 0.0)},
+        (50,),
+    ),
     "cheetah": ({"seeds": (0, 1), "env": "HalfCheetah-v5", "steps": 60, "eval_every": 30}, (13, 44)),
     "cheetah_three_envs": ({"seeds": (0,), "env": "HalfCheetah-v5", "steps": 60, "envs_per_agent": 3}, (27, 45)),
     "td3": ({"algorithm": td3, "seeds": (0, 1)}, (13, 31, 32, 45, 48, 80)),
-    "td3_loop": ({"algorithm": td3, "seeds": (0, 1), "backend": "loop"}, (45, 48)),
+    "td3_loop": ({"steps": 60, "algorithm": td3, "seeds": (0, 1), "backend": "loop"}, (45, 48)),
     "td3_delay_3": ({"algorithm": td3, "seeds": (0,), "policy_delay": 3, "learning_starts": 33}, (34, 35, 41, 76)),
 }
 
