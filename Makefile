@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
+# Where it is set, each of the tests' hundred processes reads all modules and assertions anew: 30 s.
+unexport PYTHONDONTWRITEBYTECODE
 # Processes of tests at the same time, of one thread each.
 WORKERS ?= 2
 

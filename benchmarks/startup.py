@@ -11,7 +11,7 @@ Ends of a run, each in a process of its own, of this checkout and of the other i
 
 Imports, the environments and the networks are made within that time; warm-up steps are too few to count. seconds: the
 median of the rounds, wall clock; low, high: the fastest and the slowest; cpu: processor seconds of the process and of
-its compilers, the median. Bytecode of Python is there in any case. Rows are appended.
+its compilers, the median. Bytecode of installed packages is there in any case. Rows are appended.
 """
 
 from __future__ import annotations
