@@ -28,7 +28,9 @@ shape_checks.install()
 COMPILE_ALL = os.environ.get("DEEPRL_TEST_COMPILER", "") == "inductor"
 KEPT = Path(__file__).parent.parent / ".pytest_cache" / "deeprl"
 os.environ.setdefault("DEEPRL_CACHE", str(KEPT))
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KEPT / "inductor"))  # of what does not go through `deeprl` as well
+# Of what does not go through `deeprl`. TorchInductor would find code for AVX-512 again where that is switched off.
+OTHERS = KEPT / f"inductor{os.environ.get('ATEN_CPU_CAPABILITY', '')}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(OTHERS))
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("deeprl", deadline=None, derandomize=True, max_examples=50)

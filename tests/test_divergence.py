@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,6 +274,36 @@ def test_causes_in_compiled_updates() -> None:
 @pytest.mark.compiled
 def test_others_are_bit_for_bit_the_same_in_a_compiled_population(clean: Clean, tmp_path: Path) -> None:
     check_others(tmp_path / "run", clean, "sac", compile="on")
+
+
+IN_AVX2 = """
+import torch
+from typing import NamedTuple
+from deeprl.core.population import Execution, freezing, new_agents, over_agents
+
+class State(NamedTuple):
+    x: torch.Tensor
+    step: torch.Tensor
+
+def update(state, data):
+    metrics = {name: data[i] * 2.0 for i, name in enumerate("abcdefgh")}
+    return state._replace(x=state.x + 1.0, step=state.step + 1), metrics, ()
+
+agents = new_agents([State(torch.zeros(3), torch.tensor(0))] * 4)
+data = torch.ones(4, 8)
+data[2, 5] = torch.inf
+over_agents(freezing(update), Execution(compile=True), donate=True)(agents, data)
+print(agents.frozen_at.tolist(), agents.state.x[:, 0].tolist())
+"""
+
+
+@pytest.mark.inductor
+@pytest.mark.compiled
+def test_code_for_avx2_freezes_whom_it_should() -> None:
+    """TorchInductor (torch 2.13) makes wrong code of some chains of int64: with one, all of them were frozen."""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", IN_AVX2], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "[-1, -1, 0, -1] [1.0, 1.0, 0.0, 1.0]"
 
 
 # --- parameters ---

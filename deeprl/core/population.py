@@ -207,10 +207,14 @@ def freezing(
     def guarded(agents: Agents, *args: Any) -> tuple[Agents, Metrics, Any]:
         old, frozen_at, known = agents
         new, metrics, aux = update(old, *args)
-        found = torch.full_like(known, -1)
+        # In halves of 16 bits, which are exact in f32: for AVX2, TorchInductor (torch 2.13) makes wrong code of such a
+        # chain of int64, by which healthy agents were frozen.
+        high, low = torch.full_like(known, -1, dtype=torch.float32), torch.full_like(known, 65535, dtype=torch.float32)
         for name, value in list(metrics.items())[::-1]:
-            found = torch.where(value.isfinite().all(), found, cause_code(cause or name))
-        finite, healthy = found < 0, frozen_at < 0
+            fine, code = value.isfinite().all(), cause_code(cause or name)
+            high, low = torch.where(fine, high, float(code >> 16)), torch.where(fine, low, float(code & 65535))
+        found = high.to(torch.int64) * 65536 + low.to(torch.int64)
+        finite, healthy = high < 0, frozen_at < 0
         learned = healthy & finite
         state = tree_map(lambda n, o: o if n is o else torch.where(learned, n, o), new, old)
         frozen_at = torch.where(healthy & ~finite, old.step, frozen_at)
