@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import math
 import os
 import statistics
@@ -143,7 +142,7 @@ def main() -> None:
         return
     if args.before is None:
         parser.error("name the other checkout")
-    from speed_rows import device_name
+    from speed_rows import append, device_name
     from speed_tasks import task
     from stopwatch import versions
 
@@ -180,12 +179,7 @@ def main() -> None:
     }
     print(f"{row['ratio']} ({row['low']} to {row['high']})")
     if args.csv:
-        new = not args.csv.exists()
-        with args.csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(args.csv, COLUMNS, row)
 
 
 if __name__ == "__main__":

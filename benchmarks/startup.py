@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import resource
@@ -111,7 +110,7 @@ def main() -> None:
         work(args.work, args.began)
         return
     from against import commit_of
-    from speed_rows import device_name
+    from speed_rows import append, device_name
     from stopwatch import versions
 
     checkouts = [HERE] + ([args.before.resolve()] if args.before else [])
@@ -144,12 +143,7 @@ def main() -> None:
                 }
                 print(", ".join(f"{name}: {row[name]}" for name in COLUMNS[:10]), flush=True)
                 if args.csv:
-                    new = not args.csv.exists()
-                    with args.csv.open("a", newline="", encoding="utf-8") as file:
-                        writer = csv.DictWriter(file, COLUMNS)
-                        if new:
-                            writer.writeheader()
-                        writer.writerow(row)
+                    append(args.csv, COLUMNS, row)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,13 @@ from deeprl.run import checkpoint
 
 ROOT = Path(__file__).parent.parent
 # 90 steps with episodes of 25: ends at 25, 50, 75. Updates from step 31 on.
-TINY = {
+SMALL = {
     "env": "Pendulum-v1",
     "env_kwargs": {"max_episode_steps": 25},
     "steps": 90,
     "learning_starts": 30,
     "hidden": (16, 16),
     "batch_size": 16,
-    "buffer_size": 70,  # the ring wraps around
     "compile": "off",
     "tensorboard": False,
     "threads": 1,
@@ -27,6 +26,7 @@ TINY = {
     "eval_episodes": 2,
     "log_every": 7,
 }
+TINY = SMALL | {"buffer_size": 70}  # the ring wraps around
 
 
 def config(out, algorithm=sac, **settings):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers import assert_equal
 from probe_envs import Pictures
+from run_helpers import SMALL
 from torch import Tensor
 
 from deeprl.commands.main import main
@@ -32,21 +33,7 @@ from deeprl.run import checkpoint, divergence
 from deeprl.run.loop import Run
 
 # 90 steps with episodes of 25; update i is done at step 31 + i; rows at 35, 42, 49, ..; evaluations at 40, 80 and 90.
-TINY: dict[str, Any] = {
-    "env": "Pendulum-v1",
-    "env_kwargs": {"max_episode_steps": 25},
-    "seeds": (0, 1, 2),
-    "steps": 90,
-    "learning_starts": 30,
-    "hidden": (16, 16),
-    "batch_size": 16,
-    "compile": "off",
-    "tensorboard": False,
-    "threads": 1,
-    "eval_every": 40,
-    "eval_episodes": 2,
-    "log_every": 7,
-}
+TINY: dict[str, Any] = SMALL | {"seeds": (0, 1, 2)}
 DQN = {"env": "CartPole-v1", "prioritized": True, "n_step": 2, "utd": 1.0, "train_every": 1}
 
 

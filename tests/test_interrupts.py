@@ -131,7 +131,7 @@ def words(out: Path) -> list[str]:
 
 def begun(out: Path, step: int, code: str = RUN) -> subprocess.Popen[str]:
     """A run in a process of its own that waits at `step`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(step), *words(out)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -225,7 +225,7 @@ def test_closed_terminal_leaves_a_checkpoint(callback: str, tmp_path: Path) -> N
     """
     out = tmp_path / "run"
     terminal, inside = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", CLOSED, str(tmp_path), callback, *words(out)],
         stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True,
@@ -284,7 +284,7 @@ env = ["Pendulum-v1", "MountainCarContinuous-v0"]
 """
     )
     code = RUN.replace("run.step == int(sys.argv[1])", "run.step == int(sys.argv[1]) and 'Pendulum' in config.env")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DEEPRL_SHAPE_CHECKS": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def sweep(step: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", code, str(step), "sweep", str(file)]

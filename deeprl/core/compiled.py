@@ -105,11 +105,10 @@ class Compiled:
 
     def _build(self, args: tuple[Any, ...], layout: list[Any], do: Callable[..., None] = _at_once) -> _Ready:
         try:
-            traced, tensors = trace(self._function, args), list[Tensor]()
+            traced = trace(self._function, args)
         except Exception as error:  # of many kinds, and a function's own
             raise self._refused(error) from error
-        _flatten(args, tensors, [])
-        digest = _digest(traced, tensors, self._options)
+        digest = _digest(traced, self._options)
         own: Future[Call] = Future()
         building = _built.setdefault(digest, own)
         if building is own:
@@ -248,9 +247,9 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
     return [value for value, _ in held.values()]
 
 
-def _digest(traced: Traced, tensors: list[Tensor], options: dict[str, Any]) -> str:
+def _digest(traced: Traced, options: dict[str, Any]) -> str:
     """What tells a compiled graph from all others: its text, the layout of its inputs, and all that shapes its code."""
     parts = [part.graph.python_code("self").src for part in traced.graph.modules() if isinstance(part, fx.GraphModule)]
-    parts += [str((x.shape, x.stride(), x.dtype, x.device)) for x in tensors + traced.held]
+    parts += [str((x.shape, x.stride(), x.dtype, x.device)) for x in traced.outlines]
     parts += [str(sorted(options.items())), *surroundings()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
