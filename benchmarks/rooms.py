@@ -2,8 +2,8 @@
 
     python benchmarks/rooms.py [SETTING]
 
-Traced in a tiny run, not compiled: compiling adds `core/compiled.py` and `core/inductor.py` to both. A number that nothing else has, the
-mark, is given to the setting on the command line, or is the reward of the first step. It has arrived where it is by
+Traced in a tiny run, not compiled: compiling adds `core/compiled.py` and `core/inductor.py` to both.
+A number that nothing else has, the mark, is given to the setting on the command line, or is the reward of the first step. It has arrived where it is by
 itself the argument of a call in an update (the setting), or where the first loss is computed (the transition). A call
 of a function in `deeprl/` is on the way if
 
