@@ -3,9 +3,9 @@
     python benchmarks/rooms.py [SETTING]
 
 Traced in a tiny run, not compiled: compiling adds `core/compiled.py` and `core/inductor.py` to both.
-A number that nothing else has, the mark, is given to the setting on the command line, or is the reward of the first step. It has arrived where it is by
-itself the argument of a call in an update (the setting), or where the first loss is computed (the transition). A call
-of a function in `deeprl/` is on the way if
+A number that nothing else has, the mark, is given to the setting on the command line, or is the reward of the first
+step. It has arrived where it is by itself the argument of a call in an update (the setting), or where the first loss
+is computed (the transition). A call of a function in `deeprl/` is on the way if
 
 - it is under way when the mark arrives,
 - or its caller is on the way and it hands the mark on: it is in what the call returns, or in a place of its arguments
