@@ -15,10 +15,10 @@ demo: .venv/core  ## the main job: a sweep on real environments, with its report
 test test-all: export OMP_NUM_THREADS = 1
 test-all: export DEEPRL_TEST_COMPILER = inductor
 test: .venv/dev  ## everything; most compiled graphs are run as they are
-	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile)
+	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test-all: .venv/dev  ## the same, with all of them handed to TorchInductor
-	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile)
+	$(call checked,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 # A command with `make lint types` beside it, whose output comes last; it fails where either does.
 define checked

@@ -37,6 +37,15 @@ hypothesis.settings.register_profile("deeprl", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("deeprl")
 
 
+# Files that take longest, begun first: no process is left with one when the other has nothing to do any more.
+LONGEST = "interrupts divergence probes exact_resume env_restorable faults cuda simba_v2_updates td3_bc cli dqn_run"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest = [f"test_{name}" for name in LONGEST.split()]
+    items.sort(key=lambda item: longest.index(item.path.stem) if item.path.stem in longest else len(longest))
+
+
 GRAPHS: dict[str, Any] = {}  # those that are run as they are
 
 
