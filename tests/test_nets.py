@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,54 @@ def test_critic_ensemble_by_hand() -> None:
     }
     qs = functional_call(critic, params, (torch.tensor([[2.0]]), torch.tensor([[-1.0]])))
     assert qs.tolist() == [[3.5], [3.0]]
+
+
+@pytest.mark.parametrize(("place", "expected"), [("before", [[3.75, -0.5]]), ("after", [[4.5, -3.0]])])
+def test_normalised_critics_by_hand(place: Any, expected: list[list[float]]) -> None:
+    # x = (2, -1), hidden (1, -3): mean -1, deviation 2, so (1, -1) before the activation; scaled by (1, 2) and shifted
+    # by (0.25, 0) it is (1.25, -2), then (1.25, 0): q = 3 * 1.25 + 5 * 0. After it: (1, 0) has mean and deviation 0.5,
+    # (1, -1) again, then (1.25, -2): q = 3.75 - 10 + 10.75. The second critic has weights 1 and shifts 0: before,
+    # (0, 2) -> (-1, 1) -> (0, 1), q = 2 * 0 - 1 * 1 + 0.5; after, (0, 2) -> (-1, 1), q = -2 - 1 - 0 + 0.
+    critic = CriticEnsemble(1, 1, (2,), 2, layer_norm=place)
+    heads = torch.tensor([0.0, 0.5]) if place == "before" else torch.tensor([10.75, 0.0])
+    params = {
+        "layers.0.weight": torch.tensor([[[1.0, -2.0], [1.0, -1.0]], [[0.0, 1.0], [0.0, 0.0]]]),
+        "layers.0.bias": torch.tensor([[0.0, 0.0], [0.0, 0.0]]),
+        "norms.0.weight": torch.tensor([[1.0, 2.0], [1.0, 1.0]]),
+        "norms.0.bias": torch.tensor([[0.25, 0.0], [0.0, 0.0]]),
+        "layers.1.weight": torch.tensor([[[3.0], [5.0]], [[2.0], [-1.0]]]),
+        "layers.1.bias": heads[:, None],
+    }
+    qs = functional_call(critic, params, (torch.tensor([[2.0]]), torch.tensor([[-1.0]])))
+    torch.testing.assert_close(qs.T, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    first = functional_call(critic, params, (torch.tensor([[2.0]]), torch.tensor([[-1.0]])), {"first": 1})
+    assert torch.equal(first, qs[:1])
+
+
+def test_layers_start_as_their_authors_say() -> None:
+    torch.manual_seed(0)
+    for start, bound in (("small-head", 3e-3), ("smaller-head", 1e-3)):
+        mlp = MLP(5, (64, 64), 64, start=start)  # type: ignore[arg-type]
+        weight, bias = mlp[-1].weight.detach().abs(), mlp[-1].bias.detach().abs()
+        assert 0.95 * bound < weight.max() <= bound
+        assert 0.8 * bound < bias.max() <= bound
+        assert [set(layer.bias.tolist()) for layer in (mlp[0], mlp[2])] == [{torch.tensor(0.1).item()}] * 2
+    # xavier: sqrt(6 / (7 + 64)) of the first layer, whatever the layout; biases 0
+    for module in (MLP(7, (64,), 64, start="xavier"), CriticEnsemble(5, 2, (64,), 3, "xavier")):
+        weight, bias = (next(p for n, p in module.named_parameters() if n.endswith(e)) for e in ("weight", "bias"))
+        assert 0.98 * math.sqrt(6 / 71) < weight.abs().max() <= math.sqrt(6 / 71)
+        assert not bias.any()
+    # orthogonal: W W^T = gain^2; only the last hidden layer is small
+    small = MLP(4, (4, 4), 4, start="orthogonal-small-last")
+    for layer, gain in zip((small[0], small[2], small[4]), (2.0, 1e-4, 2.0), strict=True):
+        torch.testing.assert_close(layer.weight @ layer.weight.T / gain, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def test_normalised_layers_follow_or_precede_the_activation() -> None:
+    kinds = {p: [type(m).__name__ for m in MLP(2, (3,), 1, layer_norm=p)] for p in ("none", "before", "after")}  # type: ignore[arg-type]
+    assert kinds["none"] == ["Linear", "ReLU", "Linear"]
+    assert kinds["before"] == ["Linear", "LayerNorm", "ReLU", "Linear"]
+    assert kinds["after"] == ["Linear", "ReLU", "LayerNorm", "Linear"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

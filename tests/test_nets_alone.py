@@ -24,7 +24,20 @@ CASES: dict[str, Case] = {
     "Linear": (lambda: Linear(5, 1), [(5,)], [], 0),
     "MLP": (lambda: nets.MLP(5, (8,), 3), [(5,)], [], 0),
     "CriticEnsemble": (lambda: nets.CriticEnsemble(5, 2, (8, 8), 3), [(5,), (2,)], [], 1),
+    "CriticEnsemble, normalised before": (
+        lambda: nets.CriticEnsemble(5, 2, (8, 8), 3, layer_norm="before"),
+        [(5,), (2,)],
+        [],
+        1,
+    ),
+    "CriticEnsemble, normalised after": (
+        lambda: nets.CriticEnsemble(5, 2, (8, 8), 3, layer_norm="after"),
+        [(5,), (2,)],
+        [],
+        1,
+    ),
     "TanhGaussianActor": (lambda: nets.TanhGaussianActor(5, 2, (8,)), [(5,)], [], 0),
+    "TanhGaussianActor, normalised": (lambda: nets.TanhGaussianActor(5, 2, (8,), layer_norm="before"), [(5,)], [], 0),
     "GaussianActor": (lambda: nets.GaussianActor(5, 2, (8,)), [(5,)], [], 0),
     "TanhActor": (lambda: nets.TanhActor(5, 2, (8,)), [(5,)], [], 0),
     "NatureCNN": (lambda: nets.NatureCNN((4, 36, 36)), [(4, 36, 36)], [BYTES], 0),
@@ -60,7 +73,7 @@ CASES: dict[str, Case] = {
     "FixedNorm": (lambda: nets.FixedNorm(torch.ones(5), torch.full((5,), 2.0)), [(5,)], [], 0),
     "ReturnScale": (lambda: nets.ReturnScale(3), [()], [], 0),
 }
-ELSEWHERE = {"EnsembleLinear"}  # takes a row for each of its layers; has tests of its own below
+ELSEWHERE = {"EnsembleLinear", "EnsembleLayerNorm"}  # take a row for each of their layers; have tests of their own
 
 
 def inputs(case: Case, *leading: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ from deeprl.nets.agent import (
     put,
 )
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
-from deeprl.nets.ensemble import CriticEnsemble, EnsembleLinear, first_q
+from deeprl.nets.ensemble import CriticEnsemble, EnsembleLayerNorm, EnsembleLinear, first_q
 from deeprl.nets.heads import (
     GaussianActor,
     TanhActor,
@@ -29,7 +29,7 @@ from deeprl.nets.heads import (
     tanh_normal_log_prob,
 )
 from deeprl.nets.init import Start, start_layers
-from deeprl.nets.mlp import MLP
+from deeprl.nets.mlp import MLP, LayerNorm
 from deeprl.nets.norm import (
     FixedNorm,
     HyperLinear,
@@ -59,11 +59,13 @@ __all__ = [
     "MLP",
     "ActorCritic",
     "CriticEnsemble",
+    "EnsembleLayerNorm",
     "EnsembleLinear",
     "Fixed",
     "FixedNorm",
     "GaussianActor",
     "HyperLinear",
+    "LayerNorm",
     "Lerp",
     "MinAtarCNN",
     "NatureCNN",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start, start_layers
+from deeprl.nets.mlp import NORM_EPS, LayerNorm
 
 
 class EnsembleLinear(nn.Module):
@@ -48,10 +49,31 @@ class EnsembleLinear(nn.Module):
         return (x * weight.transpose(-1, -2)).sum(-1, keepdim=True) + bias
 
 
+class EnsembleLayerNorm(nn.Module):
+    """E independent layer normalisations of `units` each. weight, bias: [E, units]."""
+
+    def __init__(self, size: int, units: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, units))
+        self.bias = nn.Parameter(torch.zeros(size, units))
+
+    def reset_parameters(self) -> None:
+        """Weights 1 and biases 0, as `nn.LayerNorm`."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "E *B I"], first: int | None = None) -> Float[Tensor, "E *B I"]:
+        """first: as in `EnsembleLinear`."""
+        shape = (-1, *[1] * (x.dim() - 2), x.shape[-1])
+        weight, bias = self.weight[:first].reshape(shape), self.bias[:first].reshape(shape)
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
+
+
 class CriticEnsemble(nn.Module):
     """E state-action values Q_i(s, a), each an MLP with ReLU on the concatenated observation and action.
 
-    hidden: units of each hidden layer; critics: E; start: how layers start (`nets.start_layers`).
+    hidden: units of each hidden layer; critics: E; start: how layers start (`nets.start_layers`); layer_norm: hidden
+    layers are normalised `before` their activation (RLPD, WSRL), or `after` it (ReBRAC).
     """
 
     def __init__(
@@ -61,11 +83,14 @@ class CriticEnsemble(nn.Module):
         hidden: Sequence[int] = (256, 256),
         critics: int = 2,
         start: Start = "torch",
+        layer_norm: LayerNorm = "none",
     ):
         super().__init__()
         dims = [obs_dim + action_dim, *hidden, 1]
-        self.critics = critics
+        self.critics, self.layer_norm = critics, layer_norm
         self.layers = nn.ModuleList(EnsembleLinear(critics, i, j) for i, j in itertools.pairwise(dims))
+        normed = hidden if layer_norm != "none" else ()
+        self.norms = nn.ModuleList(EnsembleLayerNorm(critics, units) for units in normed)
         self.start = start
         self.reset_parameters()
 
@@ -89,8 +114,13 @@ class CriticEnsemble(nn.Module):
         x = torch.cat([obs, action], dim=-1)
         if not per_critic:
             x = x.expand(first or self.critics, *x.shape)
-        for layer in self.layers[:-1]:
-            x = torch.relu(layer(x, *part))
+        for number, layer in enumerate(self.layers[:-1]):
+            x = layer(x, *part)
+            if self.layer_norm == "before":
+                x = self.norms[number](x, *part)
+            x = torch.relu(x)
+            if self.layer_norm == "after":
+                x = self.norms[number](x, *part)
         return self.layers[-1](x, *part).squeeze(-1)
 
 

@@ -14,7 +14,7 @@ from deeprl.core import rng
 from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start
-from deeprl.nets.mlp import MLP
+from deeprl.nets.mlp import MLP, LayerNorm
 
 LogStd = Literal["clamp", "tanh"]
 
@@ -84,9 +84,10 @@ class TanhGaussianActor(nn.Module):
         log_std: LogStd = "clamp",
         log_std_range: tuple[float, float] = (-20.0, 2.0),
         start: Start = "torch",
+        layer_norm: LayerNorm = "none",
     ):
         super().__init__()
-        self.trunk = MLP(obs_dim, hidden, 2 * action_dim, start=start)
+        self.trunk = MLP(obs_dim, hidden, 2 * action_dim, start=start, layer_norm=layer_norm)
         self.log_std, self.log_std_range = log_std, log_std_range
 
     def forward(self, obs: Float[Tensor, "*B O"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B A"]]:
@@ -157,9 +158,9 @@ def act_deterministic(actor: nn.Module | Bound, params: Params, obs: Float[Tenso
 class TanhActor(nn.Module):
     """The deterministic policy tanh(MLP(obs)), with actions in [-1, 1]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256)):
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (256, 256), start: Start = "torch"):
         super().__init__()
-        self.trunk = MLP(obs_dim, hidden, action_dim)
+        self.trunk = MLP(obs_dim, hidden, action_dim, start=start)
 
     def forward(self, obs: Float[Tensor, "*B O"]) -> Float[Tensor, "*B A"]:
         return torch.tanh(self.trunk(obs))

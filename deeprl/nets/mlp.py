@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,10 +23,15 @@ class Linear(nn.Linear):
         return (x * self.weight[0]).sum(-1, keepdim=True) + self.bias
 
 
+LayerNorm = Literal["none", "before", "after"]  # where layers are normalised: before or after their activation
+NORM_EPS = 1e-6  # added to variances, as in flax
+
+
 class MLP(nn.Sequential):
     """Linear layers with an activation after each hidden one: `in_dim -> hidden[0] -> ... -> out_dim`.
 
     Initialised as `torch.nn.Linear` is, weights and biases from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), or as `start` says.
+    layer_norm: hidden layers are normalised `before` their activation, or `after` it.
     """
 
     def __init__(
@@ -35,11 +41,14 @@ class MLP(nn.Sequential):
         out_dim: int,
         activation: Callable[[], nn.Module] = nn.ReLU,
         start: Start = "torch",
+        layer_norm: LayerNorm = "none",
     ):
         dims = [in_dim, *hidden]
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(dims, hidden, strict=False):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
+            layers.append(nn.Linear(fan_in, fan_out))
+            norm = [nn.LayerNorm(fan_out, NORM_EPS)] if layer_norm != "none" else []
+            layers += [*norm, activation()] if layer_norm == "before" else [activation(), *norm]
         super().__init__(*layers, Linear(dims[-1], out_dim) if out_dim == 1 else nn.Linear(dims[-1], out_dim))
         self.start = start
         self.reset_parameters()
