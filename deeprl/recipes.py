@@ -75,9 +75,17 @@ _RIQL = {
 _CORL_CQL = {"bc_steps": 0, "start": "orthogonal-small-head", "log_std_range": (-20.0, 2.0), "init_lagrange": math.e}
 _CALQL = _CORL_CQL | {"calibrated": True, "sparse_rewards": True, "backup": "min-then-max", "eval_episodes": 20}
 
+# WSRL's networks, which are the same offline and online; log sigma between the logarithms of 1e-5 and 10.
+_WSRL_NETS = {"critics": 10, "target_critics": 2, "critic_layer_norm": True, "start": "orthogonal-small-last"}
+_WSRL_CQL = _WSRL_NETS | {"actor_layer_norm": True, "actor_hidden": (256, 256), "critic_hidden": (256, 256)}
+_WSRL_CQL |= {"log_std_range": (math.log(1e-5), math.log(10.0)), "bc_steps": 0, "backup": "min-then-max"}
+_WSRL_CQL |= {"steps": 250_000, "eval_every": 20_000, "eval_episodes": 20}
+_WSRL = "arXiv 2412.07762; zhouzypaul/wsrl, experiments"
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 5.1, by episodes as in CORL")},
     "cql": {
+        "wsrl-pretrain": Recipe(_WSRL_CQL, _WSRL),
         "antmaze": Recipe(
             {"rewards": "cql-antmaze", "lagrange": 1.0, "eval_episodes": 100},  # theirs: 5, of cql_alpha * gap
             "arXiv 2006.04779; aviralkumar2907/CQL, README and d4rl/examples/cql_antmaze_new.py",

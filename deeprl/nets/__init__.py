@@ -13,7 +13,7 @@ from deeprl.nets.agent import (
     put,
 )
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
-from deeprl.nets.ensemble import CriticEnsemble, EnsembleLayerNorm, EnsembleLinear, first_q
+from deeprl.nets.ensemble import CriticEnsemble, EnsembleLayerNorm, EnsembleLinear, drawn_critics, first_q, some_qs
 from deeprl.nets.heads import (
     GaussianActor,
     TanhActor,
@@ -29,7 +29,7 @@ from deeprl.nets.heads import (
     tanh_normal_log_prob,
 )
 from deeprl.nets.init import Start, start_layers
-from deeprl.nets.mlp import MLP, LayerNorm
+from deeprl.nets.mlp import MLP, LayerNorm, normed
 from deeprl.nets.norm import (
     FixedNorm,
     HyperLinear,
@@ -97,6 +97,7 @@ __all__ = [
     "bound_log_std",
     "buffers",
     "categorical",
+    "drawn_critics",
     "first_q",
     "functional_call",
     "hyper_weights",
@@ -106,10 +107,12 @@ __all__ = [
     "l2_normalize",
     "mode_tanh_normal",
     "normal_log_prob",
+    "normed",
     "project_",
     "projected",
     "put",
     "sample_tanh_normal",
+    "some_qs",
     "start_layers",
     "tanh_normal",
     "tanh_normal_log_prob",

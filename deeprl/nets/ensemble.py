@@ -8,13 +8,24 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from deeprl.core import rng
 from deeprl.core.spec import Params
 from deeprl.nets.agent import Bound, functional_call
 from deeprl.nets.init import Start, start_layers
 from deeprl.nets.mlp import NORM_EPS, LayerNorm
+
+Part = int | Int[Tensor, " part"] | None  # of an ensemble: the first so many, those of these numbers, or all
+
+
+def part_of(tensor: Float[Tensor, "E *I"], part: Part) -> Float[Tensor, "part *I"]:
+    """The entries of the first axis that are a `Part`."""
+    if not isinstance(part, Tensor):
+        return tensor[:part]
+    chosen = nn.functional.one_hot(part, len(tensor)).to(tensor.dtype)  # its gradient is a product, not a scatter
+    return (chosen @ tensor.flatten(1)).unflatten(-1, tensor.shape[1:])
 
 
 class EnsembleLinear(nn.Module):
@@ -35,15 +46,15 @@ class EnsembleLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Float[Tensor, "E *B I"], first: int | None = None) -> Float[Tensor, "E *B J"]:
-        """first: compute only so many layers of the ensemble, for an x [first, *B, I].
+    def forward(self, x: Float[Tensor, "E *B I"], first: Part = None) -> Float[Tensor, "E *B J"]:
+        """first: compute only so many layers of the ensemble, or those of these numbers [first], for x [first, *B, I].
 
         A single output, if a layer has but one, stays in float32 under autocast (`nets.mlp.Linear`).
         """
         if x.dim() != 3:
             rows = self.forward(x.reshape(len(x), -1, x.shape[-1]), first)
             return rows.reshape(*x.shape[:-1], rows.shape[-1])
-        weight, bias = self.weight[:first], self.bias[:first].unsqueeze(-2)
+        weight, bias = part_of(self.weight, first), part_of(self.bias, first).unsqueeze(-2)
         if weight.shape[-1] > 1:
             return x @ weight + bias
         return (x * weight.transpose(-1, -2)).sum(-1, keepdim=True) + bias
@@ -62,10 +73,10 @@ class EnsembleLayerNorm(nn.Module):
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Float[Tensor, "E *B I"], first: int | None = None) -> Float[Tensor, "E *B I"]:
+    def forward(self, x: Float[Tensor, "E *B I"], first: Part = None) -> Float[Tensor, "E *B I"]:
         """first: as in `EnsembleLinear`."""
         shape = (-1, *[1] * (x.dim() - 2), x.shape[-1])
-        weight, bias = self.weight[:first].reshape(shape), self.bias[:first].reshape(shape)
+        weight, bias = part_of(self.weight, first).reshape(shape), part_of(self.bias, first).reshape(shape)
         return nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
 
 
@@ -105,15 +116,16 @@ class CriticEnsemble(nn.Module):
         first: int | None = None,
         *,
         per_critic: bool = False,
+        which: Int[Tensor, " part"] | None = None,
     ) -> Float[Tensor, "E ..."]:
-        """Q values of all networks, [E, *B], or only of the `first` so many, [first, *B].
+        """Q values of all networks, [E, *B], of the `first` so many, [first, *B], or of those of the numbers `which`.
 
         per_critic: obs [E, *B, O] and action [E, *B, A] hold a batch for each network.
         """
-        part = (first,) if first else ()  # layers put in place of these need not know it
+        part = (first,) if first else () if which is None else (which,)  # layers put in place of these need not know it
         x = torch.cat([obs, action], dim=-1)
         if not per_critic:
-            x = x.expand(first or self.critics, *x.shape)
+            x = x.expand((first or self.critics) if which is None else len(which), *x.shape)
         for number, layer in enumerate(self.layers[:-1]):
             x = layer(x, *part)
             if self.layer_norm == "before":
@@ -131,3 +143,25 @@ def first_q(
     module = critic.module if isinstance(critic, Bound) else critic
     alone = {"first": 1} if "first" in inspect.signature(module.forward).parameters else {}
     return functional_call(critic, params, (obs, action), alone).to(obs.dtype)[0]
+
+
+def some_qs(
+    critic: nn.Module | Bound,
+    params: Params,
+    obs: Float[Tensor, "*B O"],
+    action: Float[Tensor, "*B A"],
+    which: Int[Tensor, " part"],
+) -> Float[Tensor, "part *B"]:
+    """Q values of the critics of these numbers, in the type of `obs`.
+
+    Ensembles whose `forward` takes `which` do not compute the others.
+    """
+    module = critic.module if isinstance(critic, Bound) else critic
+    if "which" in inspect.signature(module.forward).parameters:
+        return functional_call(critic, params, (obs, action), {"which": which}).to(obs.dtype)
+    return functional_call(critic, params, (obs, action)).to(obs.dtype)[which]
+
+
+def drawn_critics(key: rng.Key, critics: int, count: int, twice: bool = True) -> Int[Tensor, " part"]:
+    """The numbers of `count` critics. twice: one may be drawn more than once (WSRL), otherwise not (REDQ, RLPD)."""
+    return rng.randint(key, (count,), critics) if twice else rng.permutation(key, critics)[:count]

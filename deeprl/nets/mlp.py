@@ -27,6 +27,11 @@ LayerNorm = Literal["none", "before", "after"]  # where layers are normalised: b
 NORM_EPS = 1e-6  # added to variances, as in flax
 
 
+def normed(layer_norm: bool) -> LayerNorm:
+    """Where layers are normalised in RLPD and WSRL, if they are."""
+    return "before" if layer_norm else "none"
+
+
 class MLP(nn.Sequential):
     """Linear layers with an activation after each hidden one: `in_dim -> hidden[0] -> ... -> out_dim`.
 

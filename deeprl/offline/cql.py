@@ -43,7 +43,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deeprl import nets
-from deeprl.config import PerAgent, PerAgentOrAuto, layers, per_agent, positive
+from deeprl.config import PerAgent, PerAgentOrAuto, added, layers, per_agent, positive
 from deeprl.core import rng
 from deeprl.core.optim import Moments, adam, descend, init_moments, polyak
 from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
@@ -98,6 +98,10 @@ class Config(OfflineConfig):
     actor_hidden: tuple[int, ...] = layers(256, 256, 256)  # units of each hidden layer of the policy
     critic_hidden: tuple[int, ...] = layers(256, 256, 256)  # units of each hidden layer of each critic
     critics: int = positive(2)  # targets and the policy take their minimum
+    target_critics: int = added(0)
+    """Targets, and the conservative term, are of so many critics, drawn anew for each update; 0: of all."""
+    critic_layer_norm: bool = added(False)  # hidden layers of critics are normalised before their activation
+    actor_layer_norm: bool = added(False)  # those of the policy
     start: nets.Start = "small-head"  # how layers start (`nets.start_layers`)
     log_std_range: tuple[float, ...] = (-5.0, 2.0)  # log sigma of the policy is cut to it
 
@@ -109,12 +113,15 @@ class Config(OfflineConfig):
             raise DeeprlError(f"bc_steps: {self.bc_steps} steps of cloning leave none of {self.steps} for the critics")
         if self.sparse_rewards and not self.calibrated:
             raise DeeprlError("sparse_rewards: only Cal-QL looks at returns; add --calibrated")
+        if not 0 <= self.target_critics <= self.critics:
+            raise DeeprlError(f"target_critics: {self.target_critics} of {self.critics} critics cannot be drawn")
         if self.backup_entropy and self.backup == "max-then-min":
             raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
         self.require_range("log_std_range")
 
 
 Returns = Float[Tensor, " B"] | None
+Which = Int[Tensor, " part"] | None
 
 
 Net = nets.ActorCritic
@@ -126,8 +133,9 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
     actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B].
     """
     sizes, start, (low, high) = (spec.obs_dim, spec.action_dim), config.start, config.log_std_range
-    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", (low, high), start)
-    return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start)
+    of_actor, of_critic = (nets.normed(on) for on in (config.actor_layer_norm, config.critic_layer_norm))
+    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", (low, high), start, of_actor)
+    return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start, of_critic)
 
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
@@ -174,20 +182,36 @@ def act(
 
 
 def q_values(
-    net: Net, critic: Params, obs: Float[Tensor, "B O"], action: Float[Tensor, "B K A"]
+    net: Net,
+    critic: Params,
+    obs: Float[Tensor, "B O"],
+    action: Float[Tensor, "B K A"],
+    which: Which = None,
 ) -> Float[Tensor, "E B K"]:
-    """Q values of K actions for each observation, as one batch."""
+    """Q values of K actions for each observation, as one batch. which: only of the critics of these numbers."""
     rows, count = action.shape[:2]
-    obs_of_each = obs.unsqueeze(1).expand(-1, count, -1).flatten(0, 1)
-    qs = functional_call(net.critic, critic, (obs_of_each, action.flatten(0, 1)))
-    return qs.to(obs.dtype).unflatten(1, (rows, count))
+    inputs = obs.unsqueeze(1).expand(-1, count, -1).flatten(0, 1), action.flatten(0, 1)
+    if which is None:
+        qs = functional_call(net.critic, critic, inputs).to(obs.dtype)
+    else:
+        qs = nets.some_qs(net.critic, critic, *inputs, which)
+    return qs.unflatten(1, (rows, count))
 
 
-def td_targets(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> Float[Tensor, " B"]:
-    """Rewards and discounted values of the policy's next action, or of the best of several."""
+def drawn(config: Config, key: rng.Key) -> Which:
+    """The critics that count, where not all do."""
+    if config.target_critics == 0:
+        return None
+    return nets.drawn_critics(key, config.critics, config.target_critics)
+
+
+def td_targets(
+    net: Net, config: Config, state: State, batch: Batch, key: rng.Key, which: Which = None
+) -> Float[Tensor, " B"]:
+    """Rewards and discounted values of the policy's next action, or of the best of several. which: see `q_values`."""
     count = 1 if config.backup == "sample" else config.sampled_actions
     action, log_prob = sample_tanh_normal(net.actor, state.actor, batch.next_obs, key, count)
-    qs = q_values(net, state.target_critic, batch.next_obs, action)
+    qs = q_values(net, state.target_critic, batch.next_obs, action, which)
     if config.backup == "max-then-min":
         return batch.reward + batch.discount * qs.amax(-1).amin(0)
     next_q, best = qs.amin(0).max(-1)
@@ -221,21 +245,29 @@ def critic_loss(
 ) -> tuple[Scalar, Metrics]:
     """Squared error to the target and conservative term, summed over the critics; and their parts."""
     target_key, others_key = rng.split(key, 2)
-    td_target = td_targets(net, config, state, batch, target_key)
+    in_target, which = (drawn(config, rng.fold_in(key, number)) for number in (2, 3))
+    td_target = td_targets(net, config, state, batch, target_key, in_target)
     action, log_density = other_actions(net, config, state.actor, batch, others_key)
-    qs = q_values(net, critic, batch.obs, torch.cat([action, batch.action.unsqueeze(1)], 1))
-    qs, q_data = qs[..., :-1], qs[..., -1]
+    data = batch.action.unsqueeze(1)
+    if which is None:
+        qs = q_values(net, critic, batch.obs, torch.cat([action, data], 1))
+        qs, q_data = qs[..., :-1], qs[..., -1]
+        counted, share = q_data, 1.0
+    else:
+        q_data = q_values(net, critic, batch.obs, data)[..., 0]
+        qs, counted = q_values(net, critic, batch.obs, action, which), q_data[which]
+        share = len(q_data) / len(which)
     parts = {}
     if returns is not None:
         random, own = qs.tensor_split((config.sampled_actions,), -1)
         parts["below_return"] = (own < returns.unsqueeze(-1)).to(own.dtype).mean()
         qs = torch.cat([random, torch.maximum(own, returns.unsqueeze(-1))], -1)
     h, density = state.hparams, log_density if config.importance_sampling else None
-    gaps = torch.maximum(conservative_gap(qs, q_data, density, h["cql_temp"]), h["gap_floor"]).mean(-1)
+    gaps = torch.maximum(conservative_gap(qs, counted, density, h["cql_temp"]), h["gap_floor"]).mean(-1)
     td_loss = (q_data - td_target).square().mean(-1).sum()
     factor = torch.where(h["lagrange"] >= 0.0, state.log_lagrange.exp().clamp(max=1e6), 1.0)
     parts |= {"td_loss": td_loss, "gap": gaps.mean(), "q": q_data.mean(), "cql_factor": factor}
-    return td_loss + factor * h["cql_alpha"] * gaps.sum(), parts
+    return td_loss + factor * h["cql_alpha"] * share * gaps.sum(), parts
 
 
 def actor_loss(
