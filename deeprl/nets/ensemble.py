@@ -24,8 +24,8 @@ def part_of(tensor: Float[Tensor, "E *I"], part: Part) -> Float[Tensor, "part *I
     """The entries of the first axis that are a `Part`."""
     if not isinstance(part, Tensor):
         return tensor[:part]
-    chosen = nn.functional.one_hot(part, len(tensor)).to(tensor.dtype)  # its gradient is a product, not a scatter
-    return (chosen @ tensor.flatten(1)).unflatten(-1, tensor.shape[1:])
+    chosen = (part.unsqueeze(1) == torch.arange(len(tensor), device=part.device)).to(tensor.dtype)
+    return (chosen @ tensor.flatten(1)).unflatten(-1, tensor.shape[1:])  # its gradient is a product, not a scatter
 
 
 class EnsembleLinear(nn.Module):
