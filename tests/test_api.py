@@ -352,7 +352,7 @@ def test_callback_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_population_policy_and_single_policy_agree(run_dir: Path) -> None:
-    from deeprl.api import load_population
+    from deeprl.run.trained import load_population
 
     population = load_population(run_dir)
     found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(greedy_policy(population.act(), population.state), 7)

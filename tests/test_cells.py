@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from test_records import write_run
 
 import deeprl
-from deeprl.api import algorithm_module
 from deeprl.config import per_agent_fields
 from deeprl.config.runs import NOT_IDENTITY
 from deeprl.reporting.cells import RECORD_ONLY, SETTINGS_ONLY, Task, agent_identity, cells_of, key_of, names_of_tasks
@@ -17,6 +16,7 @@ from deeprl.reporting.read import group, read_runs
 from deeprl.reporting.report import write_report
 from deeprl.reporting.table import results
 from deeprl.run.directory import EXECUTION
+from deeprl.run.trained import algorithm_module
 
 
 def plain(algorithm: str) -> dict:

@@ -9,7 +9,6 @@ import torch
 import tyro
 
 import deeprl
-from deeprl.api import algorithm_module
 from deeprl.config import (
     PerAgent,
     RunConfig,
@@ -29,6 +28,7 @@ from deeprl.errors import DeeprlError
 from deeprl.online import sac
 from deeprl.online.sac import Config
 from deeprl.run.directory import stored_run, write_json
+from deeprl.run.trained import algorithm_module
 
 
 @pytest.mark.parametrize(

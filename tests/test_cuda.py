@@ -17,7 +17,6 @@ import torch
 from pretend_gpu import GpuTensor, pretended_gpus, waited
 
 import deeprl
-from deeprl.api import load_population
 from deeprl.core import footprint
 from deeprl.core.cuda_graphs import Recorded
 from deeprl.core.population import Execution, resolve_device
@@ -29,6 +28,7 @@ from deeprl.online import sac
 from deeprl.run.directory import execution_of
 from deeprl.run.learning import sampled
 from deeprl.run.provenance import device_name
+from deeprl.run.trained import load_population
 
 ONE: dict[str, Any] = {"batch_size": 4, "eval_episodes": 0, "threads": 1, "tensorboard": False, "seeds": [0, 1]}
 SHORT = {"env_kwargs": {"max_episode_steps": 3}, "steps": 7, "learning_starts": 3}

@@ -10,13 +10,13 @@ import pytest
 
 import deeprl
 from deeprl import api
-from deeprl.api import algorithm_module
 from deeprl.commands import main as cli
 from deeprl.config import build
 from deeprl.data.offline import OfflineConfig
 from deeprl.errors import DeeprlError
 from deeprl.launch.sweep import read_sweep
 from deeprl.recipes import RECIPES, discount_of, with_recipe
+from deeprl.run.trained import algorithm_module
 
 NAMES = [(algorithm, name) for algorithm, recipes in RECIPES.items() for name in recipes]
 

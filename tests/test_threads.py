@@ -18,13 +18,13 @@ from offline_helpers import write_made
 from torch import Tensor, nn
 
 import deeprl
-from deeprl.api import load_population
 from deeprl.core import rng
 from deeprl.core.population import member
 from deeprl.core.process import torch_defaults
 from deeprl.nets import MLP, CriticEnsemble, bound, functional_call
 from deeprl.nets.agent import Bound, _idle
 from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.trained import load_population
 
 SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
 OFFLINE = {"normalize_obs": "obs", "eval_episodes": 0}

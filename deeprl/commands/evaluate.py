@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from deeprl.api import MakeNet, load_population
 from deeprl.core.process import torch_defaults
 from deeprl.data.scores import normalized_score
 from deeprl.errors import DeeprlError
@@ -17,6 +16,7 @@ from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.progress import Progress, show
 from deeprl.run.targets import check_table
+from deeprl.run.trained import OwnNet, load_population
 
 _COLUMNS = ("member", "seed", "episode", "return", "length")
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
@@ -36,7 +36,7 @@ def assess(
     episodes: int,
     table: str | None = None,
     step: int | None = None,
-    net: MakeNet = None,
+    net: OwnNet = None,
 ) -> np.ndarray:
     """Print each agent's mean return over new episodes and return them all, [S, episodes].
 

@@ -7,10 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from deeprl.api import algorithm_module, stored_config
 from deeprl.commands.outcome import trained
 from deeprl.errors import DeeprlError
 from deeprl.run.directory import read_about
+from deeprl.run.trained import algorithm_module, stored_config
 
 
 def run(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ def run(words: list[str]) -> int:
     """Train as the words after `deeprl train` say: the algorithm, then settings of its own and `_own_options`."""
     if not words or words[0].startswith("-"):
         raise DeeprlError(f"train: name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}")
-    from deeprl.api import algorithm_module
+    from deeprl.run.trained import algorithm_module
 
     module = algorithm_module(words[0])
     import tyro

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeprl.api import MakeNet, Policy, load
+from deeprl.api import Policy, load
 from deeprl.commands.frames import Frames
 from deeprl.envs.atari import GAME_OVER, GAME_RETURN
 from deeprl.envs.blame import involves_mujoco
@@ -20,6 +20,7 @@ from deeprl.errors import DeeprlError, one_line
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.progress import Progress
 from deeprl.run.targets import check_film
+from deeprl.run.trained import OwnNet
 
 _GIF_FPS = 25  # browsers play faster GIFs slowly
 
@@ -45,7 +46,7 @@ def watch(
     out: str | None = None,
     max_steps: int = 1000,
     step: int | None = None,
-    net: MakeNet = None,
+    net: OwnNet = None,
 ) -> Path:
     """Write one episode without exploration to `out` (.gif or .mp4) and print its return, or that it was cut.
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeprl.api import algorithm_module
 from deeprl.config import RunConfig
 from deeprl.core.footprint import rehearse
 from deeprl.core.spec import EnvSpec
@@ -15,6 +14,7 @@ from deeprl.errors import DeeprlError
 from deeprl.run.directory import COMPLETE, read_status, require_networks, stored_run
 from deeprl.run.own_networks import networks_digest
 from deeprl.run.progress import show
+from deeprl.run.trained import algorithm_module
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deeprl.api import algorithm_module
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields, setting
 from deeprl.errors import DeeprlError, InUseError, nearest
 from deeprl.launch.planned import Planned
@@ -42,6 +41,7 @@ from deeprl.recipes import with_recipe
 from deeprl.reporting.report import write_report
 from deeprl.run.progress import show
 from deeprl.run.targets import check_sweep
+from deeprl.run.trained import algorithm_module
 
 _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeprl.api import load_population
 from deeprl.core import rng
 from deeprl.core.population import member as take_member
 from deeprl.core.population import resolve_device
 from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError, first_line
 from deeprl.nets import bound, functional_call
+from deeprl.run.trained import load_population
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprl.api import Population, load_population
 from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
 from deeprl.envs.spaces import to_env_action
@@ -18,6 +17,7 @@ from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.policies import FilePolicy, read_policies
 from deeprl.make_data.recorder import Source
 from deeprl.run import snapshots
+from deeprl.run.trained import Population, load_population
 
 
 def uniform_source(spec: EnvSpec) -> Source:

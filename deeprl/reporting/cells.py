@@ -114,9 +114,9 @@ def _known(algorithm: str) -> tuple[dict[str, Any], frozenset[str]]:
     """The defaults of an algorithm's settings, and which may differ between the agents of a population."""
     if algorithm not in deeprl.ALGORITHMS:
         return {}, frozenset()
-    from deeprl.api import algorithm_module
     from deeprl.config import per_agent_fields
     from deeprl.config.runs import defaults
+    from deeprl.run.trained import algorithm_module
 
     config = algorithm_module(algorithm).Config
     return defaults(config), frozenset(per_agent_fields(config))
