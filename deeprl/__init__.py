@@ -52,6 +52,12 @@ ALGORITHMS = {
         "Kostrikov et al. 2022, arXiv 2110.06169",
         "a dataset with continuous actions and vector observations",
     ),
+    "rebrac": Algorithm(
+        "deeprl.offline.rebrac",
+        "ReBRAC: TD3 with penalties for leaving the data's actions in policy and targets, offline",
+        "Tarasov et al. 2023, arXiv 2305.09836",
+        "a dataset with continuous actions and vector observations",
+    ),
     "riql": Algorithm(
         "deeprl.offline.riql",
         "Robust IQL, for datasets with corrupted rows",

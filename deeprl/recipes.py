@@ -68,6 +68,46 @@ _RIQL = {
     for env, (sigma, alpha, critics) in zip(("halfcheetah", "walker2d", "hopper"), row, strict=True)
 }
 
+# ReBRAC's weights of the two penalties, (policy, critic), on each dataset, and what its domains differ in.
+_REBRAC_TABLE = {
+    "halfcheetah": {
+        "random": (0.001, 0.1), "medium": (0.001, 0.01), "expert": (0.01, 0.01),
+        "medium-expert": (0.01, 0.1), "medium-replay": (0.01, 0.001), "full-replay": (0.001, 0.1),
+    },
+    "hopper": {
+        "random": (0.001, 0.01), "medium": (0.01, 0.01), "expert": (0.1, 0.1),
+        "medium-expert": (0.1, 0.01), "medium-replay": (0.05, 0.5), "full-replay": (0.01, 0.01),
+    },
+    "walker2d": {
+        "random": (0.01, 0.0), "medium": (0.05, 0.1), "expert": (0.01, 0.5),
+        "medium-expert": (0.01, 0.01), "medium-replay": (0.05, 0.01), "full-replay": (0.01, 0.01),
+    },
+    "antmaze": {
+        "umaze": (0.003, 0.002), "medium-play": (0.001, 0.0005), "large-play": (0.002, 0.001),
+        "umaze-diverse": (0.003, 0.001), "medium-diverse": (0.001, 0.0), "large-diverse": (0.002, 0.002),
+    },
+    "maze2d": dict.fromkeys(("umaze", "medium", "large"), (0.003, 0.001)),
+    "pen": {"human": (0.1, 0.5), "cloned": (0.05, 0.5), "expert": (0.01, 0.01)},
+    "door": {"human": (0.1, 0.1), "cloned": (0.01, 0.1), "expert": (0.05, 0.01)},
+    "hammer": {"human": (0.01, 0.5), "cloned": (0.1, 0.5), "expert": (0.01, 0.01)},
+    "relocate": {"human": (0.1, 0.01), "cloned": (0.1, 0.01), "expert": (0.05, 0.01)},
+}  # fmt: skip
+_SMALL = {"batch_size": 256, "actor_lr": 3e-4, "critic_lr": 3e-4}
+_REBRAC_DOMAINS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("pen", "door", "hammer", "relocate"), _SMALL),
+    "maze2d": _SMALL | {"eval_episodes": 100},
+    "antmaze": _SMALL
+    | {"critic_lr": 5e-5, "discount": 0.999, "rewards": "times-100", "eval_every": 50_000, "eval_episodes": 100},
+}
+_REBRAC = {
+    f"{task}-{data}": Recipe(
+        {"actor_penalty": actor, "critic_penalty": critic} | _REBRAC_DOMAINS.get(task, {}),
+        "arXiv 2305.09836; corl-team/CORL, configs/offline/rebrac",
+    )
+    for task, row in _REBRAC_TABLE.items()
+    for data, (actor, critic) in row.items()
+}
+
 # CORL's and Cal-QL's CQL, but for a learned scale and offset of log sigma (at first 1 and -1), CORL's default layers of
 # the policy, its second critic (3 layers whatever the first has), its rewards on hopper-medium (5000 / (best - worst
 # return of an episode) r - 1) and Cal-QL's clip of data's actions to 0.99999. Cal-QL's binary Adroit data are prepared
@@ -151,6 +191,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "kitchen": Recipe({"expectile": 0.7, "temperature": 0.5, "dropout": 0.1}, _IQL),
         "adroit": Recipe({"expectile": 0.7, "temperature": 0.5, "dropout": 0.1}, _IQL),
     },
+    "rebrac": _REBRAC,
     "riql": _RIQL,
     "sac": {
         "dmc": Recipe(

@@ -42,6 +42,7 @@ FAMILIES = {
     ("deeprl.online.simba", "deeprl.online.sac"),
     ("deeprl.online.simba_v2", "deeprl.online.sac"),
     ("deeprl.offline.td3_bc", "deeprl.online.td3"),
+    ("deeprl.offline.rebrac", "deeprl.online.td3"),
     ("deeprl.offline.riql", "deeprl.offline.iql"),
 }
 # Public names that several modules define, because they mean the same thing in each: name -> why.

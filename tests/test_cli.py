@@ -140,7 +140,7 @@ def test_watch_needs_to_know_which_agent(run_dir: Path, capsys: pytest.CaptureFi
     ("words", "expected"),
     [
         (["train", "sax"], "unknown algorithm 'sax'; did you mean sac?"),
-        (["train"], "name an algorithm first; known: bc, cql, dqn, edac, iql, riql, sac, simba, simba_v2, td3, td3_bc"),
+        (["train"], f"name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}"),
         (["train", "sac", "--env", "Pendulom-v1"], "did you mean Pendulum-v1"),
         (["train", "sac", "--env", "CartPole-v1"], "sac needs continuous actions (a flat Box), not 2 discrete"),
         (["train", "sac", "--device", "cuda:9", "--env", "Pendulum-v1"], "cuda:9"),

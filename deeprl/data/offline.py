@@ -44,7 +44,7 @@ class OfflineConfig(RunConfig):
     rewards: Rewards = "as-is"
     """`return-range`: times 1000 / (best - worst return of a complete episode), IQL on locomotion; `minus-one`: r - 1,
     IQL on AntMaze; `cql-antmaze`: 4 (r - 0.5), CQL on AntMaze; `calql-antmaze` and `calql-adroit`: 10 r - 5 and
-    10 r + 5, Cal-QL; `standardize`: centred and scaled to deviation 1."""
+    10 r + 5, Cal-QL; `times-100`: 100 r, ReBRAC on AntMaze; `standardize`: centred and scaled to deviation 1."""
 
     def datasets(self) -> list[str]:
         """The datasets of this population, each named once."""
@@ -140,6 +140,15 @@ def returns_to_go(
     best = torch.full((len(ends),), -torch.inf, dtype=reward.dtype).scatter_reduce(0, episode, reward, "amax")
     lowest = reward.min()
     return torch.where((best == lowest)[episode], lowest / (1.0 - discount), found)
+
+
+def next_actions(data: Stored, row: Int[Tensor, " B"]) -> Float[Tensor, "B A"]:
+    """What the data did after these rows of datasets: the action of the next row of the same episode.
+
+    NaN in an episode's last row: the row that follows is of another episode, or of another dataset.
+    """
+    ends = data.terminated[row] | data.truncated[row]
+    return torch.where(ends.unsqueeze(-1), torch.nan, data.action[row + (~ends).to(row.dtype)])
 
 
 class _Part(NamedTuple):

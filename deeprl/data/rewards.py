@@ -9,10 +9,19 @@ import torch
 from deeprl.data.datasets import Dataset
 from deeprl.errors import DeeprlError
 
-Rewards = Literal["as-is", "return-range", "minus-one", "cql-antmaze", "calql-antmaze", "calql-adroit", "standardize"]
+Rewards = Literal[
+    "as-is",
+    "return-range",
+    "minus-one",
+    "cql-antmaze",
+    "calql-antmaze",
+    "calql-adroit",
+    "times-100",
+    "standardize",
+]
 
 _FIXED = {"as-is": (1.0, 0.0), "minus-one": (1.0, -1.0), "cql-antmaze": (4.0, -2.0)}
-_FIXED |= {"calql-antmaze": (10.0, -5.0), "calql-adroit": (10.0, 5.0)}
+_FIXED |= {"calql-antmaze": (10.0, -5.0), "calql-adroit": (10.0, 5.0), "times-100": (100.0, 0.0)}
 _EQUAL = 1e-7  # of their size: numbers that are nearer to each other may differ by the rounding of float32 alone
 
 
