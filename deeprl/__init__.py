@@ -64,6 +64,12 @@ ALGORITHMS = {
         "Yang et al. 2024, arXiv 2310.12955",
         "a dataset with continuous actions and vector observations",
     ),
+    "rlpd": Algorithm(
+        "deeprl.offline.rlpd",
+        "Online learning from scratch with offline data in every batch",
+        "Ball et al. 2023, arXiv 2302.02948",
+        "a dataset and its environment, continuous actions and vector observations",
+    ),
     "sac": Algorithm(
         "deeprl.online.sac",
         "Soft Actor-Critic, learned temperature",
@@ -93,6 +99,12 @@ ALGORITHMS = {
         "TD3 with behaviour cloning, offline",
         "Fujimoto & Gu 2021, arXiv 2106.06860",
         "a dataset with continuous actions and vector observations",
+    ),
+    "wsrl": Algorithm(
+        "deeprl.offline.wsrl",
+        "From a run that learned offline to online learning, without its data or with it",
+        "Zhou et al. 2025, arXiv 2412.07762",
+        "a finished offline run, continuous actions and vector observations",
     ),
 }
 

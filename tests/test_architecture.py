@@ -41,7 +41,10 @@ ALGORITHMS = {"online", "offline", "world_models"}
 FAMILIES = {
     ("deeprl.online.simba", "deeprl.online.sac"),
     ("deeprl.online.simba_v2", "deeprl.online.sac"),
+    ("deeprl.offline.rlpd", "deeprl.offline.wsrl"),
     ("deeprl.offline.td3_bc", "deeprl.online.td3"),
+    ("deeprl.offline.wsrl", "deeprl.offline.cql"),
+    ("deeprl.offline.wsrl", "deeprl.online.sac"),
     ("deeprl.offline.rebrac", "deeprl.online.td3"),
     ("deeprl.offline.riql", "deeprl.offline.iql"),
 }

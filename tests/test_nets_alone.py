@@ -38,6 +38,7 @@ CASES: dict[str, Case] = {
     ),
     "TanhGaussianActor": (lambda: nets.TanhGaussianActor(5, 2, (8,)), [(5,)], [], 0),
     "TanhGaussianActor, normalised": (lambda: nets.TanhGaussianActor(5, 2, (8,), layer_norm="before"), [(5,)], [], 0),
+    "FreeStdActor": (lambda: nets.FreeStdActor(nets.MLP(5, (8,), 2), 2, 0.5), [(5,)], [], 0),
     "GaussianActor": (lambda: nets.GaussianActor(5, 2, (8,)), [(5,)], [], 0),
     "TanhActor": (lambda: nets.TanhActor(5, 2, (8,)), [(5,)], [], 0),
     "NatureCNN": (lambda: nets.NatureCNN((4, 36, 36)), [(4, 36, 36)], [BYTES], 0),

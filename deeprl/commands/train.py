@@ -41,8 +41,9 @@ def _own_options(words: list[str]) -> tuple[list[str], argparse.Namespace]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--recipe")
+    parser.add_argument("--from", dest="init", nargs="+")
     options, settings = parser.parse_known_args(words)
-    return settings, options
+    return settings + (["--init", *options.init] if options.init else []), options
 
 
 def _recipes(algorithm: str) -> str:

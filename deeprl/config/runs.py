@@ -190,8 +190,8 @@ class RunConfig:
         for field_ in dataclasses.fields(self):
             if field_.name in names:
                 value = getattr(self, field_.name)
-                own = value if isinstance(value, tuple) else (value,)
-                _require(set(own) == {field_.default}, f"{field_.name}: {value} has no effect with {reason}")
+                usual = value == field_.default or (isinstance(value, tuple) and set(value) == {field_.default})
+                _require(usual, f"{field_.name}: {value} has no effect with {reason}")
 
     def require_range(self, name: str) -> None:
         """Raise DeeprlError unless a setting is two bounds, the lower one first."""

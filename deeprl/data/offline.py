@@ -27,17 +27,13 @@ Normalize = Literal["off", "obs", "both"]
 
 
 @dataclass(frozen=True)
-class OfflineConfig(RunConfig):
-    """One run of agents that learn from datasets and act only to be evaluated."""
+class DatasetConfig(RunConfig):
+    """Datasets of a run, and how its agents see them."""
 
     dataset: PerAgentText = per_agent("")
     """File (.hdf5, .h5, .npz) or Minari id: one for all agents, or one for each entry of `seeds`."""
-    env: str = ""
-    """Where the agents are evaluated; default: what the dataset names."""
     clip_actions: bool = False
     """Clip actions beyond the environment's bounds; otherwise a dataset that has some is refused."""
-    batch_size: int = positive(256)
-    """Transitions in each update."""
     normalize_obs: Normalize = "off"
     """Centre and scale observations by the dataset's mean and standard deviation + 0.001, those of its observations
     (`obs`, TD3+BC) or of its observations and next observations together (`both`, RIQL)."""
@@ -51,15 +47,25 @@ class OfflineConfig(RunConfig):
         named = self.dataset if isinstance(self.dataset, tuple) else (self.dataset,)
         return list(dict.fromkeys(named))
 
+    def shared_bytes(self) -> int:
+        """Of all datasets; of several the largest one twice, as each is read before it is copied into its place."""
+        sizes = [peek(source).bytes for source in self.datasets() if source]
+        return sum(sizes) + (max(sizes) if len(sizes) > 1 else 0)
+
+
+@dataclass(frozen=True)
+class OfflineConfig(DatasetConfig):
+    """One run of agents that learn from datasets and act only to be evaluated."""
+
+    env: str = ""
+    """Where the agents are evaluated; default: what the dataset names."""
+    batch_size: int = positive(256)
+    """Transitions in each update."""
+
     @property
     def task(self) -> str:
         names = [dataset_name(source) for source in self.datasets()]
         return names[0] if len(names) == 1 else f"{len(names)} datasets"
-
-    def shared_bytes(self) -> int:
-        """Of all datasets; of several the largest one twice, as each is read before it is copied into its place."""
-        sizes = [peek(source).bytes for source in self.datasets()]
-        return sum(sizes) + (max(sizes) if len(sizes) > 1 else 0)
 
 
 class Facts(NamedTuple):

@@ -15,6 +15,7 @@ from deeprl.nets.agent import (
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
 from deeprl.nets.ensemble import CriticEnsemble, EnsembleLayerNorm, EnsembleLinear, drawn_critics, first_q, some_qs
 from deeprl.nets.heads import (
+    FreeStdActor,
     GaussianActor,
     TanhActor,
     TanhGaussianActor,
@@ -63,6 +64,7 @@ __all__ = [
     "EnsembleLinear",
     "Fixed",
     "FixedNorm",
+    "FreeStdActor",
     "GaussianActor",
     "HyperLinear",
     "LayerNorm",

@@ -96,6 +96,35 @@ class TanhGaussianActor(nn.Module):
         return mean, bound_log_std(raw, self.log_std, *self.log_std_range)
 
 
+class FreeStdActor(nn.Module):
+    """A tanh-Gaussian policy with one free log sigma per action, the same for all observations.
+
+    trunk: a module that returns the mean before the tanh, such as that of a policy which had no sigma; deviation: what
+    sigma is at first.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        action_dim: int,
+        deviation: float = 1.0,
+        log_std_range: tuple[float, float] = (-20.0, 2.0),
+    ):
+        super().__init__()
+        self.trunk, self.deviation, self.log_std_range = trunk, deviation, log_std_range
+        self.raw_log_std = nn.Parameter(torch.empty(action_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Standard deviations as given."""
+        nn.init.constant_(self.raw_log_std, math.log(self.deviation))
+
+    def forward(self, obs: Float[Tensor, "*B O"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B A"]]:
+        """Mean and log standard deviation before the tanh. The deterministic action is tanh(mean)."""
+        mean = self.trunk(obs)
+        return mean, self.raw_log_std.clamp(*self.log_std_range).expand_as(mean)
+
+
 class GaussianActor(nn.Module):
     """A Gaussian policy whose mean, not its sample, is squashed into (-1, 1); one free log sigma per action.
 

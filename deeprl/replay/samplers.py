@@ -6,6 +6,7 @@ of n steps ever runs over the place where the ring is being written; windows end
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,35 @@ def sample(
     They come from the rows first .. first + size - 1.
     """
     return transitions(data, first + rng.randint(key, (batch_size,), size), discount)
+
+
+def mixed(
+    online: tuple[Stored, Tensor],
+    offline: tuple[Stored, Int[Tensor, ""], Int[Tensor, ""]] | None,
+    share: float,
+    key: rng.Key,
+    batch_size: int,
+    discount: float | Float[Tensor, ""],
+) -> Batch:
+    """Transitions of which `share` come from the data that an agent keeps, first, and the others from its replay.
+
+    online: arrays and how many rows are filled; offline: arrays of all datasets, the agent's first row in them, and how
+    many it has; None where it keeps none. All drawn uniformly with replacement, each part with a key of its own.
+    """
+    kept = round(share * batch_size) if offline is not None else 0
+    offline_key, online_key = rng.split(key, 2)
+    parts = []
+    if offline is not None and kept:
+        data, first, size = offline
+        parts.append(sample(data, size, offline_key, kept, discount, first))
+    if kept < batch_size:
+        parts.append(sample(*online, online_key, batch_size - kept, discount))
+    return joined(parts)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one, in their order."""
+    return batches[0] if len(batches) == 1 else Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
 
 
 def transitions(data: Stored, row: Int[Tensor, " B"], discount: float | Float[Tensor, ""]) -> Batch:

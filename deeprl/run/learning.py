@@ -25,6 +25,7 @@ from deeprl.core import rng
 from deeprl.core.optim import init_moments
 from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
 from deeprl.core.spec import Batch, EnvSpec, Metrics
+from deeprl.data.offline import OfflineData
 from deeprl.replay import Stored, make_replay
 from deeprl.replay.samplers import Priorities, sample
 from deeprl.run.evaluate import greedy_policy
@@ -135,11 +136,18 @@ class _Learning:
         self.config: Any = run.config
         self.metrics: Metrics = {}
 
-    def _begin(self, build_net: Callable[..., Any], init: Callable[..., Any], spec: EnvSpec, facts: list[Any]) -> None:
-        """Make networks and agents. facts: what else `init` takes for each agent."""
+    def _begin(
+        self,
+        build_net: Callable[..., Any],
+        init: Callable[..., Any],
+        spec: EnvSpec,
+        facts: Callable[[], Sequence[tuple[Any, ...]]],
+    ) -> None:
+        """Make networks and agents. facts: what else `init` takes, for each agent."""
         self.net = build_net(spec, self.config, self.run.custom_net, self.device)
         keys = [rng.key(seed, "init") for seed in self.config.seeds]
-        members = [init(self.net, self.config.member(i), key, *facts[i]) for i, key in enumerate(keys)]
+        more = facts()
+        members = [init(self.net, self.config.member(i), key, *more[i]) for i, key in enumerate(keys)]
         self.agents = new_agents(members, self.device)
 
     def _evaluate_with(self, act: Callable[..., Any]) -> None:
@@ -165,7 +173,8 @@ class OffPolicy(_Learning):
     """A population that acts in environments and learns from a replay of what it has done.
 
     Where the run was interrupted, all is as it was then. replay: `Replay`; priorities: of its rows, where they are
-    `prioritized`; observe: called after each step of the environments.
+    `prioritized`; observe: called after each step of the environments; starts(run, kept): what else `init` takes, for
+    each agent; keep: whether there are datasets to learn from too, which are `kept`.
     """
 
     def __init__(
@@ -176,15 +185,18 @@ class OffPolicy(_Learning):
         act: Callable[..., Any],
         observe: Callable[..., Any] | None = None,
         prioritized: bool = False,
+        starts: Callable[[Run, OfflineData | None], Sequence[tuple[Any, ...]]] | None = None,
+        keep: bool = False,
     ):
         super().__init__(run)
         config, self.envs = self.config, run.make_envs()
         spec, size, self.width = self.envs.spec, len(config.seeds), config.envs_per_agent
-        self._begin(build_net, init, spec, [()] * size)
+        self.kept = open_data(run, spec=spec) if keep else None
+        self._begin(build_net, init, spec, lambda: starts(run, self.kept) if starts else [()] * size)
         self.replay = make_replay(size, min(config.buffer_size, config.steps), spec, self.width, self.device)
         self.priorities = Priorities(size, self.replay.capacity if prioritized else 0, self.device)
         parts = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
-        run.restore(net=self.net, agents=self.agents, envs=self.envs, **parts)
+        run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
         self.replay.cut(self.envs.is_first)
         self._explore = over_agents(functools.partial(act, self.net, config, explore=True), run.execution)
         self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
@@ -244,7 +256,7 @@ class FromDataset(_Learning):
     ):
         super().__init__(run)
         self.data = open_data(run, best)
-        self._begin(build_net, init, self.data.spec, [(facts,) for facts in self.data.facts])
+        self._begin(build_net, init, self.data.spec, lambda: [(facts,) for facts in self.data.facts])
         run.restore(net=self.net, agents=self.agents, data=self.data)
         self._evaluate_with(act)
 

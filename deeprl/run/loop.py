@@ -111,15 +111,16 @@ class Run:
     ) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
 
-        net: the agents' `Net`; own networks are tried first. envs or data: what the agents learn from, with such
-        methods too, and a `spec`. data is shared by the agents.
+        net: the agents' `Net`; own networks are tried first. envs, data: what the agents learn from, one of them or
+        both, with such methods too, and a `spec`. data is shared by the agents.
 
         Raises DeeprlError for networks that cannot be trained, and for a directory that is in use or cannot be read.
         """
         if self.execution.device == "meta":
             raise footprint.MetaDeviceError(footprint.needs_of(len(self.config.seeds), "meta", agents, **parts))
         own_networks.try_out(net, agents.state, self.execution)
-        self._attached = {"agents": TreeState(agents), **({"envs": envs} if envs else {"data": data}), **parts}
+        given = {name: part for name, part in (("envs", envs), ("data", data)) if part is not None}
+        self._attached = {"agents": TreeState(agents), **given, **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         spec = (envs or data).spec
         self.unit = unit_of(self.config.env, spec.action_repeat, offline=envs is None)
@@ -145,6 +146,10 @@ class Run:
         self._progress.say(*filter(None, news))
         self._opened = True
         self._write_status("running")
+
+    def has_checkpoint(self) -> bool:
+        """Whether it goes on from a checkpoint, and not from the beginning."""
+        return bool(checkpoint.steps(self.directory / "checkpoints"))
 
     def _resume(self, net: Any, step: int, content: dict[str, Any]) -> list[str]:
         """Take everything back to a checkpoint. Returns lines about what could not be."""

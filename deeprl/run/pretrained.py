@@ -1,0 +1,129 @@
+"""Runs that other runs begin from: `--from RUN_DIR`, or `RUN_DIR@STEP` for one of its snapshots.
+
+What has to be known of such a run, its algorithm, settings and spaces, goes into the `source` of the settings of the
+run that begins from it, so that this is complete without the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from deeprl.config import RunConfig, build
+from deeprl.config.runs import identity_of
+from deeprl.core.population import member as take_member
+from deeprl.core.spec import EnvSpec
+from deeprl.errors import DeeprlError
+from deeprl.run.directory import COMPLETE, evaluated_in, read_about, read_status
+from deeprl.run.own_networks import MakeNet
+from deeprl.run.trained import algorithm_module, load_population, stored_config
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def place_of(name: str) -> tuple[Path, int | None]:
+    """The directory and the step of RUN_DIR or RUN_DIR@STEP; a directory of the whole name counts first."""
+    place, at, step = name.rpartition("@")
+    if at and step.isdigit() and not Path(name).is_dir():
+        return Path(place), int(step)
+    return Path(name), None
+
+
+def with_source(config: C, algorithms: Sequence[str]) -> C:
+    """Settings with `source`, and the environment of that run where none is named. algorithms: those it may be of.
+
+    Raises DeeprlError for a run that is not complete, of another algorithm, or that differs from the others of `init`.
+    """
+    own: Any = config
+    names = list(dict.fromkeys(own.init if isinstance(own.init, tuple) else (own.init,)))
+    if names == [""] or own.source:
+        return config
+    sources = {name: _source(name, algorithms) for name in names}
+    first, source = next(iter(sources.items()))
+    for name, other in sources.items():
+        differ = [k for k in source if k != "step" and source[k] != other[k]]
+        settings = [k for k in source["config"] if source["config"][k] != other["config"].get(k)]
+        if differ:
+            raise DeeprlError(f"init: {first} and {name} are of different kinds: {', '.join(settings or differ)}")
+    values: dict[str, Any] = {"source": source}
+    if not own.env:
+        make = evaluated_in(read_about(place_of(first)[0]))
+        values |= {"env": make.env, "env_kwargs": {**make.env_kwargs, **own.env_kwargs}}
+        values |= {"wrappers": own.wrappers or make.wrappers}
+    return dataclasses.replace(config, **values)
+
+
+def _source(name: str, algorithms: Sequence[str]) -> dict[str, Any]:
+    """What is kept of a run; of its settings those that several runs of one `init` must share."""
+    directory, step = place_of(name)
+    about, status = read_about(directory), read_status(directory)
+    if about["algorithm"] not in algorithms:
+        known = ", ".join(algorithms)
+        raise DeeprlError(f"init: {directory} is a run of {about['algorithm']}; one of these is needed: {known}")
+    if step is None and status.get("state") not in COMPLETE:
+        state = f"{status.get('state', 'not begun')} at step {status.get('step', 0):,}"
+        raise DeeprlError(
+            f"init: {directory} is {state}: resume it until it has finished, or name a snapshot, {directory}@STEP"
+        )
+    settings = identity_of(about["config"], type(stored_config(about)))
+    kept = {k: v for k, v in settings.items() if k not in ("seeds", "dataset", "device", "threads", "compile", "steps")}
+    at = status["step"] if step is None else step
+    return {"algorithm": about["algorithm"], "config": kept, "spec": about["spec"], "step": at}
+
+
+def source_module(config: Any) -> tuple[ModuleType, Any]:
+    """The algorithm of the run that this one began from, and its settings, as far as they are kept."""
+    module = algorithm_module(config.source["algorithm"])
+    return module, build(module.Config, config.source["config"])
+
+
+def source_net(spec: EnvSpec, config: Any, custom: MakeNet | None, device: str) -> Any:
+    """The networks of the run that this one began from. Raises DeeprlError where it was for other spaces than `spec`.
+
+    custom: own networks of that run that have no name.
+    """
+    before = EnvSpec.from_json(config.source["spec"])
+    for what, mine, theirs in (
+        ("numbers of an observation", spec.obs_shape, before.obs_shape),
+        ("numbers of an action", spec.action_dim, before.action_dim),
+        ("lower bounds of actions", spec.action_low, before.action_low),
+        ("upper bounds of actions", spec.action_high, before.action_high),
+        ("steps of an action", spec.action_repeat, before.action_repeat),
+    ):
+        if mine != theirs:
+            raise DeeprlError(f"init: {what} of {config.env}: {mine}; the run that it begins from has {theirs}")
+    module, settings = source_module(config)
+    return module.build_net(spec, settings, custom, device)
+
+
+def starts(config: Any, custom: MakeNet | None = None) -> list[Any]:
+    """The state that each agent begins from: of the agent with its seed, or of the only one there is.
+
+    Raises DeeprlError where no agent or several fit, and for one that has diverged.
+    """
+    found, populations = [], dict[str, Any]()
+    for i, seed in enumerate(config.seeds):
+        name = config.member(i).init
+        directory, step = place_of(name)
+        if name not in populations:
+            populations[name] = load_population(directory, custom, step=step)
+        population = populations[name]
+        agents = population.members if len(population.members) == 1 else _with_seed(population.members, seed)
+        if len(agents) != 1:
+            there = ", ".join(f"{m['seed']}" for m in population.members)
+            raise DeeprlError(f"init: {len(agents)} agents of {directory} have seed {seed}; there are seeds {there}")
+        frozen = {f["member"]: f for f in read_status(directory).get("frozen", [])}.get(agents[0]["member"])
+        if frozen is not None and (step is None or step >= frozen.get("step", 0)):
+            raise DeeprlError(
+                f"init: the agent with seed {agents[0]['seed']} of {directory} diverged at step"
+                f" {frozen.get('step', 0):,}; leave its seed out, or name a snapshot from before, {directory}@STEP"
+            )
+        found.append(take_member(population.state, agents[0]["member"]))
+    return found
+
+
+def _with_seed(members: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    return [m for m in members if m["seed"] == seed]
