@@ -26,11 +26,11 @@ from deeprl import nets
 from deeprl.config import PerAgent, per_agent, positive, within
 from deeprl.errors import DeeprlError
 from deeprl.offline import wsrl
-from deeprl.offline.wsrl import act, build_net, init, make_net, update_critic, update_policy
+from deeprl.offline.wsrl import State, act, build_net, init, make_net, update
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet
 
-__all__ = ["Config", "act", "build_net", "init", "make_net", "train", "update_critic", "update_policy"]
+__all__ = ["Config", "State", "act", "build_net", "init", "make_net", "train", "update"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Config(wsrl.Config):
     start: nets.Start = "xavier"  # how layers start (`nets.start_layers`)
     log_std_range: tuple[float, ...] = (-20.0, 2.0)  # log sigma of the policy is cut to it
 
-    auto_entropy: ClassVar[float] = 0.5
+    auto_entropy: ClassVar[float] = 0.5  # `auto` of target_entropy is -A times this
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,18 +63,15 @@ from deeprl.config import (
 )
 from deeprl.core import rng
 from deeprl.core.optim import Moments, descend, polyak
-from deeprl.core.spec import Batch, EnvSpec, Metrics, Params, Scalar
+from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 from deeprl.data.offline import DatasetConfig, Facts, OfflineData, no_facts
 from deeprl.errors import DeeprlError
 from deeprl.nets import functional_call, sample_tanh_normal
-from deeprl.offline.cql import act
 from deeprl.online.sac import alpha_loss
 from deeprl.replay.samplers import joined, mixed
 from deeprl.run import learning, pretrained
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, build_networks, output_shape
-
-__all__ = ["Config", "Net", "State", "act", "build_net", "init", "make_net", "train", "update_critic", "update_policy"]
 
 TANH_NORMAL = ("cql", "edac")  # algorithms whose policies are tanh-Gaussian
 SOURCES = ("bc", "cql", "edac", "iql", "rebrac", "riql", "td3_bc")
@@ -131,26 +128,22 @@ class Config(OffPolicyConfig, DatasetConfig):
     # --- networks of agents that begin from scratch, and new critics ---
     actor_hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer of the policy
     critic_hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer of each critic
-    critics: int = positive(10)
+    critics: int = positive(10)  # how many there are
     critic_layer_norm: bool = True  # hidden layers of critics are normalised before their activation
     actor_layer_norm: bool = True  # those of the policy
     start: nets.Start = "orthogonal-small-last"  # how layers start (`nets.start_layers`)
     log_std_range: tuple[float, ...] = (math.log(1e-5), math.log(10.0))  # log sigma of the policy is cut to it
 
-    auto_entropy: ClassVar[float] = 1.0  # `auto` is -A times this
+    auto_entropy: ClassVar[float] = 1.0  # `auto` of target_entropy is -A times this
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range("log_std_range")
-        begun, named = bool(self.source) or any(self.inits()), any(self.datasets())
-        if named and self.keep_data == 0.0:
-            raise DeeprlError("dataset: nothing is drawn from it; add --keep-data 0.5")
-        if self.keep_data > 0.0 and not named and (self.source or not begun):
-            raise DeeprlError("keep_data: name a dataset")
         if self.policy_batches > self.policy_delay:
             raise DeeprlError(f"policy_batches: {self.policy_batches} are more than policy_delay, {self.policy_delay}")
         if self.target_critics > self.critics and not self.drawn_twice:
             raise DeeprlError(f"target_critics: {self.target_critics} of {self.critics} critics cannot be drawn")
+        begun = bool(self.source) or any(self.inits())
         if begun:
             self.refuse_idle("init", "normalize_obs", "rewards", "actor_hidden", "actor_layer_norm", "net")
         if begun and not self.new_critics:
@@ -257,15 +250,21 @@ def taken_over(new: State, before: Any, init_std: float, new_critics: bool) -> S
     return new._replace(**found, fixed={name: held for name, held in before.fixed.items() if name in new.fixed})
 
 
+def act(
+    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
+) -> tuple[Actions, Carry]:
+    """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    net, seen = nets.bound(net, state.fixed), state.facts.see(obs)
+    return nets.act_tanh_normal(net.actor, state.actor, seen, key, explore), carry
+
+
 def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"]) -> tuple[Scalar, Scalar]:
     """Squared error to the target, summed over the critics; and their mean."""
     qs = functional_call(net.critic, critic, (batch.obs, batch.action)).to(td_target.dtype)
     return (qs - td_target).square().mean(-1).sum(), qs.mean()
 
 
-def update_critic(
-    net: Net, config: Config, state: State, batch: Batch, key: rng.Key
-) -> tuple[State, Metrics, tuple[()]]:
+def update(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics, tuple[()]]:
     """One gradient step of the critics, and one soft update of their targets."""
     net, h, batch = nets.bound(net, state.fixed), state.hparams, state.facts.batch(batch)
     action_key, critics_key = rng.split(key, 2)
@@ -344,10 +343,12 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
     name: the algorithm's, as `rlpd` is this one.
     """
     config = pretrained.with_source(config, SOURCES)
+    if any(config.datasets()) != (config.keep_data > 0.0):
+        raise DeeprlError("keep_data: a share above 0 needs a dataset, and a dataset such a share")
     with Run(name, config, net, callback) as run:
         agents = learning.OffPolicy(run, build_net, init, act, starts=beginnings, keep=config.keep_data > 0.0)
         rows = (agents.kept.arrays, (agents.kept.first, agents.kept.size)) if agents.kept else ((), ())
-        updates = (update_critic, update_policy)
+        updates = (update, update_policy)
         learn_critic, learn_policy = (agents.lift(learner(agents.net, config, u), shared=(2, 3)) for u in updates)
 
         def learn(learner: Callable[..., Any], numbers: range) -> None:

@@ -24,7 +24,7 @@ from deeprl.run.trained import algorithm_module, load_population, stored_config
 C = TypeVar("C", bound=RunConfig)
 
 
-def place_of(name: str) -> tuple[Path, int | None]:
+def run_and_step(name: str) -> tuple[Path, int | None]:
     """The directory and the step of RUN_DIR or RUN_DIR@STEP; a directory of the whole name counts first."""
     place, at, step = name.rpartition("@")
     if at and step.isdigit() and not Path(name).is_dir():
@@ -33,7 +33,7 @@ def place_of(name: str) -> tuple[Path, int | None]:
 
 
 def with_source(config: C, algorithms: Sequence[str]) -> C:
-    """Settings with `source`, and the environment of that run where none is named. algorithms: those it may be of.
+    """Settings with `source`, and that run's environment and dataset where none is named. algorithms: it may be of.
 
     Raises DeeprlError for a run that is not complete, of another algorithm, or that differs from the others of `init`.
     """
@@ -49,8 +49,11 @@ def with_source(config: C, algorithms: Sequence[str]) -> C:
         if differ:
             raise DeeprlError(f"init: {first} and {name} are of different kinds: {', '.join(settings or differ)}")
     values: dict[str, Any] = {"source": source}
+    about = read_about(run_and_step(first)[0])
+    if own.keep_data > 0.0 and not any(own.datasets()) and isinstance(about["config"]["dataset"], str):
+        values["dataset"] = about["config"]["dataset"]
     if not own.env:
-        make = evaluated_in(read_about(place_of(first)[0]))
+        make = evaluated_in(about)
         values |= {"env": make.env, "env_kwargs": {**make.env_kwargs, **own.env_kwargs}}
         values |= {"wrappers": own.wrappers or make.wrappers}
     return dataclasses.replace(config, **values)
@@ -58,7 +61,7 @@ def with_source(config: C, algorithms: Sequence[str]) -> C:
 
 def _source(name: str, algorithms: Sequence[str]) -> dict[str, Any]:
     """What is kept of a run; of its settings those that several runs of one `init` must share."""
-    directory, step = place_of(name)
+    directory, step = run_and_step(name)
     about, status = read_about(directory), read_status(directory)
     if about["algorithm"] not in algorithms:
         known = ", ".join(algorithms)
@@ -107,7 +110,7 @@ def starts(config: Any, custom: MakeNet | None = None) -> list[Any]:
     found, populations = [], dict[str, Any]()
     for i, seed in enumerate(config.seeds):
         name = config.member(i).init
-        directory, step = place_of(name)
+        directory, step = run_and_step(name)
         if name not in populations:
             populations[name] = load_population(directory, custom, step=step)
         population = populations[name]
