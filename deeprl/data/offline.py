@@ -180,7 +180,7 @@ class OfflineData:
         self,
         datasets: Iterable[tuple[str, Dataset]],
         rows: int,
-        config: OfflineConfig,
+        config: DatasetConfig,
         device: str,
         sources: Known | None = None,
     ):

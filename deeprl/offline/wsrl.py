@@ -319,7 +319,13 @@ def learner(net: Net, config: Config, update: Callable[..., Any]) -> Callable[..
     """
 
     def learn(
-        state: State, data: Any, size: Tensor, kept: Any, part: Any, sample_keys: rng.Key, update_key: rng.Key
+        state: State,
+        data: Any,
+        size: Tensor,
+        kept: Any,
+        part: Any,
+        sample_keys: Int[Tensor, "K 4"],
+        update_key: rng.Key,
     ) -> tuple[State, Metrics, tuple[()]]:
         offline = (kept, *part) if part else None
         how = config.batch_size, state.hparams["discount"]

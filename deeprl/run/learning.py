@@ -191,7 +191,7 @@ class OffPolicy(_Learning):
         super().__init__(run)
         config, self.envs = self.config, run.make_envs()
         spec, size, self.width = self.envs.spec, len(config.seeds), config.envs_per_agent
-        self.kept = open_data(run, spec=spec) if keep else None
+        self.kept = open_data(run, evaluate=False) if keep else None
         self._begin(build_net, init, spec, lambda: starts(run, self.kept) if starts else [()] * size)
         self.replay = make_replay(size, min(config.buffer_size, config.steps), spec, self.width, self.device)
         self.priorities = Priorities(size, self.replay.capacity if prioritized else 0, self.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deeprl.core.spec import EnvSpec
 from deeprl.data.datasets import Dataset, load_dataset, peek
 from deeprl.data.offline import DatasetConfig, OfflineData, best_episodes
 from deeprl.data.source import find_again
@@ -15,10 +14,10 @@ from deeprl.run.loop import Run
 from deeprl.run.progress import show
 
 
-def open_data(run: Run, best: float = 1.0, spec: EnvSpec | None = None) -> OfflineData:
+def open_data(run: Run, best: float = 1.0, evaluate: bool = True) -> OfflineData:
     """Read the datasets of a run and set it up for evaluations. best: the share of episodes to keep, by their returns.
 
-    spec: of the environments in which the agents act, and are evaluated; the datasets must be of the same.
+    evaluate: not where the agents act in environments as well, in which they are evaluated.
 
     Where no environment can be made for a dataset, and none was asked for, says so; the run is never evaluated then.
     Raises DeeprlError for what is wrong with a dataset, and for datasets that are not of one kind.
@@ -30,11 +29,11 @@ def open_data(run: Run, best: float = 1.0, spec: EnvSpec | None = None) -> Offli
     for source in config.datasets():
         places[source], sources[source] = find_again(source, (run.stored or {}).get("datasets", {}))
     rows = sum(peek(place).rows for place in places.values()) if len(places) > 1 else 0
-    return OfflineData(_read(run, config, best, places, spec), rows, config, run.execution.device, sources)
+    return OfflineData(_read(run, config, best, places, evaluate), rows, config, run.execution.device, sources)
 
 
 def _read(
-    run: Run, config: DatasetConfig, best: float, places: Mapping[str, str], spec: EnvSpec | None
+    run: Run, config: DatasetConfig, best: float, places: Mapping[str, str], evaluate: bool
 ) -> Iterator[tuple[str, Dataset]]:
     """The datasets, one after the other; in a rehearsal without their rows. places: where they are read."""
     outline = run.execution.device == "meta"
@@ -47,11 +46,9 @@ def _read(
             show(f"{dataset.name}: {note}")
         if not kind:
             name, kind = dataset.name, own
-            if spec is not None:
-                _require_spaces(source, dataset.spec, spec)
-            elif dataset.env and not dataset.env_problem:
+            if evaluate and dataset.env and not dataset.env_problem:
                 run.evaluate_in(evaluation_of(dataset, run.directory))
-            else:
+            elif evaluate:
                 problem = dataset.env_problem or f"{name} names no environment; give one with --env"
                 show(f"no evaluations: {problem}")
         elif own != kind:
@@ -60,32 +57,17 @@ def _read(
         yield source, dataset if best == 1.0 or outline else best_episodes(dataset, best)
 
 
-def _require_spaces(source: str, recorded: EnvSpec, spec: EnvSpec) -> None:
-    """Raise DeeprlError where a dataset was recorded in other spaces than those in which the agents act."""
-    for what, there, here in zip(_SPACES, _spaces(recorded), _spaces(spec), strict=True):
-        if here != there:
-            raise DeeprlError(f"dataset: {what} of {source} are {there}, those of the environment are {here}")
-
-
-def _spaces(spec: EnvSpec) -> tuple[Any, ...]:
-    return spec.obs_dim, spec.action_dim, spec.action_low, spec.action_high, spec.action_repeat
-
-
-_SPACES = (
-    "numbers of an observation",
-    "numbers of an action",
-    "lower bounds of actions",
-    "upper bounds of actions",
-    "steps of an action",
-)
-
-
 def _kind(dataset: Dataset) -> dict[str, Any]:
     """What datasets of one population must have in common, by what it is called in messages."""
+    spec = dataset.spec
     return {
         "environment": dataset.env or "not named",
         "its arguments": dataset.env_kwargs,
         "its wrappers": dataset.wrappers or "none",
-        **dict(zip(_SPACES, _spaces(dataset.spec), strict=True)),
-        "score range": dataset.spec.score_range or "none",
+        "numbers of an observation": spec.obs_dim,
+        "numbers of an action": spec.action_dim,
+        "lower bounds of actions": spec.action_low,
+        "upper bounds of actions": spec.action_high,
+        "steps of an action": spec.action_repeat,
+        "score range": spec.score_range or "none",
     }

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from deeprl.config import RunConfig, build
-from deeprl.config.runs import identity_of
+from deeprl.config.runs import identity_of, per_agent_fields
 from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
 from deeprl.errors import DeeprlError
@@ -45,9 +45,10 @@ def with_source(config: C, algorithms: Sequence[str]) -> C:
     first, source = next(iter(sources.items()))
     for name, other in sources.items():
         differ = [k for k in source if k != "step" and source[k] != other[k]]
-        settings = [k for k in source["config"] if source["config"][k] != other["config"].get(k)]
+        if differ == ["config"]:
+            differ = [k for k in source["config"] if source["config"][k] != other["config"].get(k)]
         if differ:
-            raise DeeprlError(f"init: {first} and {name} are of different kinds: {', '.join(settings or differ)}")
+            raise DeeprlError(f"init: {first} and {name} are of different kinds: {', '.join(differ)}")
     values: dict[str, Any] = {"source": source}
     about = read_about(run_and_step(first)[0])
     if own.keep_data > 0.0 and not any(own.datasets()) and isinstance(about["config"]["dataset"], str):
@@ -71,8 +72,9 @@ def _source(name: str, algorithms: Sequence[str]) -> dict[str, Any]:
         raise DeeprlError(
             f"init: {directory} is {state}: resume it until it has finished, or name a snapshot, {directory}@STEP"
         )
-    settings = identity_of(about["config"], type(stored_config(about)))
-    kept = {k: v for k, v in settings.items() if k not in ("seeds", "dataset", "device", "threads", "compile", "steps")}
+    kind = type(stored_config(about))
+    passed_over = {f.name for f in dataclasses.fields(RunConfig)} - {"net"} | set(per_agent_fields(kind))
+    kept = {k: v for k, v in identity_of(about["config"], kind).items() if k not in passed_over}
     at = status["step"] if step is None else step
     return {"algorithm": about["algorithm"], "config": kept, "spec": about["spec"], "step": at}
 
