@@ -47,6 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "bc": ("bc", OFFLINE),
     "bc gaussian": ("bc", OFFLINE | {"actor": "gaussian", "best": 0.5, "weight_decay": 0.01}),
     "td3_bc": ("td3_bc", OFFLINE),
+    "rebrac": ("rebrac", OFFLINE),
     "cql": ("cql", OFFLINE | {"bc_steps": 4}),
     "cql calibrated": ("cql", OFFLINE | {"bc_steps": 4, "calibrated": True, "lagrange": 0.8, "backup": "min-then-max"}),
     "edac": ("edac", OFFLINE),

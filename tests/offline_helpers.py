@@ -5,6 +5,7 @@ The environment is registered at import: `offline_helpers:MadeLinear-v0`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def learned(module: Any, config: Any, execution: Execution, updates: int = 3, da
     dataset = dataset or made_dataset()
     agents = new_agents(agents_of(module, config, dataset))
     net, delayed = module.build_net(SPEC, config), hasattr(config, "policy_delay")
-    learners = [sampled(module.update, net, config, **({"policy": p} if delayed else {})) for p in (False, True)]
+    learner = getattr(module, "learner", functools.partial(sampled, module.update))  # some have more to sample
+    learners = [learner(net, config, **({"policy": p} if delayed else {})) for p in (False, True)]
     run = [over_agents(freezing(f), execution, shared=(1,), donate=True) for f in learners[: 2 if delayed else 1]]
     first, size = (torch.full((len(config.seeds),), n) for n in (0, len(dataset)))
     for i in range(updates):

@@ -51,6 +51,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "pictures": ("dqn", PICTURES),
     "bc": ("bc", LOGGED | {"hidden": [4]}),
     "td3_bc": ("td3_bc", LOGGED | {"hidden": [4]}),
+    "rebrac": ("rebrac", LOGGED | {"hidden": [4]}),
     "cql": ("cql", LOGGED | {"actor_hidden": [4], "critic_hidden": [4], "sampled_actions": 2, "bc_steps": 2,
                              "calibrated": True}),
     "edac": ("edac", LOGGED | {"hidden": [4], "critics": 3}),

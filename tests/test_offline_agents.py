@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "iql": {"hidden": (16, 16)},
     "riql": {"hidden": (16, 16)},
     "td3_bc": {"hidden": (16, 16)},
+    "rebrac": {"hidden": (16, 16)},
     "cql": {"actor_hidden": (16, 16), "critic_hidden": (16, 16), "bc_steps": 0, "sampled_actions": 2},
     "edac": {"hidden": (16, 16), "critics": 3},
 }
@@ -44,8 +45,9 @@ def parts(variant: str, **settings: Any) -> tuple[Any, Any, Any]:
 
 
 def whole(function: Any, name: str) -> Any:
-    """An update, or a learner, of the policy too."""
-    return functools.partial(function, policy=True) if name == "td3_bc" else function
+    """An update, or a learner, of the policy too; of ReBRAC with some next actions."""
+    more = {"next_action": batch_of(16, 1).action} if name == "rebrac" else {}
+    return functools.partial(function, policy=True, **more) if name in ("td3_bc", "rebrac") else function
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -86,6 +86,7 @@ def test_an_observation_that_never_changes_is_seen_as_zero() -> None:
         ("cql-antmaze", (4.0, -2.0)),
         ("calql-antmaze", (10.0, -5.0)),
         ("calql-adroit", (10.0, 5.0)),
+        ("times-100", (100.0, 0.0)),
         ("return-range", (250.0, 0.0)),
     ],
 )
@@ -163,7 +164,7 @@ def train(out: Path, algorithm: str = "iql", **settings: Any) -> Any:
     return deeprl.train(algorithm, **{**TINY, **own, "out": str(out), **settings})
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "iql", "td3_bc", "riql", "cql", "edac"])
+@pytest.mark.parametrize("algorithm", ["bc", "iql", "td3_bc", "rebrac", "riql", "cql", "edac"])
 def test_resume_is_exact(tmp_path: Path, algorithm: str) -> None:
     files = [write_made(tmp_path / f"{name}.npz", seed=i) for i, name in enumerate("ab")]
     settings: dict[str, Any] = {

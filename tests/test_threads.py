@@ -36,6 +36,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "simba_v2": {"env": "Pendulum-v1", "bins": 11, **SIMBA, "learning_starts": 20},
     "bc": {"hidden": [8], **OFFLINE},
     "td3_bc": {"hidden": [8], **OFFLINE},
+    "rebrac": {"hidden": [8], **OFFLINE},
     "cql": {"actor_hidden": [8], "critic_hidden": [8], "bc_steps": 0, "sampled_actions": 2, **OFFLINE},
     "edac": {"hidden": [8], "critics": 3, **OFFLINE},
     "iql": {"hidden": [8], **OFFLINE},
