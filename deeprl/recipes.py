@@ -186,6 +186,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "iql": {
+        "wsrl-pretrain": Recipe({"critics": 10, "critic_layer_norm": True, "steps": 250_000}, _WSRL),
         "mujoco": Recipe({"rewards": "return-range", "expectile": 0.7, "temperature": 3.0}, _IQL),
         "antmaze": Recipe({"rewards": "minus-one", "expectile": 0.9, "temperature": 10.0} | _RARE, _IQL),
         "kitchen": Recipe({"expectile": 0.7, "temperature": 0.5, "dropout": 0.1}, _IQL),

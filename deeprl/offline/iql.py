@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from deeprl import nets
-from deeprl.config import PerAgent, layers, per_agent, positive, within
+from deeprl.config import PerAgent, added, layers, per_agent, positive, within
 from deeprl.core import rng
 from deeprl.core.optim import Moments, descend, polyak
 from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
@@ -68,6 +68,7 @@ class Config(OfflineConfig):
     """`deterministic`: tanh policy, weighted squared error summed over the action's entries in place of -log pi."""
     hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer, in all networks
     critics: int = positive(2)  # their minimum counts
+    critic_layer_norm: bool = added(False)  # hidden layers of critics are normalised before their activation
     dropout: float = within(0.0, 0.0, 0.99)
     """Share of the policy's hidden units that each row of a batch leaves out (0.1 on Kitchen and Adroit)."""
 
@@ -98,7 +99,8 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Mo
     A deterministic policy starts from torch's.
     """
     kind = nets.GaussianActor if config.actor == "gaussian" else nets.TanhActor
-    critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, start="orthogonal")
+    norm = nets.normed(config.critic_layer_norm)
+    critic = nets.CriticEnsemble(spec.obs_dim, spec.action_dim, config.hidden, config.critics, "orthogonal", norm)
     value = nets.MLP(spec.obs_dim, config.hidden, 1, start="orthogonal")
     return kind(spec.obs_dim, spec.action_dim, config.hidden), critic, value
 
