@@ -124,6 +124,33 @@ def test_sum_over_drawn_actions_estimates_the_integral_over_all() -> None:
             assert gap.item() - math.log(qs.numel()) == pytest.approx(exact, abs=0.03)
 
 
+def test_drawn_critics_alone_are_pushed_and_give_the_targets() -> None:
+    """Of two critics one is drawn for the target and one for the term, each by itself, which then counts for both."""
+    net, config, state = linear(target_critics=1, sampled_actions=3)
+    terms, targets = set(), set()
+
+    def slope(alpha: float, key: rng.Key) -> Tensor:
+        agent = state._replace(hparams=state.hparams | {"cql_alpha": torch.tensor(alpha)})
+        loss = torch.func.grad(lambda c: cql.critic_loss(c, net, config, agent, BATCH, None, key)[0])
+        return loss(state.critic)["layers.0.weight"]
+
+    for number in range(24):
+        key = rng.key(number, "update")
+        with_term, without = slope(1.0, key), slope(0.0, key)
+        pushed = (with_term - without).flatten(1).abs().amax(1) > 1e-6
+        assert int(pushed.sum()) == 1
+        terms.add(int(pushed.int().argmax()))
+        # E times the drawn one stands for the sum over E.
+        only = state._replace(hparams=state.hparams | {"cql_alpha": torch.tensor(1.0)})
+        loss, parts = cql.critic_loss(state.critic, net, config, only, BATCH, None, key)
+        assert float(loss - parts["td_loss"]) == pytest.approx(2 * float(parts["gap"]), rel=1e-5)
+        targets.add(round(float(parts["td_loss"]), 5))
+    assert terms == {0, 1}
+    assert len(targets) > 1
+    with pytest.raises(DeeprlError, match="target_critics: 3 of 2 critics cannot be drawn"):
+        settings(target_critics=3)
+
+
 def test_critic_loss_by_hand(draws: Callable[..., None]) -> None:
     # The policy's actions are 0 with log pi = -0.9189385, the uniform one is 0.5 with -log 2.
     # Target: min Q'(o', 0) = 1: 1 + 0.9 = 1.9, and 1 (terminated); no entropy. Q_1 = 2, 1: errors 0.1, 0;

@@ -150,18 +150,24 @@ def some_qs(
     params: Params,
     obs: Float[Tensor, "*B O"],
     action: Float[Tensor, "*B A"],
-    which: Int[Tensor, " part"],
+    which: Int[Tensor, " part"] | None,
 ) -> Float[Tensor, "part *B"]:
-    """Q values of the critics of these numbers, in the type of `obs`.
+    """Q values of the critics of these numbers, or of all, in the type of `obs`.
 
     Ensembles whose `forward` takes `which` do not compute the others.
     """
     module = critic.module if isinstance(critic, Bound) else critic
-    if "which" in inspect.signature(module.forward).parameters:
+    if which is not None and "which" in inspect.signature(module.forward).parameters:
         return functional_call(critic, params, (obs, action), {"which": which}).to(obs.dtype)
-    return functional_call(critic, params, (obs, action)).to(obs.dtype)[which]
+    qs = functional_call(critic, params, (obs, action)).to(obs.dtype)
+    return qs if which is None else qs[which]
 
 
-def drawn_critics(key: rng.Key, critics: int, count: int, twice: bool = True) -> Int[Tensor, " part"]:
-    """The numbers of `count` critics. twice: one may be drawn more than once (WSRL), otherwise not (REDQ, RLPD)."""
+def drawn_critics(key: rng.Key, critics: int, count: int, twice: bool = True) -> Int[Tensor, " part"] | None:
+    """The numbers of `count` critics; None, which is all of them, for a count of 0.
+
+    twice: one may be drawn more than once (WSRL), otherwise not (REDQ, RLPD).
+    """
+    if count == 0:
+        return None
     return rng.randint(key, (count,), critics) if twice else rng.permutation(key, critics)[:count]

@@ -33,6 +33,7 @@ actor_loss, entropy, alpha, norms of both gradients; Cal-QL: below_return, the s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ from deeprl.core.optim import Moments, adam, descend, init_moments, polyak
 from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
 from deeprl.data.offline import Facts, OfflineConfig, no_facts
 from deeprl.errors import DeeprlError
-from deeprl.nets import functional_call, sample_tanh_normal
+from deeprl.nets import sample_tanh_normal
 from deeprl.replay import Stored
 from deeprl.replay.samplers import transitions
 from deeprl.run import learning
@@ -189,20 +190,9 @@ def q_values(
     which: Which = None,
 ) -> Float[Tensor, "E B K"]:
     """Q values of K actions for each observation, as one batch. which: only of the critics of these numbers."""
-    rows, count = action.shape[:2]
-    inputs = obs.unsqueeze(1).expand(-1, count, -1).flatten(0, 1), action.flatten(0, 1)
-    if which is None:
-        qs = functional_call(net.critic, critic, inputs).to(obs.dtype)
-    else:
-        qs = nets.some_qs(net.critic, critic, *inputs, which)
-    return qs.unflatten(1, (rows, count))
-
-
-def drawn(config: Config, key: rng.Key) -> Which:
-    """The critics that count, where not all do."""
-    if config.target_critics == 0:
-        return None
-    return nets.drawn_critics(key, config.critics, config.target_critics)
+    obs_of_each = obs.unsqueeze(1).expand(-1, action.shape[1], -1).flatten(0, 1)
+    qs = nets.some_qs(net.critic, critic, obs_of_each, action.flatten(0, 1), which)
+    return qs.unflatten(1, action.shape[:2])
 
 
 def td_targets(
@@ -245,18 +235,17 @@ def critic_loss(
 ) -> tuple[Scalar, Metrics]:
     """Squared error to the target and conservative term, summed over the critics; and their parts."""
     target_key, others_key = rng.split(key, 2)
-    in_target, which = (drawn(config, rng.fold_in(key, number)) for number in (2, 3))
+    drawn = functools.partial(nets.drawn_critics, critics=config.critics, count=config.target_critics)
+    in_target, which = drawn(rng.fold_in(key, 2)), drawn(rng.fold_in(key, 3))
     td_target = td_targets(net, config, state, batch, target_key, in_target)
     action, log_density = other_actions(net, config, state.actor, batch, others_key)
     data = batch.action.unsqueeze(1)
     if which is None:
         qs = q_values(net, critic, batch.obs, torch.cat([action, data], 1))
-        qs, q_data = qs[..., :-1], qs[..., -1]
-        counted, share = q_data, 1.0
+        qs, q_data, counted = qs[..., :-1], qs[..., -1], qs[..., -1]
     else:
-        q_data = q_values(net, critic, batch.obs, data)[..., 0]
-        qs, counted = q_values(net, critic, batch.obs, action, which), q_data[which]
-        share = len(q_data) / len(which)
+        qs, q_data = q_values(net, critic, batch.obs, action, which), q_values(net, critic, batch.obs, data)[..., 0]
+        counted = q_data[which]
     parts = {}
     if returns is not None:
         random, own = qs.tensor_split((config.sampled_actions,), -1)
@@ -267,7 +256,7 @@ def critic_loss(
     td_loss = (q_data - td_target).square().mean(-1).sum()
     factor = torch.where(h["lagrange"] >= 0.0, state.log_lagrange.exp().clamp(max=1e6), 1.0)
     parts |= {"td_loss": td_loss, "gap": gaps.mean(), "q": q_data.mean(), "cql_factor": factor}
-    return td_loss + factor * h["cql_alpha"] * share * gaps.sum(), parts
+    return td_loss + factor * h["cql_alpha"] * len(q_data) / len(gaps) * gaps.sum(), parts
 
 
 def actor_loss(
