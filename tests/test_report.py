@@ -372,3 +372,94 @@ def test_a_dataset_with_the_name_of_an_environment_has_a_figure_of_its_own(tmp_p
     assert pictures == ["curve_hopper-medium.png", "curve_medium.png"]
     units = {(row["env"], row["unit"]) for row in results(tmp_path)}
     assert units == {("medium", "simulator steps"), ("hopper/medium", "gradient steps")}
+
+
+# --- runs that began from others ---
+
+
+def add_pretraining(run, first=-20_000):
+    """Records of before the run, of members 0 and 1, and their Q-values in it."""
+    lines = [f"{step},{m},{m},{m + 1.0},{step / 1000}" for m in (0, 1) for step in range(first, 1, 10_000)]
+    (run / "pretraining.csv").write_text("\n".join(["step,member,seed,return,q", *lines, ""]))
+    add_q(run)
+
+
+def add_q(run):
+    lines = [f"{step},{m},{m},{step / 1000}" for m in (0, 1) for step in (10_000, 20_000)]
+    (run / "metrics.csv").write_text("\n".join(["step,member,seed,train/q", *lines, ""]))
+
+
+def panels(monkeypatch):
+    """Of all figures from now on: x and y of each thick line in each panel."""
+    from matplotlib.figure import Figure
+
+    found: list[list[tuple[list[float], list[float]]]] = []
+    save = Figure.savefig
+
+    def seen(self, *args, **kwargs):
+        for axes in self.axes:
+            lines = [line for line in axes.get_lines() if line.get_linewidth() == 2.0]
+            found.append([(list(line.get_xdata()), list(line.get_ydata())) for line in lines])
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", seen)
+    return found
+
+
+def test_what_was_before_a_run_is_drawn_left_of_zero_and_q_below(tmp_path, monkeypatch):
+    warm = write_run(tmp_path / "warm", "Hopper-v5", [4.0, 8.0], label="warm")
+    scratch = write_run(tmp_path / "scratch", "Hopper-v5", [2.0, 4.0], label="scratch")
+    write_report(tmp_path)
+    rows, plain = results(tmp_path), summary(tmp_path)
+    add_pretraining(warm)
+    add_q(scratch)
+    found = panels(monkeypatch)
+    page = write_report(tmp_path).read_text()
+    returns, q = found
+    online = [5_000, 10_000, 15_000, 20_000]
+    assert returns == [
+        (online, [0.75, 1.5, 2.25, 3.0]),
+        ([-20_000, -10_000, 0, *online], [1.5, 1.5, 1.5, 1.5, 3.0, 4.5, 6.0]),
+    ]
+    assert q == [
+        ([10_000, 20_000], [10.0, 20.0]),
+        ([-20_000, -10_000, 0, 10_000, 20_000], [-20.0, -10.0, 0.0, 10.0, 20.0]),
+    ]
+    assert "not drawn" not in page
+    assert (results(tmp_path), summary(tmp_path)) == (rows, plain)
+
+
+def test_more_steps_before_a_run_than_in_it_are_left_out_and_noted(tmp_path, monkeypatch):
+    add_pretraining(write_run(tmp_path / "warm", "Hopper-v5", [4.0, 8.0]), first=-50_000)
+    found = panels(monkeypatch)
+    page = write_report(tmp_path).read_text()
+    assert [line[0][0] for (line,) in found] == [-20_000, -20_000]
+    assert "Hopper-v5, sac: offline steps -50,000 to -20,000 are not drawn: there are 20,000 online." in page
+
+
+def test_without_q_or_without_pretraining_there_is_one_panel(tmp_path, monkeypatch):
+    warm = write_run(tmp_path / "warm", "Hopper-v5", [4.0, 8.0])
+    add_q(warm)
+    found = panels(monkeypatch)
+    write_report(tmp_path)
+    (warm / "metrics.csv").unlink()
+    (warm / "pretraining.csv").write_text("step,member,seed,return,q\n-1000,0,0,1.0,\n-1000,1,1,2.0,\n")
+    write_report(tmp_path)
+    assert [[line[0][0] for line in panel] for panel in found] == [[5_000], [-1_000]]
+
+
+def test_agents_that_act_and_have_a_dataset_are_drawn_in_their_environment(tmp_path):
+    for name, dataset in (("a", "medium.hdf5"), ("b", "expert.hdf5")):
+        config = {"dataset": dataset, "envs_per_agent": 1}
+        write_run(tmp_path / name, "Hopper-v5", [1.0], config=config)
+    write_run(tmp_path / "c", "Hopper-v5", [1.0])
+    write_report(tmp_path)
+    assert [path.name for path in (tmp_path / "report").glob("*.png")] == ["curve_Hopper-v5.png"]
+    assert {env for env, _ in summary(tmp_path)} == {"Hopper-v5", "medium", "expert"}
+
+
+def test_a_broken_record_of_before_is_named(tmp_path):
+    run = write_run(tmp_path / "warm", "Hopper-v5", [4.0])
+    (run / "pretraining.csv").write_text("step,member,seed,return,q\n-1000,0,0,high,1.0\n")
+    with pytest.raises(DeeprlError, match=r"pretraining\.csv row 2 is broken"):
+        write_report(tmp_path)

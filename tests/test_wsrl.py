@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from deeprl.errors import DeeprlError
 from deeprl.offline import rlpd, wsrl
 from deeprl.replay import Stored
 from deeprl.replay.samplers import mixed
+from deeprl.run import pretrained
 from deeprl.run.trained import algorithm_module, load_population
 
 ENV = "offline_helpers:MadeLinear-v0"
@@ -153,6 +155,82 @@ def test_statistics_and_scale_of_rewards_are_those_of_the_source(before: Any, tm
     facts = member(found.state, 0).facts
     assert float(facts.value(torch.tensor(3.0))) == 2.0  # minus-one
     assert not torch.equal(facts.obs_mean, torch.zeros(3))
+
+
+# --- what was recorded before ---
+
+
+def recorded(out: Path, seeds: tuple[int, ...], env: str = ENV) -> str:
+    """A directory with the records of a run of 12 gradient steps, made by hand: all that `records` reads."""
+    out.mkdir()
+    members = [{"member": i, "seed": seed, "settings": {}} for i, seed in enumerate(seeds)]
+    about = {"format": 1, "algorithm": "cql", "config": {}, "members": members}
+    about["evaluated_in"] = {"env": env, "env_kwargs": {}, "wrappers": []}
+    (out / "config.json").write_text(json.dumps(about))
+    (out / "status.json").write_text(json.dumps({"state": "finished", "step": 12}))
+    evaluations, metrics = ["step,member,seed,episode,return"], ["step,member,seed,train/q"]
+    for i, seed in enumerate(seeds):
+        for step in (4, 8, 12):
+            evaluations += [f"{step},{i},{seed},{k},{100 * seed + step + k}" for k in (0, 1)]
+        metrics += [f"{step},{i},{seed},{seed + step / 10}" for step in (6, 12)]
+    for name, lines in (("evaluations.csv", evaluations), ("metrics.csv", metrics)):
+        (out / name).write_text("\n".join([*lines, "12,0,0"]))  # the last line is still being written
+    return str(out)
+
+
+def records(**settings: Any) -> list[tuple[Any, ...]]:
+    found = pretrained.records(build(wsrl.Config, {"env": ENV} | settings))
+    assert all(list(row) == ["step", "member", "seed", "return", "q"] for row in found)
+    return [tuple(row.values()) for row in found]
+
+
+def test_records_of_a_run_are_counted_from_its_end_by_seed(tmp_path: Path) -> None:
+    init = recorded(tmp_path / "two", (0, 1))
+    of_1 = [(-8, 104.5, ""), (-6, "", 1.6), (-4, 108.5, ""), (0, 112.5, 2.2)]
+    of_0 = [(-8, 4.5, ""), (-6, "", 0.6), (-4, 8.5, ""), (0, 12.5, 1.2)]
+    expected = [(step, i, 1 - i, ret, q) for i, own in enumerate((of_1, of_0)) for step, ret, q in own]
+    assert records(init=init, seeds=(1, 0)) == expected
+
+
+def test_records_end_at_the_snapshot_and_are_those_of_the_run_of_each_agent(tmp_path: Path) -> None:
+    two, one = recorded(tmp_path / "two", (0, 1)), recorded(tmp_path / "one", (3,))
+    assert records(init=f"{two}@8", seeds=(0,)) == [(-4, 0, 0, 4.5, ""), (-2, 0, 0, "", 0.6), (0, 0, 0, 8.5, "")]
+    of_3 = [(-8, 304.5, ""), (-6, "", 3.6), (-4, 308.5, ""), (0, 312.5, 4.2)]
+    many = records(init=one, seeds=(0, 1, 2))
+    assert many == [(step, i, i, ret, q) for i in range(3) for step, ret, q in of_3]
+    each = records(init=(f"{two}@8", one), seeds=(0, 1))
+    assert each == records(init=f"{two}@8", seeds=(0,)) + many[4:8]
+
+
+def test_records_without_evaluations_in_this_environment_and_without_q(tmp_path: Path) -> None:
+    init = recorded(tmp_path / "run", (0,), env="Pendulum-v1")
+    assert records(init=init, seeds=(0,)) == [(-6, 0, 0, "", 0.6), (0, 0, 0, "", 1.2)]
+    (tmp_path / "run" / "metrics.csv").write_text("step,member,seed,train/loss\n6,0,0,1.0\n")
+    assert records(init=init, seeds=(0,)) == []
+    (tmp_path / "run" / "metrics.csv").write_text("step,member,seed,train/q\n6,0,0,high\n")
+    with pytest.raises(DeeprlError, match=r"metrics\.csv row 2 is broken"):
+        records(init=init, seeds=(0,))
+
+
+def test_records_are_written_when_a_run_begins_and_not_when_it_resumes(before: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first_state(out, init=str(before("cql")))
+    file = out / "pretraining.csv"
+    written = file.read_bytes()
+    assert [(row["step"], row["member"]) for row in rows(file)] == [
+        *[("-7", "0"), ("-2", "0"), ("0", "0")],  # metrics at 5, 10 and 12, where there is an evaluation too
+        *[("-7", "1"), ("-2", "1"), ("0", "1")],
+    ]
+    (before_it,) = (row for row in rows(before("cql") / "evaluations.csv") if row["member"] == "1")
+    assert rows(file)[-1]["return"] == before_it["return"]
+    file.write_text("mine\n")
+    shutil.copytree(out, tmp_path / "resumed")
+    settings = ONLINE | {"seeds": (0, 1), "init": str(before("cql"))}
+    deeprl.train("wsrl", callback=lambda run: True, **settings, out=str(tmp_path / "resumed"))
+    assert (tmp_path / "resumed" / "pretraining.csv").read_text() == "mine\n"
+    shutil.rmtree(out / "checkpoints")
+    deeprl.train("wsrl", callback=lambda run: True, **settings, out=str(out))
+    assert file.read_bytes() == written
 
 
 # --- warm-up and schedule ---

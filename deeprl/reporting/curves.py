@@ -13,7 +13,7 @@ import numpy as np
 
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell
-from deeprl.reporting.read import Pairs
+from deeprl.reporting.read import Pairs, Pretraining
 from deeprl.reporting.stats import mean_band
 
 Curve = dict[int, float]  # return by step
@@ -64,32 +64,104 @@ def _short(value: float | int, _position: float | int | None = None) -> str:
 def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: Published) -> tuple[bytes, list[str]]:
     """PNG of the learning curves of cells of one environment and unit, and lines about what is not drawn.
 
-    A cell's name has its style by its place in `order` everywhere.
+    A cell's name has its style by its place in `order` everywhere. Where agents began from others, what these had
+    recorded is drawn left of zero, and below the returns there are the Q-values.
     """
     curves = {
         cell.name: [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
         for cell, pairs in cells.items()
     }
     unit = next(iter(cells.values()))[0][0].unit.name
-    return picture(env, curves, order, published, unit)
+    if not any(agent.pretraining for pairs in cells.values() for _, agent in pairs):
+        return picture(env, curves, order, published, unit)
+    far = -max(max(curve) for online in curves.values() for curve in online)  # as far left as right
+    recorded = {run.name: run.q() for pairs in cells.values() for run, _ in pairs}
+    q: Published = {}
+    cut = []
+    for cell, pairs in cells.items():
+        before = [agent.pretraining or Pretraining({}, {}) for _, agent in pairs]
+        values = [recorded[run.name].get(agent.member, {}) for run, agent in pairs]
+        curves[cell.name] = [_from(far, b.returns) | c for b, c in zip(before, curves[cell.name], strict=True)]
+        q[cell.name] = [_from(far, b.q) | v for b, v in zip(before, values, strict=True)]
+        if (first := min(step for b in before for step in (0, *b.returns, *b.q))) < far:
+            cut.append(
+                f"{env}, {cell.name}: offline steps {first:,} to {far:,} are not drawn: there are {-far:,} online."
+            )
+    drawn, left_out = picture(env, curves, order, published, unit, q)
+    return drawn, cut + left_out
 
 
-def picture(env: str, ours: Published, order: list[str], published: Published, unit: str) -> tuple[bytes, list[str]]:
-    """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn."""
+def _from(first: int, curve: Mapping[int, float]) -> Curve:
+    return {step: value for step, value in curve.items() if step >= first}
+
+
+def picture(
+    env: str,
+    ours: Published,
+    order: list[str],
+    published: Published,
+    unit: str,
+    q: Published | None = None,
+) -> tuple[bytes, list[str]]:
+    """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn.
+
+    q: curves of Q-values by name, for a second panel, where some of ours begin with offline steps, which are negative.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    below = {name: curves for name, curves in (q or {}).items() if any(curves)}
     columns = 1 if max(map(len, ours)) > 30 else 2  # of the legend
     rows = math.ceil((len(ours) + len(published)) / columns)
-    page = Figure(figsize=(7.0, 4.2 + 0.22 * rows), dpi=150, layout="constrained")
+    page = Figure(figsize=(7.0, (6.8 if below else 4.2) + 0.22 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(page)  # attaches itself
-    axes = page.add_subplot()
+    panels = page.subplots(2 if below else 1, sharex=True, squeeze=False)[:, 0]
+    drawn = {name for name, curves in ours.items() if _draw_ours(panels[0], name, curves, order)}
+    left_out = [f"{env}, {name}: no finite return, so no curve." for name in ours if name not in drawn]
+    left_out += _draw_published(
+        panels[0], env, published, max(max(curve) for curves in ours.values() for curve in curves)
+    )
+    for name, curves in below.items():
+        _draw_ours(panels[1], name, curves, order, named=name not in drawn)
+    panels[0].set_title(_plain(env), fontweight="bold")
+    for axes, what in zip(panels, ("Evaluation return", "Q-value in training"), strict=False):
+        _style(axes, what)
+        if q is not None:
+            _mark_switch(axes)
+    right = f"{unit.capitalize()} of one agent"
+    panels[-1].set_xlabel(right if q is None else f"Left of 0: offline gradient steps; right: {unit} of one agent")
+    page.legend(loc="outside lower center", ncols=columns, frameon=False)
+    buffer = io.BytesIO()
+    page.savefig(buffer, format="png")
+    return buffer.getvalue(), left_out
+
+
+def _style(axes: Any, what: str) -> None:
+    axes.set_ylabel(what)
+    axes.xaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(_short)
+    axes.grid(True, color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+
+
+def _mark_switch(axes: Any) -> None:
+    """A line where offline steps end and online steps begin."""
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    for text, side in (("offline ", "right"), (" online", "left")):
+        place = {"transform": axes.get_xaxis_transform(), "ha": side, "va": "top"}
+        axes.text(0, 0.99, text, color="#444444", fontsize="small", **place)
+
+
+def _draw_ours(axes: Any, name: str, curves: list[Curve], order: list[str], named: bool = True) -> bool:
+    k = order.index(name)
+    return _draw(axes, name if named else "", f"n = {len(curves)}", curves, COLOURS[k % 7], LINES[k // 7 % 4])
+
+
+def _draw_published(axes: Any, env: str, published: Published, reached: int) -> list[str]:
+    """Curves of others up to a step. Returns lines about those of which there is nothing to draw."""
     left_out = []
-    for name, curves in ours.items():
-        k = order.index(name)
-        if not _draw(axes, name, f"n = {len(curves)}", curves, COLOURS[k % 7], LINES[k // 7 % 4]):
-            left_out.append(f"{env}, {name}: no finite return, so no curve.")
-    reached = max(max(curve) for curves in ours.values() for curve in curves)
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         how = "#777777", LINES[k % 4], MARKERS[k % 5]
@@ -98,31 +170,21 @@ def picture(env: str, ours: Published, order: list[str], published: Published, u
             left_out.append(
                 f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
             )
-    axes.set_title(_plain(env), fontweight="bold")
-    axes.set(xlabel=f"{unit.capitalize()} of one agent", ylabel="Evaluation return")
-    axes.xaxis.set_major_formatter(_short)
-    axes.yaxis.set_major_formatter(_short)
-    axes.grid(True, color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.02)
-    page.legend(loc="outside lower center", ncols=columns, frameon=False)
-    buffer = io.BytesIO()
-    page.savefig(buffer, format="png")
-    return buffer.getvalue(), left_out
+    return left_out
 
 
 def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> bool:
     """Seeds, their mean and its band where they have steps in common. Returns whether there was anything to draw.
 
-    marker: of the curve of others, whose single seeds are only drawn where there is no mean.
+    name: in the legend, or empty for none. marker: of the curve of others, whose single seeds are only drawn where
+    there is no mean.
     """
     curves = [{step: value for step, value in curve.items() if math.isfinite(value)} for curve in curves]
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
     alone = [curve for curve in curves if curve] if not common or not marker else []
     style: dict[str, Any] = {"color": colour, "linestyle": line}
     for k, curve in enumerate(alone):
-        label = _plain(f"{name} ({count}, no step in common)") if k == 0 and not common else None
+        label = _plain(f"{name} ({count}, no step in common)") if name and k == 0 and not common else None
         dots = marker if marker else "." if len(curve) == 1 else ""
         axes.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, label=label, marker=dots, **style)
     if not common:
@@ -130,7 +192,8 @@ def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, li
     mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    axes.plot(common, mean, linewidth=2.0, marker=marker, label=_plain(f"{name} ({count})"), **style)
+    label = _plain(f"{name} ({count})") if name else None
+    axes.plot(common, mean, linewidth=2.0, marker=marker, label=label, **style)
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
     axes.fill_between(common, low, high, color=colour, alpha=0.18, linewidth=0)

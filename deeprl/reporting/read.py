@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from deeprl.envs.units import Unit, recorded_unit
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell, cells_of, task_of
 from deeprl.run.directory import COMPLETE, FOLDERS, read_about, read_status
+from deeprl.run.logger import read_column
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
@@ -40,12 +41,20 @@ class Evaluation(NamedTuple):
         return float(np.mean(self.returns))
 
 
+class Pretraining(NamedTuple):
+    """What was before the run of an agent, by gradient steps counted from its beginning (<= 0): means of evaluations
+    and of Q-values over a batch."""
+
+    returns: Mapping[int, float]
+    q: Mapping[int, float]
+
+
 @dataclass(frozen=True)
 class AgentRecord:
     """One member of a run. `task` is the environment's id, or the name of the dataset that the agent learns from.
 
     `evaluations` are in order of steps; the last one is the final policy. `frozen` is the entry of `status.json`
-    (member, seed, update, step, cause) if the agent diverged.
+    (member, seed, update, step, cause) if the agent diverged. `pretraining` is what it began from, if from a run.
     """
 
     member: int
@@ -53,6 +62,7 @@ class AgentRecord:
     task: str
     evaluations: tuple[Evaluation, ...]
     frozen: Mapping[str, Any] | None
+    pretraining: Pretraining | None = None
 
     @property
     def final(self) -> Evaluation:
@@ -62,17 +72,24 @@ class AgentRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read."""
+    """One run directory: `info` is `config.json`, `status` is `status.json`, `name` its path below the one read,
+    which is `path`."""
 
     name: str
     info: Mapping[str, Any]
     status: Mapping[str, Any]
     agents: tuple[AgentRecord, ...]
+    path: Path
 
     @property
     def task(self) -> str:
         """Environment id, or the names of the datasets."""
         return ", ".join(dict.fromkeys(agent.task for agent in self.agents))
+
+    @property
+    def env(self) -> str:
+        """Where its agents act as they learn; empty where they learn from datasets alone."""
+        return "" if self.unit.name == "gradient steps" else str(self.info["config"].get("env", ""))
 
     @property
     def unit(self) -> Unit:
@@ -92,6 +109,11 @@ class RunRecord:
     def finished(self) -> bool:
         """Whether training ended by itself: at its last step, or because all agents had diverged."""
         return self.status.get("state") in COMPLETE
+
+    def q(self) -> dict[int, dict[int, float]]:
+        """Q-values in training by member and step, in the unit of its evaluations; empty where there are none."""
+        found = read_column(self.path / "metrics.csv", "train/q")
+        return {m: {step * self.unit.factor: value for step, value in q.items()} for m, q in found.items()}
 
     def number(self, key: str) -> float:
         """A number of `status.json`; NaN if it is not there yet."""
@@ -163,11 +185,16 @@ def _read_run(path: Path, name: str) -> RunRecord:
     except (KeyError, TypeError, ValueError) as error:
         raise DeeprlError(f"{path / 'status.json'}: bad list of frozen agents ({error!r})") from error
     evaluations = _read_evaluations(path / "evaluations.csv", [member for member, _ in members], finished, repeat)
+    before = [read_column(path / "pretraining.csv", column) for column in ("return", "q")]
     agents = (
-        AgentRecord(member, seed, task, evaluations[member], frozen.get(member))
+        AgentRecord(member, seed, task, evaluations[member], frozen.get(member), _pretraining(before, member))
         for (member, seed), task in zip(members, tasks, strict=True)
     )
-    return RunRecord(name, info, status, tuple(agents))
+    return RunRecord(name, info, status, tuple(agents), path)
+
+
+def _pretraining(columns: Sequence[dict[int, dict[int, float]]], member: int) -> Pretraining | None:
+    return Pretraining(*(column.get(member, {}) for column in columns)) if any(member in c for c in columns) else None
 
 
 def _read_evaluations(path: Path, members: list[int], finished: bool, repeat: int) -> dict[int, tuple[Evaluation, ...]]:

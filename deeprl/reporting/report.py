@@ -45,6 +45,9 @@ METHOD = (
     "Steps are those of one agent: in the simulator, where a repeated action is several; decisions in Atari games; of "
     "the gradient for agents that learn from a dataset. Published curves are grey, with the same interval over their "
     "seeds, in the unit of ours.",
+    "Agents that began from others which had learned offline: left of zero is what these had recorded until they were "
+    "taken over, in gradient steps, right of it their own run; below it are the Q-values, the mean over each batch: of "
+    "the dataset left, of what the run learns from right. All statistics are of online steps alone.",
     "Score: the return of the mean, normalised as in D4RL, 100 (return - random) / (expert - random), with the same "
     "interval, where reference returns of the environment are published.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
@@ -94,16 +97,16 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
     begin_report(folder)
     pngs: list[tuple[str, bytes]] = []
     names: list[str] = []
-    order = sorted({cell.name for cell in cells})
+    figures = _figures(cells)
+    order = sorted({cell.name for here in figures.values() for cell in here})
     notes = remarks(runs, cells)
-    for env, unit in dict.fromkeys((cell.env, unit_name(pairs)) for cell, pairs in cells.items()):
-        here = {cell: pairs for cell, pairs in cells.items() if (cell.env, unit_name(pairs)) == (env, unit)}
+    for (env, _), here in figures.items():
         drawn, left_out = figure(env, here, order, others.get(env, {}))
         pngs.append((env, drawn))
         notes += left_out
         names.append(_file_name(env, names))
         (folder / names[-1]).write_bytes(drawn)
-    if others and not {cell.env for cell in cells} & set(others):
+    if others and not {env for env, _ in figures} & set(others):
         notes.append(f"Published: {published} has no curve of these environments; it has {', '.join(sorted(others))}.")
     summary = [summarise(cell, pairs) for cell, pairs in cells.items()]
     _write_summary(folder / "summary.csv", summary)
@@ -112,6 +115,19 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
     page = _page(Path(directory).resolve().name, runs, cells, summary, pngs, notes)
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
+
+
+def _figures(cells: Mapping[Cell, Pairs]) -> dict[tuple[str, str], dict[Cell, Pairs]]:
+    """Cells by what they are drawn in: the environment that they act in, or their dataset; and the unit of their steps.
+
+    Those that act in an environment and learn from a dataset as well have it in their name there.
+    """
+    figures: dict[tuple[str, str], dict[Cell, Pairs]] = {}
+    for cell, pairs in cells.items():
+        env = pairs[0][0].env or cell.env
+        named = cell if env == cell.env else cell._replace(name=f"{cell.name}, {cell.env}")
+        figures.setdefault((env, unit_name(pairs)), {})[named] = pairs
+    return figures
 
 
 def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import os
 import platform
@@ -67,6 +68,24 @@ class CsvLog:
             file.truncate(size)
             os.fsync(file.fileno())
         return ""
+
+
+def read_column(path: Path, column: str) -> dict[int, dict[int, float]]:
+    """A column of a run's CSV file by member and step: the mean of its numbers, of all episodes of an evaluation.
+
+    Left out are cells without a number, and a last line without its end, which is still being written. Empty for a file
+    that is not there, or has no such column. Raises DeeprlError for a row that cannot be read.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    found: dict[int, dict[int, list[float]]] = {}
+    try:
+        for row in reader:
+            if row.get(column):
+                found.setdefault(int(row["member"]), {}).setdefault(int(row["step"]), []).append(float(row[column]))
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+    return {m: {step: sum(x) / len(x) for step, x in sorted(steps.items())} for m, steps in found.items()}
 
 
 class TensorBoardLog:
@@ -150,11 +169,15 @@ def _last_time(file: Path) -> float:
 
 
 class RunLogs:
-    """`metrics.csv`, `evaluations.csv` and, if wanted, `tensorboard/` of a run with these seeds."""
+    """`metrics.csv`, `evaluations.csv` and, if wanted, `tensorboard/` of a run with these seeds.
+
+    `pretraining.csv` is written when a run begins, if there is anything in it, and never again.
+    """
 
     def __init__(self, directory: Path, seeds: Sequence[int], tensorboard: bool):
         self._seeds = seeds
         self._metrics, self._evaluations = CsvLog(directory / "metrics.csv"), CsvLog(directory / "evaluations.csv")
+        self._pretraining = CsvLog(directory / "pretraining.csv")
         self._tensorboard: TensorBoardLog | None = None
         self._folder = directory / "tensorboard" if tensorboard else None
 
@@ -164,6 +187,12 @@ class RunLogs:
             names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
             self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + 1)
         return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in (self._metrics, self._evaluations)]
+
+    def pretraining(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what was before a run that begins, in place of what an attempt before has left."""
+        self._pretraining.cut_back((0, ""))
+        self._pretraining.write(rows)
+        self._pretraining.mark()
 
     def marks(self) -> dict[str, list[Any]]:
         """Bring everything to the disk. Returns what `begin` needs to come back to this point."""

@@ -1,7 +1,8 @@
 """One run on disk: directory, schedule, records, progress, checkpoints. What keeps a `train` loop short.
 
 A run directory holds `config.json`, `status.json`, `metrics.csv`, `evaluations.csv`, `tensorboard/`, `checkpoints/`,
-and `snapshots/` if asked for. Opening one continues its run from the newest checkpoint; another run is refused.
+`snapshots/` if asked for, and `pretraining.csv` where its agents began from another run. Opening one continues its run
+from the newest checkpoint; another run is refused.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Run:
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     keys("update", i): the agents' keys of a named random stream, int64 [S, 4]. unit: what its steps are.
+    pretraining: rows of `pretraining.csv`, which is written when the run begins.
     custom_net: the function of own networks; its name is noted, as they are needed again. stored: `config.json` of
     earlier sessions.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
@@ -66,7 +68,7 @@ class Run:
         self.finished = self.diverged = False
         self._episodes, self._attached = list[Episode](), dict[str, Any]()
         self.frozen, self._metrics_before = list[divergence.Record](), dict[str, Tensor]()
-        self._clock, self.unit = Clock(), Unit("steps")
+        self._clock, self.unit, self.pretraining = Clock(), Unit("steps"), list[dict[str, Any]]()
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
@@ -139,6 +141,8 @@ class Run:
         with writing(self.directory):
             directory.note_made_of(self.directory, self.config, made_of)
             news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
+            if not found:
+                self._logs.pretraining(self.pretraining)
         title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step, self.unit.counted)
         self._closing.callback(self._logs.close)

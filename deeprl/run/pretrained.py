@@ -1,12 +1,13 @@
 """Runs that other runs begin from: `--from RUN_DIR`, or `RUN_DIR@STEP` for one of its snapshots.
 
 What has to be known of such a run, its algorithm, settings and spaces, goes into the `source` of the settings of the
-run that begins from it, so that this is complete without the other.
+run that begins from it, and what it has recorded into `pretraining.csv`, so that this is complete without the other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +17,10 @@ from deeprl.config import RunConfig, build
 from deeprl.config.runs import identity_of, per_agent_fields
 from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
+from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
 from deeprl.run.directory import COMPLETE, evaluated_in, read_about, read_status
+from deeprl.run.logger import read_column
 from deeprl.run.own_networks import MakeNet
 from deeprl.run.trained import algorithm_module, load_population, stored_config
 
@@ -38,7 +41,7 @@ def with_source(config: C, algorithms: Sequence[str]) -> C:
     Raises DeeprlError for a run that is not complete, of another algorithm, or that differs from the others of `init`.
     """
     own: Any = config
-    names = list(dict.fromkeys(own.init if isinstance(own.init, tuple) else (own.init,)))
+    names = own.inits()
     if names == [""] or own.source:
         return config
     sources = {name: _source(name, algorithms) for name in names}
@@ -116,19 +119,51 @@ def starts(config: Any, custom: MakeNet | None = None) -> list[Any]:
         if name not in populations:
             populations[name] = load_population(directory, custom, step=step)
         population = populations[name]
-        agents = population.members if len(population.members) == 1 else _with_seed(population.members, seed)
-        if len(agents) != 1:
-            there = ", ".join(f"{m['seed']}" for m in population.members)
-            raise DeeprlError(f"init: {len(agents)} agents of {directory} have seed {seed}; there are seeds {there}")
-        frozen = {f["member"]: f for f in read_status(directory).get("frozen", [])}.get(agents[0]["member"])
+        agent = _agent_for(seed, population.members, directory)
+        frozen = {f["member"]: f for f in read_status(directory).get("frozen", [])}.get(agent["member"])
         if frozen is not None and (step is None or step >= frozen.get("step", 0)):
             raise DeeprlError(
-                f"init: the agent with seed {agents[0]['seed']} of {directory} diverged at step"
+                f"init: the agent with seed {agent['seed']} of {directory} diverged at step"
                 f" {frozen.get('step', 0):,}; leave its seed out, or name a snapshot from before, {directory}@STEP"
             )
-        found.append(take_member(population.state, agents[0]["member"]))
+        found.append(take_member(population.state, agent["member"]))
     return found
 
 
-def _with_seed(members: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    return [m for m in members if m["seed"] == seed]
+def _agent_for(seed: int, members: Sequence[dict[str, Any]], directory: Path) -> dict[str, Any]:
+    """The entry of the agent that one with this seed begins from, among the `members` of a run."""
+    agents = members if len(members) == 1 else [m for m in members if m["seed"] == seed]
+    if len(agents) != 1:
+        there = ", ".join(f"{m['seed']}" for m in members)
+        raise DeeprlError(f"init: {len(agents)} agents of {directory} have seed {seed}; there are seeds {there}")
+    return agents[0]
+
+
+def records(config: Any) -> list[dict[str, Any]]:
+    """Rows of `pretraining.csv`: for each agent, what the one that it begins from had recorded when it was taken over.
+
+    step: gradient steps, counted from there (<= 0). return: the mean over the episodes of the evaluation at that step,
+    q: the metric `train/q`; empty where there was none. Returns of another environment than `config` names are not
+    comparable and left out. Raises DeeprlError for a file that cannot be read.
+    """
+    columns = {name: _columns(run_and_step(name)[0], config) for name in config.inits()}
+    rows = []
+    for i, seed in enumerate(config.seeds):
+        name = config.member(i).init
+        directory, step = run_and_step(name)
+        end = read_status(directory)["step"] if step is None else step
+        member = _agent_for(seed, read_about(directory)["members"], directory)["member"]
+        returns, q = (column.get(member, {}) for column in columns[name])
+        for at in sorted({*returns, *q}):
+            values = {"return": returns.get(at, ""), "q": q.get(at, "")}
+            rows += [{"step": at - end, "member": i, "seed": seed} | values] if at <= end else []
+    return rows
+
+
+def _columns(directory: Path, config: Any) -> list[dict[int, dict[int, float]]]:
+    """Returns and Q-values that a run has recorded, each by member and step."""
+    here = EnvFactory(config.env, config.env_kwargs, config.wrappers)
+    there = read_about(directory).get("evaluated_in")
+    comparable = there == json.loads(json.dumps(dataclasses.asdict(here), default=str))
+    returns = read_column(directory / "evaluations.csv", "return") if comparable else {}
+    return [returns, read_column(directory / "metrics.csv", "train/q")]
