@@ -24,11 +24,13 @@ from deeprl.commands.main import main
 from deeprl.config import build
 from deeprl.core import rng
 from deeprl.core.population import member
+from deeprl.core.spec import Transition
 from deeprl.errors import DeeprlError
 from deeprl.offline import rlpd, wsrl
-from deeprl.replay import Stored
+from deeprl.replay import Replay, Stored
+from deeprl.replay.returns import ReturnsToGo
 from deeprl.replay.samplers import mixed
-from deeprl.run import pretrained
+from deeprl.run import own_losses, pretrained
 from deeprl.run.trained import algorithm_module, load_population
 
 ENV = "offline_helpers:MadeLinear-v0"
@@ -289,7 +291,7 @@ def test_mixed_batches_hold_the_share_that_is_asked_for() -> None:
             rng.key(0, "sample", i),
             8,
             0.9,
-        )
+        )[0]
         for share in (0.25, 1.0, 0.0)
         for i in range(60)
     ]
@@ -300,7 +302,7 @@ def test_mixed_batches_hold_the_share_that_is_asked_for() -> None:
     assert float(none.max()) < 7.0
     # The parts have keys of their own: rows of one do not tell those of the other.
     assert len({tuple(row) for row in (few[:, :2].long() % 5).tolist()}) > 5
-    alone = mixed((online, torch.tensor(7)), None, 0.5, rng.key(0, "sample", 0), 8, 0.9)
+    alone = mixed((online, torch.tensor(7)), None, 0.5, rng.key(0, "sample", 0), 8, 0.9)[0]
     assert alone.reward.shape == (8,)
     assert float(alone.reward.max()) < 7.0
 
@@ -498,6 +500,117 @@ def test_the_command_line_takes_it_from_a_run(before: Any, tmp_path: Path, capsy
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
+# --- the losses of the algorithm before ---
+
+OWN = RUN | {"steps": 24, "learning_starts": 10, "utd": 2.0, "eval_every": 12, "buffer_size": 100, "loss": "own"}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_algorithm_before_goes_on_with_its_own_losses(kind: str, before: Any, data: str, tmp_path: Path) -> None:
+    more = {"init": str(before(kind)), "keep_data": 0.5, "seeds": (0, 1)}  # of the dataset that it had
+    run = deeprl.train("wsrl", out=str(tmp_path), **(OWN | more))
+    assert run.updates == 28
+    found, source = load_population(tmp_path), load_population(before(kind))
+    assert type(found.state) is type(source.state)
+    assert found.state.step.tolist() == [12 + 28] * 2
+    assert_equal(found.state.hparams, source.state.hparams)
+    assert not torch.equal(found.state.actor["trunk.0.weight"], source.state.actor["trunk.0.weight"])
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["dataset"] == data
+
+
+def test_penalties_fall_in_a_line(before: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 steps offline, then 24 * 2 updates: at step 12 + 24 half of the way to 0.5 is done, so they count 0.75."""
+    seen: dict[str, Any] = {}
+    for name, hparam, expected in (("td3_bc", "alpha", 2.5 / 0.75), ("cql", "cql_alpha", 5.0 * 0.75)):
+        config = build(wsrl.Config, OWN | {"init": str(before(name)), "penalty_end": 0.5})
+        config = pretrained.with_source(config, wsrl.SOURCES)
+        net, state = pretrained.source_net(SPEC, config, None, "cpu"), member(load_population(before(name)).state, 0)
+
+        def update(net: Any, settings: Any, state: Any, *rest: Any, **choice: bool) -> Any:
+            seen["hparams"] = state.hparams
+            return state, {}, ()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(algorithm_module(name), "update", update)
+            turns = own_losses.updates(net, config)
+            for step in (12, 36, 60, 99):
+                at = state._replace(step=torch.tensor(step))
+                new = turns[-1](at, batch_of(4), rng.key(0, "update"), None)[0]
+                if step == 36:
+                    assert float(seen["hparams"][hparam]) == pytest.approx(expected)
+                assert_equal(new.hparams, state.hparams)
+        weight = {"td3_bc": 1 / 0.5, "cql": 0.5}[name]
+        assert float(seen["hparams"][hparam]) == pytest.approx(float(state.hparams[hparam]) * weight)
+
+
+def test_deterministic_policies_explore_with_noise(before: Any, tmp_path: Path) -> None:
+    for name, noise in (("none", 0.0), ("some", 0.3)):
+        more = {"init": str(before("td3_bc")), "exploration_noise": noise, "steps": 12, "seeds": (0,)}
+        replay: dict[str, Any] = {}
+
+        def look(run: Any, replay: dict[str, Any] = replay) -> None:
+            replay["data"] = run._attached["replay"].data
+
+        deeprl.train("wsrl", out=str(tmp_path / name), callback=look, **(OWN | more))
+        seen = Stored(*(array[0, :10] for array in replay["data"]))
+        policy = deeprl.load(before("td3_bc"), seed=0)
+        apart = np.abs(policy(seen.obs.numpy()) - seen.action.numpy())
+        assert (apart.max() < 1e-5) == (noise == 0.0)
+        assert apart.max() < 5 * max(noise, 1e-5)
+
+
+def test_cal_ql_goes_on_exactly_and_knows_its_own_returns(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "before"
+    offline = SOURCES["cql"] | RUN | {"steps": 12, "eval_every": 12, "seeds": (0, 1), "calibrated": True}
+    deeprl.train("cql", dataset=data, env=ENV, out=str(out), discount=(0.9, 0.5), **offline)
+    more = {
+        "init": str(out),
+        "keep_data": 0.5,
+        "learning_starts": 16,
+        "utd": 1.0,
+        "steps": 34,
+        "seeds": (0, 1),
+        "buffer_size": 30,
+    }
+    seen: dict[str, Any] = {}
+
+    def look(run: Any) -> bool:
+        if run.step == 29:  # one whole episode of 20 steps, and 9 steps of the next
+            seen["reward"] = run._attached["replay"].data.reward.clone()
+            seen["returns"] = run._attached["returns"].values.clone()
+        return False
+
+    wsrl.train(build(wsrl.Config, OWN | more | {"out": str(tmp_path / "whole")}), callback=look)
+    for agent, discount in ((0, 0.9), (1, 0.5)):
+        reward = seen["reward"][agent, :20] - 1.0  # minus-one, as the critics learn them
+        expected = [float((reward[t:] * discount ** torch.arange(20.0 - t)).sum()) for t in range(20)]
+        torch.testing.assert_close(seen["returns"][agent, :20], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+        assert seen["returns"][agent, 20:].tolist() == [-float("inf")] * 10
+    train_with_stops(build(wsrl.Config, OWN | more | {"out": str(tmp_path / "stopped")}), [13, 31], wsrl)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert "train/below_return" in rows(tmp_path / "whole" / "metrics.csv")[-1]
+
+
+def test_returns_of_episodes_that_all_fail_alike() -> None:
+    replay = Replay(1, 6, ONE, 2)
+    scaled = torch.ones(1), torch.zeros(1), torch.tensor([0.5])
+    dense, sparse = ReturnsToGo(replay, *scaled), ReturnsToGo(replay, *scaled, sparse=True)
+    ends = [(False, False), (True, False), (False, True), (False, False)]
+    for number, ended in enumerate(ends):
+        end = np.array([ended])
+        reward = np.array([[-1.0, float(number)]])
+        zeros = np.zeros((1, 2, 1))
+        rows_ = replay.add(Transition(zeros, zeros, reward, end, end & False, zeros))
+        for returns in (dense, sparse):
+            returns.add(rows_, Transition(zeros, zeros, reward, end, end & False, zeros))
+    # Rows: step 4 took the place of step 1; environment 0 has rows 0, 2, 4: -1 open, -1 alone at its end, -1 open.
+    minus = -float("inf")
+    assert dense.values[0].tolist() == [minus, minus, -1.0, 1.0 + 0.5 * 2.0, minus, 2.0]
+    assert sparse.values[0].tolist() == [minus, minus, -2.0, 2.0, minus, 2.0]
+    dense.cut(np.array([[True, False]]))  # the environment began anew: -1 - 0.5 in the step before
+    assert dense.values[0].tolist() == [-1.0, minus, -1.0, 2.0, -1.5, 2.0]
+
+
 # --- wrong input: one line, and nothing is written ---
 
 
@@ -525,7 +638,10 @@ if "MadeWide-v0" not in offline_helpers.gym.registry:
         ({"init": "", "env": ENV, "dataset": "data"}, r"keep_data: a share above 0 needs a dataset"),
         ({"init": "", "env": ENV, "keep_data": 0.5}, r"keep_data: a share above 0 needs a dataset"),
         ({"init": "cql", "critics": 3}, r"critics: 3 has no effect with the critics of init"),
-        ({"init": "", "env": ENV, "new_critics": True}, r"new_critics: without init all is new"),
+        ({"init": "", "env": ENV, "new_critics": True}, r"new_critics: without init there is nothing before"),
+        ({"init": "cql", "loss": "own", "actor_lr": 1e-3}, r"actor_lr: 0.001 has no effect with loss own"),
+        ({"init": "cql", "penalty_end": 0.5}, r"penalty_end: 0.5 has no effect with loss sac"),
+        ({"init": "", "env": ENV, "loss": "own"}, r"loss: without init there is nothing before"),
         ({"init": "cql", "policy_batches": 3}, r"policy_batches: 3 are more than policy_delay, 2"),
     ],
 )
@@ -541,8 +657,9 @@ def test_what_cannot_be_is_said_and_nothing_written(
     settings = settings | {"dataset": places.get(settings.get("dataset", ""), "")}
     if name.partition("@")[0] in SOURCES:
         settings["init"] = str(before(name.partition("@")[0])) + "".join(name.partition("@")[1:])
+    usual = OWN if settings.get("loss") == "own" else ONLINE
     with pytest.raises(DeeprlError, match=text):
-        deeprl.train("wsrl", **(ONLINE | {"seeds": (0, 1), "out": str(tmp_path / "run")} | settings))
+        deeprl.train("wsrl", **(usual | {"seeds": (0, 1), "out": str(tmp_path / "run")} | settings))
     assert not (tmp_path / "run").exists()
 
 

@@ -205,21 +205,22 @@ class OfflineData:
         self.facts = [part.facts for part in self._mine]
 
     def returns_to_go(
-        self, discounts: Sequence[float], sparse: bool = False
+        self, discounts: Sequence[float], sparse: bool = False, facts: Sequence[Facts] = ()
     ) -> tuple[Float[Tensor, " M"], Int[Tensor, " S"]]:
         """`returns_to_go` of the rows, with the rewards as critics learn them: row j of agent i's has first[i] + j.
 
-        discounts: one for each agent, or none for no returns at all. Agents with the same dataset and discount share
-        theirs.
+        discounts: one for each agent, or none for no returns at all. facts: of each agent, where its rewards are scaled
+        otherwise. Agents with the same dataset, discount and scale share theirs.
         """
         parts: list[Tensor] = [torch.zeros(0)]
-        places: dict[tuple[int, float], int] = {}
+        places: dict[tuple[float, ...], int] = {}
         first = []
-        for part, discount in zip(self._mine, discounts, strict=False):
-            place = part.start, discount
+        for i, (part, discount) in enumerate(zip(self._mine, discounts, strict=False)):
+            own = facts[i] if facts else part.facts
+            place = part.start, discount, float(own.reward_scale), float(own.reward_shift)
             if place not in places:
                 places[place] = sum(map(len, parts))
-                reward = part.facts.value(self.arrays.reward[part.start : part.start + part.size].cpu())
+                reward = own.value(self.arrays.reward[part.start : part.start + part.size].cpu())
                 parts.append(returns_to_go(reward, part.ends, discount, sparse))
             first.append(places[place])
         start = torch.tensor(first or [0] * len(self.facts), device=self.first.device)

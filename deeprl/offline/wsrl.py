@@ -69,11 +69,22 @@ from deeprl.errors import DeeprlError
 from deeprl.nets import functional_call, sample_tanh_normal
 from deeprl.online.sac import alpha_loss
 from deeprl.replay.samplers import joined, mixed
-from deeprl.run import learning, pretrained
+from deeprl.run import learning, own_losses, pretrained
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, build_networks, output_shape
 
 TANH_NORMAL = ("cql", "edac")  # algorithms whose policies are tanh-Gaussian
+_OF_SAC: tuple[str, ...] = (
+    "actor_lr",
+    "critic_lr",
+    "alpha_lr",
+    "discount",
+    "tau",
+    "target_entropy",
+    "policy_delay",
+    "policy_batches",
+)
+_OF_SAC += ("policy_value", "target_critics", "drawn_twice", "backup_entropy", "new_critics", "init_std", "init_alpha")
 SOURCES = ("bc", "cql", "edac", "iql", "rebrac", "riql", "td3_bc")
 
 
@@ -87,6 +98,8 @@ class Config(OffPolicyConfig, DatasetConfig):
     from the one there with its seed, or from the only one."""
     source: Json = field(default_factory=dict)
     """What is known of `init`; filled in by itself."""
+    loss: Literal["sac", "own"] = "sac"
+    """`own`: the algorithm of `init` goes on with its own losses and settings."""
     new_critics: bool = False
     """Critics begin anew, as WSRL needs after `bc`."""
     init_std: PerAgent = per_agent(0.1, 1e-6, 10.0, at_start=True)
@@ -97,6 +110,11 @@ class Config(OffPolicyConfig, DatasetConfig):
     # --- what they learn from ---
     keep_data: float = within(0.0, 0.0, 1.0)
     """Share of each batch that is drawn from `dataset`; at 0 nothing offline is kept."""
+    penalty_end: float = within(1.0, 1e-6, 1.0)
+    """Of `own` losses, what imitation (TD3+BC, ReBRAC) or conservatism (CQL) still counts at the last step, after
+    falling in a line from 1 (0.5 for the policy in ReBRAC)."""
+    exploration_noise: float = within(0.1, 0.0, 10.0)
+    """Of `own` losses, the deviation of the noise on the actions of a deterministic policy."""
     dataset: PerAgentText = per_agent("")
     """File (.hdf5, .h5, .npz) or Minari id: one for all agents, or one for each entry of `seeds`."""
     learning_starts: int = positive(5_000)
@@ -148,8 +166,12 @@ class Config(OffPolicyConfig, DatasetConfig):
             self.refuse_idle("init", "normalize_obs", "rewards", "actor_hidden", "actor_layer_norm", "net")
         if begun and not self.new_critics:
             self.refuse_idle("the critics of init", "critic_hidden", "critics", "critic_layer_norm", "start")
-        if self.new_critics and not begun:
-            raise DeeprlError("new_critics: without init all is new")
+        if not begun and (self.new_critics or self.loss == "own"):
+            raise DeeprlError(f"{'new_critics' if self.new_critics else 'loss'}: without init there is nothing before")
+        if self.loss == "sac":
+            self.refuse_idle("loss sac", "penalty_end", "exploration_noise")
+        else:
+            self.refuse_idle("loss own", *_OF_SAC)
 
     def inits(self) -> list[str]:
         """The runs that agents begin from, each named once."""
@@ -177,8 +199,10 @@ def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
     return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start, of_critic)
 
 
-def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Net:
+def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Any:
     """The networks of a run: those of the run that it begins from, or `custom`, or `config.net`, or `make_net`."""
+    if config.loss == "own" and config.source:
+        return pretrained.source_net(spec, config, custom, device)
     if not config.source:
         (actor, critic), remake = build_networks(
             "wsrl", make_net, spec, config, custom, device, actor="tanh_normal", critic=0
@@ -223,12 +247,14 @@ class State(NamedTuple):
     fixed: nets.Fixed
 
 
-def init(net: Net, config: Config, key: rng.Key, before: Any = None, facts: Facts | None = None) -> State:
+def init(net: Any, config: Config, key: rng.Key, before: Any = None, facts: Facts | None = None) -> Any:
     """A new agent. config: settings of this agent alone (`config.member(i)`).
 
     before: the `State` that it begins from, of the algorithm of `config.source`; facts: those of its dataset, where it
-    begins from none.
+    begins from none. Of `own` losses, states are those of that algorithm.
     """
+    if config.loss == "own":
+        return own_losses.own_init(net, config, key, before)
     own = config.scalars("init_alpha", "init_std")
     hparams = config.hparams(target_entropy=-config.auto_entropy * net.spec.action_dim)
     log_alpha = torch.tensor(math.log(own["init_alpha"]))
@@ -251,9 +277,11 @@ def taken_over(new: State, before: Any, init_std: float, new_critics: bool) -> S
 
 
 def act(
-    net: Net, config: Config, state: State, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
+    net: Any, config: Config, state: Any, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1]: a sample of the policy, or its mode tanh(mean) without `explore`."""
+    if config.loss == "own":
+        return own_losses.own_act(net, config, state, carry, obs, is_first, key, explore=explore)
     net, seen = nets.bound(net, state.fixed), state.facts.see(obs)
     return nets.act_tanh_normal(net.actor, state.actor, seen, key, explore), carry
 
@@ -311,26 +339,26 @@ def update_policy(
     return new, metrics | {"actor_grad_norm": actor.grad_norm}, ()
 
 
-def learner(net: Net, config: Config, update: Callable[..., Any]) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
+def learner(net: Any, config: Config, update: Callable[..., Any]) -> Callable[..., tuple[Any, Metrics, tuple[()]]]:
     """Sampling and `update` of one agent as one function, from its replay and the data that it keeps.
 
-    kept: arrays of all datasets, or (); part: the agent's first row in them and how many it has, or (). sample_keys:
-    one for each batch [K, 4]; together they are what is learned from.
+    data, kept: arrays of rows and, for Cal-QL, their returns, or (); part: the agent's first row in `kept`, how many it
+    has, and its first return, or (). sample_keys: one for each batch [K, 4]; together they are what is learned from.
     """
 
     def learn(
-        state: State,
-        data: Any,
-        size: Tensor,
-        kept: Any,
-        part: Any,
-        sample_keys: Int[Tensor, "K 4"],
-        update_key: rng.Key,
-    ) -> tuple[State, Metrics, tuple[()]]:
-        offline = (kept, *part) if part else None
-        how = config.batch_size, state.hparams["discount"]
-        batches = [mixed((data, size), offline, config.keep_data, key, *how) for key in sample_keys.unbind()]
-        return update(net, config, state, joined(batches), update_key)
+        state: Any, data: Any, size: Tensor, kept: Any, part: Any, sample_keys: Int[Tensor, "K 4"], update_key: rng.Key
+    ) -> tuple[Any, Metrics, tuple[()]]:
+        offline = (kept[0], *part[:2]) if part else None
+        how = config.batch_size, state.hparams.get("discount", 1.0)
+        drawn = [mixed((data[0], size), offline, config.keep_data, key, *how) for key in sample_keys.unbind()]
+        batch = joined([batch for batch, _ in drawn])
+        if config.loss == "sac":
+            return update(net, config, state, batch, update_key)
+        old, new = drawn[0][1]
+        returns = [kept[1][part[2] + old - part[0]]] if part and len(kept) > 1 else []
+        returns += [data[1][new]] if len(data) > 1 else []
+        return update(state, batch, update_key, torch.cat(returns) if returns else None)
 
     return learn
 
@@ -344,6 +372,15 @@ def beginnings(run: Run, kept: OfflineData | None) -> list[tuple[Any, ...]]:
     return [(None, kept.facts[i] if kept else None) for i in range(len(config.seeds))]
 
 
+def turns_of(net: Any, config: Config) -> list[list[tuple[Callable[..., Any], int]]]:
+    """What is done in each update of a cycle: functions, and of how many of the last batches each learns."""
+    if config.loss == "own":
+        return [[(own, 1)] for own in own_losses.updates(net, config)]
+    turns: list[list[tuple[Callable[..., Any], int]]] = [[(update, 1)] for _ in range(config.policy_delay)]
+    turns[-1].append((update_policy, config.policy_batches))
+    return turns
+
+
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None, name: str = "wsrl") -> Run:
     """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run.
 
@@ -353,23 +390,18 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
     if any(config.datasets()) != (config.keep_data > 0.0):
         raise DeeprlError("keep_data: a share above 0 needs a dataset, and a dataset such a share")
     with Run(name, config, net, callback) as run:
-        agents = learning.OffPolicy(run, build_net, init, act, starts=beginnings, keep=config.keep_data > 0.0)
-        rows = (agents.kept.arrays, (agents.kept.first, agents.kept.size)) if agents.kept else ((), ())
-        updates = (update, update_policy)
-        learn_critic, learn_policy = (agents.lift(learner(agents.net, config, u), shared=(2, 3)) for u in updates)
-
-        def learn(learner: Callable[..., Any], numbers: range) -> None:
-            keys = torch.stack([run.keys("sample", i) for i in numbers], 1), run.keys("update", numbers[-1])
-            where = agents.agents, agents.replay.data, agents.replay.size
-            agents.metrics = agents.metrics | learner(*where, *rows, *keys)[0]
-
+        keep, returns = config.keep_data > 0.0, own_losses.returns_of(config)
+        agents = learning.OffPolicy(run, build_net, init, act, starts=beginnings, keep=keep, returns=returns)
+        turns, rows = turns_of(agents.net, config), own_losses.rows_of(agents, config)
+        learners = {u: agents.lift(learner(agents.net, config, u), shared=(2, 3)) for turn in turns for u, _ in turn}
         while run.running():
             agents.act(random=not config.source and run.step < config.learning_starts)
             for i in run.updates_due(config.utd, config.learning_starts):
-                learn(learn_critic, range(i, i + 1))
-                if (i + 1) % config.policy_delay == 0:
-                    learn(learn_policy, range(i + 1 - config.policy_batches, i + 1))
-            agents.end_step(complete=run.updates >= config.policy_delay)  # a row has the policy's metrics too
+                for step, batches in turns[i % len(turns)]:
+                    keys = torch.stack([run.keys("sample", i - back) for back in reversed(range(batches))], 1)
+                    found, _ = learners[step](agents.agents, *rows, keys, run.keys("update", i))
+                    agents.metrics = agents.metrics | found
+            agents.end_step(complete=run.updates >= len(turns))  # a row has the policy's metrics too
     return run
 
 

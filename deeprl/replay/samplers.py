@@ -50,21 +50,20 @@ def mixed(
     key: rng.Key,
     batch_size: int,
     discount: float | Float[Tensor, ""],
-) -> Batch:
-    """Transitions of which `share` come from the data that an agent keeps, first, and the others from its replay.
+) -> tuple[Batch, tuple[Int[Tensor, " K"], Int[Tensor, " R"]]]:
+    """Transitions of which `share`, K of them, come from the data that an agent keeps, first, and R from its replay.
 
-    online: arrays and how many rows are filled; offline: arrays of all datasets, the agent's first row in them, and how
-    many it has; None where it keeps none. All drawn uniformly with replacement, each part with a key of its own.
+    And their rows. online: arrays and how many rows are filled; offline: arrays of all datasets, the agent's first row
+    in them, and how many it has; None where it keeps none. All are drawn uniformly with replacement, each part with a
+    key of its own.
     """
     kept = round(share * batch_size) if offline is not None else 0
-    offline_key, online_key = rng.split(key, 2)
-    parts = []
-    if offline is not None and kept:
-        data, first, size = offline
-        parts.append(sample(data, size, offline_key, kept, discount, first))
-    if kept < batch_size:
-        parts.append(sample(*online, online_key, batch_size - kept, discount))
-    return joined(parts)
+    keys, none = rng.split(key, 2), torch.zeros(0, dtype=torch.int64, device=key.device)
+    old = offline[1] + rng.randint(keys[0], (kept,), offline[2]) if offline is not None and kept else none
+    new = rng.randint(keys[1], (batch_size - kept,), online[1]) if kept < batch_size else none
+    parts = [transitions(offline[0], old, discount)] if offline is not None and kept else []
+    parts += [transitions(online[0], new, discount)] if kept < batch_size else []
+    return joined(parts), (old, new)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

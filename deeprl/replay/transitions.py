@@ -123,14 +123,18 @@ class Replay:
         self._measure()
         return rows
 
+    @property
+    def newest(self) -> int:
+        """The first row of the newest step."""
+        return (self._inserted - self.envs) % self.capacity
+
     def cut(self, begins: np.ndarray) -> None:
         """End, as by a time limit, the newest episode of each environment where another begins now: begins [S, N].
 
         Changes nothing where the end was seen: it is for environments that a resumed run had to start anew.
         """
         if self._inserted > 0:
-            start = (self._inserted - self.envs) % self.capacity
-            rows = slice(start, start + self.envs)
+            rows = slice(self.newest, self.newest + self.envs)
             now = torch.as_tensor(begins, device=self.device)
             self.data.truncated[:, rows] |= now & ~self.data.terminated[:, rows]
             if begins.any():

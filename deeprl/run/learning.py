@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -27,6 +27,7 @@ from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_ag
 from deeprl.core.spec import Batch, EnvSpec, Metrics
 from deeprl.data.offline import OfflineData
 from deeprl.replay import Stored, make_replay
+from deeprl.replay.returns import ReturnsToGo
 from deeprl.replay.samplers import Priorities, sample
 from deeprl.run.evaluate import greedy_policy
 from deeprl.run.loop import Run
@@ -174,7 +175,8 @@ class OffPolicy(_Learning):
 
     Where the run was interrupted, all is as it was then. replay: `Replay`; priorities: of its rows, where they are
     `prioritized`; observe: called after each step of the environments; starts(run, kept): what else `init` takes, for
-    each agent; keep: whether there are datasets to learn from too, which are `kept`.
+    each agent; keep: whether there are datasets to learn from too, which are `kept`; returns: keep the returns of
+    the replay's rows as well, of agents with `facts` and a discount (`ReturnsToGo`).
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class OffPolicy(_Learning):
         prioritized: bool = False,
         starts: Callable[[Run, OfflineData | None], Sequence[tuple[Any, ...]]] | None = None,
         keep: bool = False,
+        returns: Literal["", "dense", "sparse"] = "",
     ):
         super().__init__(run)
         config, self.envs = self.config, run.make_envs()
@@ -195,9 +198,17 @@ class OffPolicy(_Learning):
         self._begin(build_net, init, spec, lambda: starts(run, self.kept) if starts else [()] * size)
         self.replay = make_replay(size, min(config.buffer_size, config.steps), spec, self.width, self.device)
         self.priorities = Priorities(size, self.replay.capacity if prioritized else 0, self.device)
-        parts = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
+        parts: dict[str, Any] = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
+        self.returns: ReturnsToGo | None = None
+        if returns:
+            facts, discount = self.agents.state.facts, self.agents.state.hparams["discount"]
+            scaled = facts.reward_scale, facts.reward_shift, discount
+            self.returns = ReturnsToGo(self.replay, *scaled, sparse=returns == "sparse")
+            parts["returns"] = self.returns
         run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
         self.replay.cut(self.envs.is_first)
+        if self.returns is not None:
+            self.returns.cut(self.envs.is_first)
         self._explore = over_agents(functools.partial(act, self.net, config, explore=True), run.execution)
         self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
         self._observe: Callable[..., Any] | None = None
@@ -223,7 +234,10 @@ class OffPolicy(_Learning):
         transition = self.envs.step(action.cpu().numpy())
         if reward_clip:
             transition = transition._replace(reward=transition.reward.clip(-reward_clip, reward_clip))
-        self.priorities.add(self.replay.add(transition))
+        rows = self.replay.add(transition)
+        self.priorities.add(rows)
+        if self.returns is not None:
+            self.returns.add(rows, transition)
         if self._observe is not None:
             self._observe(self.agents, Seen(*self.seen(), torch.from_numpy(transition.reward).to(self.device)))
         self.run.advance(self.envs.pop_episodes())
