@@ -122,6 +122,9 @@ _WSRL_CQL |= {"log_std_range": (math.log(1e-5), math.log(10.0)), "bc_steps": 0, 
 _WSRL_CQL |= {"steps": 250_000, "eval_every": 20_000, "eval_episodes": 20}
 _WSRL = "arXiv 2412.07762; zhouzypaul/wsrl, experiments"
 
+_RLPD = "arXiv 2302.02948; ikostrikov/rlpd, README"
+_RLPD_SPARSE = {"backup_entropy": False, "actor_hidden": (256, 256, 256), "critic_hidden": (256, 256, 256)}
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "bc": {"ten-percent": Recipe({"best": 0.1}, "10%BC, arXiv 2106.01345, Sec. 5.1, by episodes as in CORL")},
     "cql": {
@@ -194,6 +197,13 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "rebrac": _REBRAC,
     "riql": _RIQL,
+    "rlpd": {
+        "locomotion": Recipe({"steps": 250_000}, _RLPD),
+        "antmaze": Recipe(
+            _RLPD_SPARSE | {"target_critics": 1, "rewards": "minus-one", "steps": 300_000, "eval_episodes": 100}, _RLPD
+        ),
+        "adroit": Recipe(_RLPD_SPARSE | {"steps": 1_000_000}, _RLPD),
+    },
     "sac": {
         "dmc": Recipe(
             _DMC | {"log_std": "tanh", "log_std_range": (-10.0, 2.0)},

@@ -24,13 +24,15 @@ What a run gives, and what begins anew:
 
 Statistics of observations and the scale of rewards are those of that run. Baselines are settings: `--keep-data 0.5`
 draws half of each batch from the dataset that the agent was trained on, `--learning-starts 1` leaves the warm-up out,
-no `init` learns from scratch; `rlpd` is this loop with the settings of RLPD.
+`--loss own` lets the algorithm of that run go on with its own losses (`run.own_losses`), no `init` learns from scratch;
+`rlpd` is this loop with the settings of RLPD.
 
 Differences from the authors' code (zhouzypaul/wsrl, JAX):
 - Their temperature is softplus of what is learned, here exp; its loss has the entropy at the next observations of the
   policy before the step, here that of the actor loss. The alpha of a run of CQL is taken over as it is.
 - Their critic loss is the mean over the critics, here the sum: Adam makes next to nothing of it.
-- They train policy and temperature at the same parameters, and so does this.
+- On AntMaze they take the largest target of ten actions, and a free sigma; neither is offered for agents that begin
+  from CQL.
 
 Metrics: critic_loss, q (mean over batch and critics), td_target (mean), critic_grad_norm; from the last update of the
 policy: actor_loss, entropy, alpha, actor_grad_norm.
