@@ -635,6 +635,7 @@ if "MadeWide-v0" not in offline_helpers.gym.registry:
         ({"init": "cql", "seeds": (0, 7)}, r"init: 0 agents of .* have seed 7; there are seeds 0, 1"),
         ({"init": "cql", "keep_data": 0.5, "env": "MadeWide-v0", "dataset": "data"}, r"lower bounds of actions"),
         ({"init": "", "keep_data": 0.5, "env": ENV, "dataset": "wide"}, r"actions: bounds .* a dataset of another"),
+        ({"init": ""}, r"env: name an environment, or with --from a run that learned offline"),
         ({"init": "", "env": ENV, "dataset": "data"}, r"keep_data: a share above 0 needs a dataset"),
         ({"init": "", "env": ENV, "keep_data": 0.5}, r"keep_data: a share above 0 needs a dataset"),
         ({"init": "cql", "critics": 3}, r"critics: 3 has no effect with the critics of init"),

@@ -389,6 +389,8 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
     name: the algorithm's, as `rlpd` is this one.
     """
     config = pretrained.with_source(config, SOURCES)
+    if not config.env:
+        raise DeeprlError("env: name an environment, or with --from a run that learned offline")
     if any(config.datasets()) != (config.keep_data > 0.0):
         raise DeeprlError("keep_data: a share above 0 needs a dataset, and a dataset such a share")
     with Run(name, config, net, callback) as run:
