@@ -90,7 +90,7 @@ def env_name(run_dir: Path) -> str:
 def table(path: Path) -> None:
     """Print beginning, drop and end of each variant."""
     curves: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["unit"] != "gradient steps":
                 curves[row["env"], row["algorithm"]][int(row["step"])][row["seed"]] = float(row["return"])
