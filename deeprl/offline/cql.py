@@ -37,7 +37,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -128,8 +128,8 @@ Which = Int[Tensor, " part"] | None
 Net = nets.ActorCritic
 
 
-def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
-    """The networks of the authors' code: three ReLU layers of 256 each.
+def make_net(spec: EnvSpec, config: Any) -> tuple[nn.Module, nn.Module]:
+    """The networks of the authors' code: three ReLU layers of 256 each. config: `Config`, or WSRL's.
 
     actor(obs [B, O]) -> (mean, log_std) [B, A] before the tanh. critic(obs, action) -> qs [E, B].
     """

@@ -69,6 +69,7 @@ from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs
 from deeprl.data.offline import DatasetConfig, Facts, OfflineData, no_facts
 from deeprl.errors import DeeprlError
 from deeprl.nets import functional_call, sample_tanh_normal
+from deeprl.offline import cql
 from deeprl.online.sac import alpha_loss
 from deeprl.replay.samplers import joined, mixed
 from deeprl.run import learning, own_losses, pretrained
@@ -76,17 +77,10 @@ from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, build_networks, output_shape
 
 TANH_NORMAL = ("cql", "edac")  # algorithms whose policies are tanh-Gaussian
-_OF_SAC: tuple[str, ...] = (
-    "actor_lr",
-    "critic_lr",
-    "alpha_lr",
-    "discount",
-    "tau",
-    "target_entropy",
-    "policy_delay",
-    "policy_batches",
+_OF_SAC = (  # settings that `own` losses do not look at
+    *("actor_lr", "critic_lr", "alpha_lr", "discount", "tau", "target_entropy", "policy_delay", "policy_batches"),
+    *("policy_value", "target_critics", "drawn_twice", "backup_entropy", "new_critics", "init_std", "init_alpha"),
 )
-_OF_SAC += ("policy_value", "target_critics", "drawn_twice", "backup_entropy", "new_critics", "init_std", "init_alpha")
 SOURCES = ("bc", "cql", "edac", "iql", "rebrac", "riql", "td3_bc")
 
 
@@ -195,10 +189,7 @@ class Net(NamedTuple):
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module]:
     """The networks of the authors' code: two ReLU layers of 256 each, normalised before the activation."""
-    sizes, start, (low, high) = (spec.obs_dim, spec.action_dim), config.start, config.log_std_range
-    of_actor, of_critic = (nets.normed(on) for on in (config.actor_layer_norm, config.critic_layer_norm))
-    actor = nets.TanhGaussianActor(*sizes, config.actor_hidden, "clamp", (low, high), start, of_actor)
-    return actor, nets.CriticEnsemble(*sizes, config.critic_hidden, config.critics, start, of_critic)
+    return cql.make_net(spec, config)
 
 
 def build_net(spec: EnvSpec, config: Config, custom: MakeNet | None = None, device: str = "cpu") -> Any:
@@ -261,21 +252,7 @@ def init(net: Any, config: Config, key: rng.Key, before: Any = None, facts: Fact
     hparams = config.hparams(target_entropy=-config.auto_entropy * net.spec.action_dim)
     log_alpha = torch.tensor(math.log(own["init_alpha"]))
     new = learning.new_state(State, net, key, hparams, log_alpha=log_alpha, facts=facts or no_facts(net.spec))
-    return new if before is None else taken_over(new, before, own["init_std"], config.new_critics)
-
-
-def taken_over(new: State, before: Any, init_std: float, new_critics: bool) -> State:
-    """A new agent with all that the one before has to give: see the head of this file."""
-    actor = {name: before.actor.get(name, torch.full_like(p, math.log(init_std))) for name, p in new.actor.items()}
-    found: dict[str, Any] = {"actor": actor, "facts": before.facts}
-    if before.actor.keys() == new.actor.keys() and hasattr(before, "log_alpha"):
-        found |= {"actor_moments": before.actor_moments, "log_alpha": before.log_alpha}
-        (name,), old = new.alpha_moments.m, before.alpha_moments
-        m, v = ({name: next(iter(moment.values()))} for moment in (old.m, old.v))
-        found["alpha_moments"] = Moments(m, v, old.beta1_power, old.beta2_power)
-    if not new_critics:
-        found |= {name: getattr(before, name) for name in ("critic", "target_critic", "critic_moments")}
-    return new._replace(**found, fixed={name: held for name, held in before.fixed.items() if name in new.fixed})
+    return new if before is None else pretrained.taken_over(new, before, own["init_std"], config.new_critics)
 
 
 def act(

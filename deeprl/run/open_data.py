@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deeprl.core.spec import EnvSpec
 from deeprl.data.datasets import Dataset, load_dataset, peek
 from deeprl.data.offline import DatasetConfig, OfflineData, best_episodes
 from deeprl.data.source import find_again
@@ -59,15 +60,21 @@ def _read(
 
 def _kind(dataset: Dataset) -> dict[str, Any]:
     """What datasets of one population must have in common, by what it is called in messages."""
-    spec = dataset.spec
     return {
         "environment": dataset.env or "not named",
         "its arguments": dataset.env_kwargs,
         "its wrappers": dataset.wrappers or "none",
+        **spaces_of(dataset.spec),
+        "score range": dataset.spec.score_range or "none",
+    }
+
+
+def spaces_of(spec: EnvSpec) -> dict[str, Any]:
+    """What agents of vectors and continuous actions must find alike, by what it is called in messages."""
+    return {
         "numbers of an observation": spec.obs_dim,
         "numbers of an action": spec.action_dim,
         "lower bounds of actions": spec.action_low,
         "upper bounds of actions": spec.action_high,
         "steps of an action": spec.action_repeat,
-        "score range": spec.score_range or "none",
     }

@@ -1,12 +1,10 @@
 """The algorithm that a run began from goes on with its own losses: what WSRL is compared with (`wsrl --loss own`).
 
-Its networks, state and settings are taken over as they are. What a schedule offline would do, a decay of the learning
-rate or first steps of cloning, is over.
+Its networks, state and settings are taken over as they are (`pretrained.source_module`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -19,21 +17,14 @@ from deeprl.core.population import member as take_member
 from deeprl.core.spec import Actions, Batch, Carry, First, Obs
 from deeprl.run.pretrained import source_module
 
-_OVER = {"actor_lr_decay": False, "bc_steps": 0}  # settings of schedules that have ended
 _DELAYED = {"td3_bc": -1, "rebrac": 0}  # in which of `policy_delay` updates the policy takes part
 Update = Callable[[Any, Batch, rng.Key, Tensor | None], tuple[Any, dict[str, Tensor], tuple[()]]]
 
 
-def settings_of(config: Any) -> Any:
-    """The settings of the algorithm of `config.source`, as it goes on."""
-    settings = source_module(config)[1]
-    over = {name: value for name, value in _OVER.items() if hasattr(settings, name)}
-    return dataclasses.replace(settings, **over)
-
-
 def own_init(net: Any, config: Any, key: rng.Key, before: Any = None) -> Any:
     """The state of an agent: `before`, or where that is restored later a new one like it."""
-    return source_module(config)[0].init(net, settings_of(config), key) if before is None else before
+    module, settings = source_module(config)
+    return module.init(net, settings, key) if before is None else before
 
 
 def deterministic(config: Any) -> bool:
@@ -46,8 +37,8 @@ def own_act(
     net: Any, config: Any, state: Any, carry: Carry, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Carry]:
     """Actions in [-1, 1], with Gaussian noise of `config.exploration_noise` on those of a deterministic policy."""
-    own = source_module(config)[0].act
-    action, carry = own(net, settings_of(config), state, carry, obs, is_first, key, explore=explore)
+    module, settings = source_module(config)
+    action, carry = module.act(net, settings, state, carry, obs, is_first, key, explore=explore)
     if explore and deterministic(config):
         noise = rng.normal(rng.fold_in(key, 1), action.shape, action.dtype)
         action = (action + config.exploration_noise * noise).clamp(-1.0, 1.0)
@@ -60,7 +51,7 @@ def updates(net: Any, config: Any) -> Sequence[Update]:
     Update number i is that of place i modulo their number. returns: G of the rows, for Cal-QL. The weight of imitation
     or conservatism falls from 1 to `config.penalty_end` in a line.
     """
-    module, algorithm, settings = source_module(config)[0], config.source["algorithm"], settings_of(config)
+    (module, settings), algorithm = source_module(config), config.source["algorithm"]
     total = max(config.updates() // len(config.seeds), 1)
 
     def own(state: Any, batch: Batch, key: rng.Key, returns: Tensor | None, **choice: bool) -> Any:

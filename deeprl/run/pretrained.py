@@ -7,24 +7,31 @@ run that begins from it, and what it has recorded into `pretraining.csv`, so tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
+
 from deeprl.config import RunConfig, build
 from deeprl.config.runs import identity_of, per_agent_fields
+from deeprl.core.optim import Moments
 from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
 from deeprl.run.directory import COMPLETE, evaluated_in, read_about, read_status
 from deeprl.run.logger import read_column
+from deeprl.run.open_data import spaces_of
 from deeprl.run.own_networks import MakeNet
 from deeprl.run.trained import algorithm_module, load_population, stored_config
 
 C = TypeVar("C", bound=RunConfig)
+_OVER = {"actor_lr_decay": False, "bc_steps": 0}  # settings of schedules, after their end
 
 
 def run_and_step(name: str) -> tuple[Path, int | None]:
@@ -83,9 +90,17 @@ def _source(name: str, algorithms: Sequence[str]) -> dict[str, Any]:
 
 
 def source_module(config: Any) -> tuple[ModuleType, Any]:
-    """The algorithm of the run that this one began from, and its settings, as far as they are kept."""
-    module = algorithm_module(config.source["algorithm"])
-    return module, build(module.Config, config.source["config"])
+    """The algorithm of the run that this one began from, and its settings, as far as they are kept.
+
+    What a schedule offline would do, a decay of the learning rate or first steps of cloning, is over.
+    """
+    return _built(config.source["algorithm"], json.dumps(config.source["config"], sort_keys=True))
+
+
+@functools.lru_cache(maxsize=16)  # asked for at every step of the environments, where acting is not compiled
+def _built(algorithm: str, settings: str) -> tuple[ModuleType, Any]:
+    module, known = algorithm_module(algorithm), json.loads(settings)
+    return module, build(module.Config, known | {name: value for name, value in _OVER.items() if name in known})
 
 
 def source_net(spec: EnvSpec, config: Any, custom: MakeNet | None, device: str) -> Any:
@@ -93,16 +108,10 @@ def source_net(spec: EnvSpec, config: Any, custom: MakeNet | None, device: str) 
 
     custom: own networks of that run that have no name.
     """
-    before = EnvSpec.from_json(config.source["spec"])
-    for what, mine, theirs in (
-        ("numbers of an observation", spec.obs_shape, before.obs_shape),
-        ("numbers of an action", spec.action_dim, before.action_dim),
-        ("lower bounds of actions", spec.action_low, before.action_low),
-        ("upper bounds of actions", spec.action_high, before.action_high),
-        ("steps of an action", spec.action_repeat, before.action_repeat),
-    ):
-        if mine != theirs:
-            raise DeeprlError(f"init: {what} of {config.env}: {mine}; the run that it begins from has {theirs}")
+    before = spaces_of(EnvSpec.from_json(config.source["spec"]))
+    for what, mine in spaces_of(spec).items():
+        if mine != before[what]:
+            raise DeeprlError(f"init: {what} of {config.env}: {mine}; the run that it begins from has {before[what]}")
     module, settings = source_module(config)
     return module.build_net(spec, settings, custom, device)
 
@@ -137,6 +146,23 @@ def _agent_for(seed: int, members: Sequence[dict[str, Any]], directory: Path) ->
         there = ", ".join(f"{m['seed']}" for m in members)
         raise DeeprlError(f"init: {len(agents)} agents of {directory} have seed {seed}; there are seeds {there}")
     return agents[0]
+
+
+def taken_over(new: Any, before: Any, init_std: float, new_critics: bool) -> Any:
+    """A new agent of WSRL with all that the one before has to give: see the head of `offline/wsrl.py`.
+
+    new, before: `State` of each. init_std: sigma of a policy that had none.
+    """
+    actor = {name: before.actor.get(name, torch.full_like(p, math.log(init_std))) for name, p in new.actor.items()}
+    found: dict[str, Any] = {"actor": actor, "facts": before.facts}
+    if before.actor.keys() == new.actor.keys() and hasattr(before, "log_alpha"):
+        found |= {"actor_moments": before.actor_moments, "log_alpha": before.log_alpha}
+        (name,), old = new.alpha_moments.m, before.alpha_moments
+        m, v = ({name: next(iter(moment.values()))} for moment in (old.m, old.v))
+        found["alpha_moments"] = Moments(m, v, old.beta1_power, old.beta2_power)
+    if not new_critics:
+        found |= {name: getattr(before, name) for name in ("critic", "target_critic", "critic_moments")}
+    return new._replace(**found, fixed={name: held for name, held in before.fixed.items() if name in new.fixed})
 
 
 def records(config: Any) -> list[dict[str, Any]]:
