@@ -46,12 +46,12 @@ class Options:
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Which, in this order."""
     seeds: str = "0-3"
-    offline_steps: int = 20_000
+    offline_steps: int = 10_000
     steps: int = 20_000
     """Online steps of each agent."""
     warm_up: int = 3_000
     """Steps of the pre-trained policy before the first update (5,000 of 500,000 in the paper)."""
-    precision: str = "fast"
+    precision: str = "bf16"
     runs: Path = Path("runs/finetune")
     csv: Path = Path("benchmarks/results/finetune.csv")
     table: Path | None = None
@@ -62,6 +62,7 @@ def train(options: Options) -> None:
     """Pre-training, then the variants; rows after each."""
     place = options.runs / Path(options.dataset).stem
     usual: dict[str, Any] = {"seeds": options.seeds, "precision": options.precision, "compile": "on", "log_every": 250}
+    usual["threads"] = 1
     before = place / "before"
     offline = {"steps": options.offline_steps, "eval_every": options.offline_steps // 5, "eval_episodes": 10}
     run = deeprl.train(
@@ -69,7 +70,8 @@ def train(options: Options) -> None:
     )
     env = deeprl.load(before, member=0).spec
     print(f"pre-trained for {run.step:,} steps in {env.obs_dim} dimensions")
-    online = {"steps": options.steps, "eval_every": 1_000, "eval_episodes": 5, "learning_starts": options.warm_up}
+    online = {"steps": options.steps, "eval_every": 1_000, "eval_episodes": 5, "snapshot_every": 1_000}
+    online["learning_starts"] = options.warm_up
     for name in options.variants:
         algorithm = "rlpd" if name == "rlpd" else "wsrl"
         begin = {} if name in ("rlpd", "scratch") else {"init": str(before)}
