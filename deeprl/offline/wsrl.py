@@ -27,7 +27,9 @@ draws half of each batch from the dataset that the agent was trained on, `--lear
 `--loss own` lets the algorithm of that run go on with its own losses (`run.own_losses`), no `init` learns from scratch;
 `rlpd` is this loop with the settings of RLPD.
 
-Differences from the authors' code (zhouzypaul/wsrl, JAX):
+Differences from the authors' code (zhouzypaul/wsrl, JAX), measured by `benchmarks/authors_wsrl.py`:
+- Their critics share one last layer, and their Adam makes a step of gradient zero for the networks whose loss is left
+  out: each gradient of the policy moves it in five steps, so that it goes about twice as far as `actor_lr` says.
 - Their temperature is softplus of what is learned, here exp; its loss has the entropy at the next observations of the
   policy before the step, here that of the actor loss. The alpha of a run of CQL is taken over as it is.
 - Their critic loss is the mean over the critics, here the sum: Adam makes next to nothing of it.
