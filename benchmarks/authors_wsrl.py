@@ -134,7 +134,8 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
 
     def with_shared(spec: EnvSpec, config: Any) -> Any:
         actor, critic = wsrl.make_net(spec, config)
-        critic.layers[-1] = last = Shared(config.critic_hidden[-1], 1)
+        layers: Any = critic.layers
+        layers[-1] = last = Shared(config.critic_hidden[-1], 1)
         last.weight, last.bias = nn.Parameter(last.weight.T[None].clone()), nn.Parameter(last.bias[None].clone())
         return actor, critic
 
@@ -162,8 +163,8 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
             noise = mock.patch.object(rng, "normal", return_value=torch.tensor(found[f"noise|{i} {j}"]))
             with noise, mock.patch.object(nets, "drawn_critics", return_value=drawn):
                 if j < UTD:
-                    part = Batch(*(x[j * BATCH : (j + 1) * BATCH] for x in batch))
-                    new, found_now, _ = wsrl.update(net, config, state, part, key)
+                    rows = Batch(*(x[j * BATCH : (j + 1) * BATCH] for x in batch))
+                    new, found_now, _ = wsrl.update(net, config, state, rows, key)
                 else:
                     if as_theirs:
                         state = state._replace(log_alpha=torch.tensor(found[f"temperature|{i}"]).log())
