@@ -113,10 +113,29 @@ def renamed(found: Arrays) -> Arrays:
     return result
 
 
+def with_shared_layer(spec: Any, config: Any) -> Any:
+    """Networks as ours, but the critics share their last layer."""
+    import torch
+    from torch import nn
+
+    from deeprl.offline import wsrl
+
+    class Shared(nn.Linear):
+        """The last layer of all critics. weight: [1, in, 1], bias: [1, 1]."""
+
+        def forward(self, x: torch.Tensor, *part: Any) -> torch.Tensor:
+            return x @ self.weight + self.bias
+
+    actor, critic = wsrl.make_net(spec, config)
+    layers: Any = critic.layers
+    layers[-1] = last = Shared(config.critic_hidden[-1], 1)
+    last.weight, last.bias = nn.Parameter(last.weight.T[None].clone()), nn.Parameter(last.bias[None].clone())
+    return actor, critic
+
+
 def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     """Our side, in PyTorch: the same numbers. found: `renamed` ones of `theirs`."""
     import torch
-    from torch import nn
 
     from deeprl import nets
     from deeprl.core import rng
@@ -125,22 +144,8 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
     from deeprl.offline import wsrl
 
     config, as_theirs = wsrl.Config(env="given"), suite != "wsrl"
-
-    class Shared(nn.Linear):
-        """The last layer of all critics. weight: [1, in, 1], bias: [1, 1]."""
-
-        def forward(self, x: torch.Tensor, *part: Any) -> torch.Tensor:
-            return x @ self.weight + self.bias
-
-    def with_shared(spec: EnvSpec, config: Any) -> Any:
-        actor, critic = wsrl.make_net(spec, config)
-        layers: Any = critic.layers
-        layers[-1] = last = Shared(config.critic_hidden[-1], 1)
-        last.weight, last.bias = nn.Parameter(last.weight.T[None].clone()), nn.Parameter(last.bias[None].clone())
-        return actor, critic
-
     spec = EnvSpec((OBS,), ACTIONS, (-1.0,) * ACTIONS, (1.0,) * ACTIONS)
-    net = wsrl.build_net(spec, config, with_shared if as_theirs else None)
+    net = wsrl.build_net(spec, config, with_shared_layer if as_theirs else None)
     state, key = wsrl.init(net, config, rng.key(0, "init")), rng.key(0, "update")
     for part in (*PARTS, "target_critic"):
         params = getattr(state, part)
