@@ -102,10 +102,12 @@ def picture(
     published: Published,
     unit: str,
     q: Published | None = None,
+    values: str = "Q-value in training",
 ) -> tuple[bytes, list[str]]:
     """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn.
 
-    q: curves of Q-values by name, for a second panel, where some of ours begin with offline steps, which are negative.
+    q: curves of Q-values by name, for a second panel, where some of ours begin with offline steps, which are negative;
+    values: what they are.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -124,7 +126,7 @@ def picture(
     for name, curves in below.items():
         _draw_ours(panels[1], name, curves, order, named=name not in drawn)
     panels[0].set_title(_plain(env), fontweight="bold")
-    for axes, what in zip(panels, ("Evaluation return", "Q-value in training"), strict=False):
+    for axes, what in zip(panels, ("Evaluation return", values), strict=False):
         _style(axes, what)
         if q is not None:
             _mark_switch(axes)
