@@ -48,7 +48,7 @@ def values(run: Path, step: int | None, obs: torch.Tensor, action: torch.Tensor)
     for i, about in enumerate(population.members):
         state = member(population.state, i)
         seen, critic = state.facts.see(obs), nets.bound(population.net, state.fixed).critic
-        own, _ = act(state, (), obs, fresh, rng.key(0, "act"))
+        own, _ = act(state, (), obs, fresh, rng.key(0, "eval"))
         q, q_policy = (nets.functional_call(critic, state.critic, (seen, a)) for a in (action, own))
         numbers = q.mean().item(), q_policy.mean().item(), q.std(0).mean().item()
         found.append({"seed": about["seed"]} | dict(zip(VALUES, numbers, strict=True)))

@@ -88,6 +88,12 @@ ALGORITHMS = {
         "Lee et al. 2025, arXiv 2502.15280",
         "continuous actions (Box), vector observations",
     ),
+    "srl": Algorithm(
+        "deeprl.online.srl",
+        "Sequence RL: plans of several actions from one observation, with a learned model",
+        "Patel & Siegelmann 2025, arXiv 2410.08979",
+        "continuous actions (Box), vector observations",
+    ),
     "td3": Algorithm(
         "deeprl.online.td3",
         "Twin Delayed Deep Deterministic policy gradient",

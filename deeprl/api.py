@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from deeprl.config import RunConfig, build
+from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.footprint import Needs, rehearse
 from deeprl.core.population import member as take_member
@@ -103,12 +104,17 @@ class Policy:
     Any number of threads may call one policy, or several of one run, at the same time, and take its modules. A policy
     that keeps some randomness draws anew in each call, by the number of the call: which thread gets which number is not
     determined.
+
+    A policy that remembers (`has_memory`) takes each call for the next step of the same episodes: call `reset` as new
+    ones begin. Each thread has a memory of its own.
     """
 
     def __init__(self, population: Population, member: int):
         about = population.members[member]
         self.seed, self.settings, self.spec = about["seed"], about["settings"], population.spec
         self._net, self._config, self._act = population.net, population.config, population.act()
+        self._begin, self._plan = population.begin, getattr(population.module, "plan", None)
+        self._own = threading.local()
         self._state = take_member(population.state, member)
         self._device = self._state.step.device
         self._draws = itertools.count(1)
@@ -132,6 +138,41 @@ class Policy:
             found["obs_norm"] = FixedNorm(facts.obs_mean, facts.obs_std)
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._own = threading.local()
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether actions depend on what was seen and done before in the episode."""
+        return memory.width(self._begin(1)) > 0
+
+    def reset(self) -> None:
+        """The next call begins new episodes, of any number; without a memory there is nothing to do."""
+        self._own.carry = None
+
+    @torch_defaults()
+    @torch.no_grad()
+    def plan(self, obs: Any, length: int | None = None) -> np.ndarray:
+        """The actions [L, A] that the agent would carry out from an observation [*O] with which an episode begins.
+
+        For a batch [B, *O] [B, L, A]. length: L, by default that of its training. Leaves its memory as it is. Raises
+        DeeprlError for an agent of an algorithm that does not plan, and for a length below 1.
+        """
+        if self._plan is None:
+            raise DeeprlError("plan: agents of this algorithm decide anew at each step")
+        length = self._config.sequence_length if length is None else length
+        if length < 1:
+            raise DeeprlError(f"length: must be positive, not {length}")
+        rows, alone = self._rows(np.asarray(obs))
+        previous = torch.zeros(len(rows), self.spec.action_dim, device=self._device)
+        found = self._plan(self._net, self._config, self._state, rows, previous, length)
+        plans = to_env_action(self.spec, found.cpu().numpy())
+        return plans[0] if alone else plans
+
     def __call__(self, obs: Any) -> np.ndarray | np.int64:
         given = np.asarray(obs)
         few = not self.spec.image and given.size <= _FEW * self.spec.obs_dim
@@ -141,18 +182,28 @@ class Policy:
     @torch_defaults()
     @torch.no_grad()
     def _answer(self, given: np.ndarray) -> np.ndarray | np.int64:
+        rows, alone = self._rows(given)
+        key = rng.key(self.seed, "eval", device=self._device)
+        key[3] = next(self._draws)  # one step of the interpreter: no two threads get the same
+        carry = getattr(self._own, "carry", None)
+        is_first = torch.full((len(rows),), carry is None, device=self._device)
+        if carry is None:
+            carry = memory.fresh(self._begin, len(rows), self._device)
+        elif (before := memory.width(carry, len(rows))) != len(rows):
+            raise ValueError(f"obs has {len(rows)} rows, and the call before had {before}: reset() begins new episodes")
+        found, self._own.carry = self._act(self._state, carry, rows, is_first, key)
+        action = to_env_action(self.spec, found.cpu().numpy())
+        return action[0] if alone else action
+
+    def _rows(self, given: np.ndarray) -> tuple[torch.Tensor, bool]:
+        """Observations [B, *O] of one, which stands alone, or of several."""
         if self.spec.image and not np.can_cast(given.dtype, self.spec.obs_dtype):
             raise ValueError(f"obs is {given.dtype}; expected {self.spec.obs_dtype}, as the environment gives it")
         values = given.astype(self.spec.obs_dtype)
         shape = self.spec.obs_shape
         if values.shape != shape and values.shape[1:] != shape:
             raise ValueError(f"obs has shape {values.shape}; expected {shape} or a batch of them")
-        rows = torch.as_tensor(values.reshape(-1, *shape), device=self._device)
-        is_first = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        key = rng.key(self.seed, "eval", device=self._device)
-        key[3] = next(self._draws)  # one step of the interpreter: no two threads get the same
-        action = to_env_action(self.spec, self._act(self._state, (), rows, is_first, key)[0].cpu().numpy())
-        return action[0] if values.shape == shape else action
+        return torch.as_tensor(values.reshape(-1, *shape), device=self._device), values.shape == shape
 
 
 def _text(settings: Mapping[str, Any]) -> str:

@@ -80,6 +80,7 @@ def assert_recorded_is_played(run_dir: Path | str, make: Callable[[], gym.Env]) 
         for start in env_seeds(row["seed"], "eval", 2, final):
             env = make()
             obs, _ = env.reset(seed=start)
+            policy.reset()
             total, over = 0.0, False
             while not over:
                 obs, reward, terminated, truncated, _ = env.step(policy(obs))
@@ -98,6 +99,7 @@ SMALL_ALGORITHMS: dict[str, dict[str, Any]] = {
     "td3": {"env": "Pendulum-v1", "hidden": [8], "normalize_obs": True},
     "simba": {"env": "Pendulum-v1", **SMALL_SIMBA},
     "simba_v2": {"env": "Pendulum-v1", "bins": 11, **SMALL_SIMBA},
+    "srl": {"env": "Pendulum-v1", "hidden": [8], "units": 8, "critic_hidden": [8], "model_hidden": [8]},
     "bc": {"actor": "gaussian", "hidden": [8]},
     "iql": {"hidden": [8]},
     "cql": {"actor_hidden": [8], "critic_hidden": [8], "bc_steps": 0},

@@ -41,6 +41,7 @@ ALGORITHMS = {"online", "offline", "world_models"}
 FAMILIES = {
     ("deeprl.online.simba", "deeprl.online.sac"),
     ("deeprl.online.simba_v2", "deeprl.online.sac"),
+    ("deeprl.online.srl", "deeprl.online.sac"),
     ("deeprl.offline.rlpd", "deeprl.offline.wsrl"),
     ("deeprl.offline.td3_bc", "deeprl.online.td3"),
     ("deeprl.offline.wsrl", "deeprl.offline.cql"),
@@ -56,7 +57,7 @@ ONE_MEANING = {
         "parts that an algorithm's file has (`run/learning.py`, `api.train`): run and commands name them so",
     ),
     **dict.fromkeys(
-        ("actor_loss", "critic_loss", "alpha_loss", "critic_target", "update_actor"),
+        ("actor_loss", "critic_loss", "alpha_loss", "critic_target", "update_actor", "update_critic"),
         "one part of an update each, which differs from algorithm to algorithm and stands in its file",
     ),
     "run": "a command: its options to an exit status; `commands/main.py` calls that of the module of its name",

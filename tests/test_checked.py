@@ -75,7 +75,7 @@ def test_evaluation_of_reused_arrays_counts_its_own_returns() -> None:
 
 def test_recorded_reused_arrays_are_what_each_step_gave() -> None:
     recorder = Recorder(REUSED, 2)
-    source = Source("half", lambda obs, noise: np.full((len(obs), 1), 0.5))
+    source = Source("half", lambda obs, noise, _: np.full((len(obs), 1), 0.5))
     first, second = recorder.episodes(source, 10, (0,))
     assert first.obs.ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert first.reward.tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -126,7 +126,7 @@ def test_actions_of_doubles_are_inside_in_training_evaluation_policies_and_datas
     policy = deeprl.load(run.directory)
     assert box.contains(policy(np.zeros(1, np.float32)))
     recorder = Recorder(EnvFactory("odd_envs:Doubles-v0", {}, ()), 2)
-    for source in (uniform_source(recorder.spec), Source("far", lambda obs, noise: np.full((len(obs), 1), 2.0))):
+    for source in (uniform_source(recorder.spec), Source("far", lambda obs, noise, _: np.full((len(obs), 1), 2.0))):
         actions = np.concatenate([episode.action for episode in recorder.episodes(source, 20, (0,))])
         assert actions.dtype == np.float64
         assert all(box.contains(action) for action in actions)

@@ -58,10 +58,10 @@ for _name, _class in (("CollectWalk-v0", Walk), ("CollectBroken-v0", Broken)):
 
 
 def steady(action: float) -> Source:
-    return Source(f"steady:{action:g}", lambda obs, noise: np.full((len(obs), 1), action))
+    return Source(f"steady:{action:g}", lambda obs, noise, _: np.full((len(obs), 1), action))
 
 
-def noisy(obs: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+def noisy(obs: np.ndarray, noise: np.random.Generator, _: object) -> np.ndarray:
     return noise.normal(-0.5, 2.0, (len(obs), 1))
 
 
@@ -145,7 +145,7 @@ def test_episodes_do_not_depend_on_how_many_are_played_together() -> None:
     found = []
     for width in (1, 3, 10):
         recorder = Recorder(lambda: gym.make("CollectWalk-v0"), width)
-        found.append(list(recorder.episodes(Source("up", lambda obs, noise: 0.5 + 0.2 * obs[:, :1]), 60, (3,))))
+        found.append(list(recorder.episodes(Source("up", lambda obs, noise, _: 0.5 + 0.2 * obs[:, :1]), 60, (3,))))
         assert len({len(e.reward) for e in found[-1]}) > 1
         recorder.close()
     for other in found[1:]:

@@ -172,9 +172,9 @@ def test_greedy_policy_hands_the_carry_on():
         count = count + 1
         return obs * 0 + count, (count,)
 
-    policy = greedy_policy(act, {"w": torch.zeros(2)}, carry=(torch.zeros(2),))
-    obs, first = np.zeros((2, 3, 1), np.float32), np.ones((2, 3), bool)
-    assert [float(policy(obs, first, KEYS)[1, 2, 0]) for _ in range(3)] == [1.0, 2.0, 3.0]
+    policy = greedy_policy(act, {"w": torch.zeros(2)}, begin=lambda n: (torch.zeros(n, 1),))
+    obs, first = np.zeros((2, 3, 1), np.float32), [np.full((2, 3), t in (0, 3)) for t in range(5)]
+    assert [float(policy(obs, is_first, KEYS)[1, 2, 0]) for is_first in first] == [1.0, 2.0, 3.0, 1.0, 2.0]
 
 
 TINY = {

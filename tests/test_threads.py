@@ -217,7 +217,7 @@ def test_each_thread_has_a_carry_of_its_own() -> None:
         (steps,) = carry
         return steps[None] + 0.0 * obs, (steps + 1.0,)
 
-    policy = greedy_policy(act, {"w": torch.zeros(1)}, carry=(torch.zeros(1),))
+    policy = greedy_policy(act, {"w": torch.zeros(1)}, begin=lambda n: (torch.zeros(()),))
     seen = dict[int, list[float]]()
 
     def play(number: int) -> None:

@@ -55,7 +55,7 @@ def assess(
     make = evaluated_in(read_about(Path(run_dir)))
     evaluator = Evaluator(make, seeds, episodes)
     progress = Progress(f"evaluating in {make.env}", episodes * len(seeds))
-    policy = greedy_policy(population.act(), population.state)
+    policy = greedy_policy(population.act(), population.state, begin=population.begin)
     played = evaluator(policy, _COUNTER, lambda ended, step: progress.update(ended))
     progress.close()
     if evaluator.cut:

@@ -90,6 +90,7 @@ def _name(about: Mapping[str, Any], seed: int, member: int | None, step: int | N
 
 def _film(env: Any, policy: Policy, max_steps: int) -> Film:
     obs, _ = env.reset(seed=env_seeds(policy.seed, "eval", 1)[0])
+    policy.reset()
     frames, total, over = Frames(env_name(env)), 0.0, False
     frames.add(_drawn(env))
     progress = Progress("filming", max_steps)
@@ -98,6 +99,7 @@ def _film(env: Any, policy: Policy, max_steps: int) -> Film:
         total, over = total + float(reward), truncated or (terminated and info.get(GAME_OVER, True))
         if terminated and not over:  # a life was lost
             obs, _ = env.reset()
+            policy.reset()
         frames.add(_drawn(env))
         progress.update(len(frames))
     progress.close()

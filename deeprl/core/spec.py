@@ -19,11 +19,11 @@ Metrics = dict[str, Tensor]  # name -> 0-d tensor of one agent (or [S] for a pop
 Params = dict[str, Tensor]  # parameter name -> tensor, as `dict(module.named_parameters())`
 
 # What an agent acts on and how: observations of its N environments, where an episode has just begun, actions; what it
-# remembers from step to step (nothing: no algorithm has a memory so far).
+# remembers from step to step, a tree of tensors [N, ...], or () (`deeprl.core.carry`).
 Obs = Float[Tensor, "N O"]
 First = Bool[Tensor, " N"]
 Actions = Float[Tensor, "N A"]
-Carry = tuple[()]
+Carry = Any
 Scalar = Float[Tensor, ""]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 
 from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
+from deeprl.core.tree import tree_map
 from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError, nearest
 from deeprl.make_data.policies import FilePolicy, read_policies
-from deeprl.make_data.recorder import Source
+from deeprl.make_data.recorder import WIDTH, Seats, Source
 from deeprl.run import snapshots
 from deeprl.run.trained import Population, load_population
 
@@ -23,7 +23,7 @@ from deeprl.run.trained import Population, load_population
 def uniform_source(spec: EnvSpec) -> Source:
     """Uniformly random actions."""
     low, high = spec.action_bounds
-    return Source("random", lambda obs, noise: noise.uniform(low, high, (len(obs), len(low))))
+    return Source("random", lambda obs, noise, _: noise.uniform(low, high, (len(obs), len(low))))
 
 
 def file_sources(path: str, spec: EnvSpec, env: str, mean_action: bool) -> list[Source]:
@@ -32,7 +32,7 @@ def file_sources(path: str, spec: EnvSpec, env: str, mean_action: bool) -> list[
     policies[0].check(spec, env)
 
     def source(policy: FilePolicy) -> Source:
-        return Source(policy.name, lambda obs, noise: policy(obs, None if mean_action else noise))
+        return Source(policy.name, lambda obs, noise, _: policy(obs, None if mean_action else noise))
 
     return [source(policy) for policy in policies]
 
@@ -62,16 +62,17 @@ def _agents(
     run_dir: str, population: Population, members: Sequence[dict[str, Any]], mean_action: bool, moment: str = ""
 ) -> list[Source]:
     """Some agents of a population. moment: what their names end in."""
-    spec = population.spec
-    act = functools.partial(population.module.act, population.net, population.config, explore=not mean_action)
+    spec, act = population.spec, population.act(explore=not mean_action)
 
     def source(about: dict[str, Any]) -> Source:
-        state = take_member(population.state, about["member"])
+        state, carries = take_member(population.state, about["member"]), population.begin(WIDTH)
 
         @torch.no_grad()
-        def actor(obs: np.ndarray, noise: np.random.Generator) -> np.ndarray:
-            is_first = torch.zeros(len(obs), dtype=torch.bool)
-            action, _ = act(state, (), torch.from_numpy(obs), is_first, torch.from_numpy(noise.integers(2**32, size=4)))
+        def actor(obs: np.ndarray, noise: np.random.Generator, seats: Seats) -> np.ndarray:
+            key, rows = torch.from_numpy(noise.integers(2**32, size=4)), torch.from_numpy(seats.number)
+            carry = tree_map(lambda leaf: leaf[rows], carries)
+            action, after = act(state, carry, torch.from_numpy(obs), torch.from_numpy(seats.is_first), key)
+            tree_map(lambda leaf, new: leaf.index_copy_(0, rows, new), carries, after)
             return to_env_action(spec, action.numpy())
 
         shared = sum(m["seed"] == about["seed"] for m in population.members) > 1

@@ -18,10 +18,18 @@ from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
 from deeprl.make_data.writers import RecordedEpisode
 
-_WIDTH = 10  # environments stepped together
+WIDTH = 10  # environments stepped together
 
-# (obs float32 [B, O], a generator to draw noise from) -> actions [B, A] in the environment's units
-Actor = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+class Seats(NamedTuple):
+    """Which of the environments are acted in, [B], and in which of them an episode begins, [B] bool."""
+
+    number: np.ndarray
+    is_first: np.ndarray
+
+
+# (obs float32 [B, O], a generator to draw noise from, `Seats`) -> actions [B, A] in the environment's units
+Actor = Callable[[np.ndarray, np.random.Generator, Seats], np.ndarray]
 
 
 class Source(NamedTuple):
@@ -41,8 +49,8 @@ class Share(NamedTuple):
 class _Tape:
     """An episode while it is played."""
 
-    def __init__(self, env: gym.Env, seed: int):
-        self.env, self.seed = env, seed
+    def __init__(self, env: gym.Env, seed: int, seat: int):
+        self.env, self.seed, self.seat = env, seed, seat
         self.obs = [np.array(env.reset(seed=seed)[0], np.float32)]
         self.action: list[np.ndarray] = []
         self.reward: list[float] = []
@@ -74,7 +82,7 @@ class _Tape:
 class Recorder:
     """Environments of one kind that play episodes of a policy together, so that it acts on a batch."""
 
-    def __init__(self, make: MakeEnv, width: int = _WIDTH):
+    def __init__(self, make: MakeEnv, width: int = WIDTH):
         self.envs: list[gym.Env] = [Checked(make()) for _ in range(width)]
         self.spec = env_spec(self.envs[0])
 
@@ -93,10 +101,12 @@ class Recorder:
         while left > 0 and (tapes or at_most is None or begun < at_most):
             ahead = sum(map(len, tapes))
             while free and ahead < left and (at_most is None or begun < at_most):
-                tapes.append(_Tape(free.pop(0), int(starts.integers(2**31 - 1))))
+                env = free.pop(0)
+                tapes.append(_Tape(env, int(starts.integers(2**31 - 1)), self.envs.index(env)))
                 begun += 1
             playing = [tape for tape in tapes if not tape.over]
-            actions = source.act(np.stack([tape.obs[-1] for tape in playing]), noise)
+            seats = Seats(np.array([t.seat for t in playing]), np.array([len(t) == 0 for t in playing]))
+            actions = source.act(np.stack([tape.obs[-1] for tape in playing]), noise, seats)
             actions = np.clip(actions, low, high).astype(self.spec.action_dtype, copy=False)
             for tape, action in zip(playing, actions, strict=True):
                 tape.step(action)

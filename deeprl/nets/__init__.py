@@ -14,6 +14,7 @@ from deeprl.nets.agent import (
 )
 from deeprl.nets.cnn import MinAtarCNN, NatureCNN
 from deeprl.nets.ensemble import CriticEnsemble, EnsembleLayerNorm, EnsembleLinear, drawn_critics, first_q, some_qs
+from deeprl.nets.gru import Dynamics, GRUCell, SequenceActor
 from deeprl.nets.heads import (
     FreeStdActor,
     GaussianActor,
@@ -60,11 +61,13 @@ __all__ = [
     "MLP",
     "ActorCritic",
     "CriticEnsemble",
+    "Dynamics",
     "EnsembleLayerNorm",
     "EnsembleLinear",
     "Fixed",
     "FixedNorm",
     "FreeStdActor",
+    "GRUCell",
     "GaussianActor",
     "HyperLinear",
     "LayerNorm",
@@ -77,6 +80,7 @@ __all__ = [
     "ReturnScale",
     "RunningNorm",
     "Scaler",
+    "SequenceActor",
     "SimbaActor",
     "SimbaBlock",
     "SimbaCritic",

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -132,7 +132,7 @@ def act(
     return nets.act_tanh_normal(net.actor, state.actor, obs, key, explore), carry
 
 
-def critic_loss(critic: Params, net: Net, batch: Batch, td_target: Float[Tensor, " B"]) -> tuple[Scalar, Scalar]:
+def critic_loss(critic: Params, net: Any, batch: Batch, td_target: Float[Tensor, " B"]) -> tuple[Scalar, Scalar]:
     """Half the squared error to the target, summed over the critics (Eq. 5); and the mean of the first critic."""
     qs = functional_call(net.critic, critic, (batch.obs, batch.action)).to(td_target.dtype)
     return 0.5 * (qs - td_target).square().mean(-1).sum(), qs[0].mean()

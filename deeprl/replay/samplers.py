@@ -21,11 +21,13 @@ _BLOCK = 256  # priorities are summed in blocks of so many
 
 
 class Window(NamedTuple):
-    """How rows become transitions of a batch: `steps` n of an n-step return, `envs` N of one agent, frames stacked."""
+    """How rows become transitions of a batch: `steps` n of an n-step return, `envs` N of one agent, frames stacked;
+    `before`: steps that must be known from before the first one, if its episode has them."""
 
     steps: int = 1
     envs: int = 1
     frame_stack: int = 0
+    before: int = 0
 
 
 def sample(
@@ -142,6 +144,21 @@ def n_step(
     )
 
 
+def actions_from(data: Stored, row: Int[Tensor, " B"], window: Window) -> Float[Tensor, "B n A"]:
+    """The actions of the n steps that begin in these rows, up to the end of their episode; zeros beyond."""
+    rows = (row[:, None] + torch.arange(window.steps, device=row.device) * window.envs) % data.reward.shape[0]
+    counted = _before_first(data.terminated[rows] | data.truncated[rows])
+    return data.action[rows] * counted.unsqueeze(-1).to(data.action.dtype)
+
+
+def actions_before(data: Stored, extent: Extent, row: Int[Tensor, " B"], window: Window) -> Float[Tensor, "B A"]:
+    """What each episode had done just before these rows, drawn with `window.before`; zeros at its beginning."""
+    capacity = data.reward.shape[0]
+    before, age = (row - window.envs) % capacity, (row - extent.oldest) % capacity
+    same = (age >= window.envs) & ~(data.terminated[before] | data.truncated[before])
+    return torch.where(same.unsqueeze(-1), data.action[before], 0.0)
+
+
 class Priorities:
     """The priorities of a population's rows: values [S, P] float32 (P: the capacity, rounded up), largest [S].
 
@@ -177,6 +194,9 @@ class Priorities:
 def _ages(data: Stored | StoredFrames, extent: Extent, window: Window) -> tuple[Tensor | int, Tensor]:
     """The ages [first, end) of rows that may be drawn; 0 is the oldest."""
     first = data.skip if isinstance(data, StoredFrames) else 0
+    if window.before:  # a ring that is full has overwritten what was before its oldest rows
+        full = extent.size == data.reward.shape[0]
+        first = first + torch.where(full, window.before * window.envs, 0)
     return first, extent.size - (window.steps - 1) * window.envs
 
 

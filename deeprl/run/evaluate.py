@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.population import Execution, over_agents
 from deeprl.core.tree import tree_leaves
@@ -47,13 +48,18 @@ def names_time_limit(env: gym.Env) -> bool:
 
 
 def greedy_policy(
-    act: Callable[..., tuple[Tensor, Any]], state: Any, execution: Execution | None = None, carry: Any = ()
+    act: Callable[..., tuple[Tensor, Any]],
+    state: Any,
+    execution: Execution | None = None,
+    begin: memory.Begin = lambda n: (),
 ) -> PopulationPolicy:
     """A population's policy for evaluation, reading `state` as it is at each call.
 
     act(state, carry, obs, is_first, key) of one agent, without exploration. execution: that of the training run, of
-    which only the backend counts here. Runs eagerly, in f32: it is called with other shapes than in training, and a
-    graph for them costs more than it saves. Threads may call it at the same time: each begins with `carry`.
+    which only the backend counts here. begin: what an agent remembers as n episodes begin; it does so anew at a call
+    in which all rows are the first of an episode, and only there may the number of episodes change. Runs eagerly, in
+    f32: it is called with other shapes than in training, and a graph for them costs more than it saves. Threads may
+    call it at the same time: each has a memory of its own.
     """
     device = tree_leaves(state)[0].device
     lifted = over_agents(act, Execution(execution.backend if execution else "vmap", device=str(device)))
@@ -62,7 +68,9 @@ def greedy_policy(
 
     def policy(obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
         inputs = (torch.from_numpy(x).to(device) for x in (obs, is_first))
-        action, own.carry = lifted(state, getattr(own, "carry", carry), *inputs, keys.to(device))
+        if is_first.all() or not hasattr(own, "carry"):
+            own.carry = memory.fresh_of_all(begin, len(is_first), is_first.shape[1], device)
+        action, own.carry = lifted(state, own.carry, *inputs, keys.to(device))
         return action.cpu().numpy()
 
     return policy

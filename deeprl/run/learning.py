@@ -6,6 +6,7 @@ Nothing here asks which algorithm it is.
 
     build_net(spec, config, custom, device) -> Net      init(net, config, key) -> State       of one agent
     act(net, config, state, carry, obs, is_first, key, *, explore) -> (action, carry)
+    init_carry(net, config, n) -> carry       as n episodes begin, where agents remember (`core.carry`)
     observe(net, config, state, seen) -> (State, found, ())     after a step of the environments; found: see `freezing`
     update(net, config, state, batch, key) -> (State, metrics, aux)
 """
@@ -21,10 +22,12 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from deeprl import nets
+from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.optim import init_moments
 from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
 from deeprl.core.spec import Batch, EnvSpec, Metrics
+from deeprl.core.tree import TreeState
 from deeprl.data.offline import OfflineData
 from deeprl.replay import Stored, make_replay
 from deeprl.replay.returns import ReturnsToGo
@@ -98,10 +101,11 @@ def sampled(update: Callable[..., Any], net: Any, config: Any, **choice: Any) ->
 def new_state(kind: Any, net: Any, key: rng.Key, hparams: Mapping[str, float], **own: Any) -> Any:
     """The first `State` of an agent: its networks drawn from `key`, all that follows from them, and `own`.
 
-    By their names in `State`: actor, critic, value, those of the networks of `Net`; target_X, a copy of X; X_moments,
-    the optimizer's of X, or of log_X; obs_stats and return_stats, where normalisers begin; hparams, step, fixed.
+    By their names in `State`: actor, critic, value, model, those of the networks of `Net`; target_X, a copy of X;
+    X_moments, the optimizer's of X, or of log_X; obs_stats and return_stats, where normalisers begin; hparams, step,
+    fixed.
     """
-    names = [name for name in ("actor", "critic", "value") if name in kind._fields]
+    names = [name for name in ("actor", "critic", "value", "model") if name in kind._fields]
     networks, fixed = nets.init_networks(net, names, key)
     found = dict(zip(names, networks, strict=True)) | own
     for field in kind._fields:
@@ -151,10 +155,11 @@ class _Learning:
         members = [init(self.net, self.config.member(i), key, *more[i]) for i, key in enumerate(keys)]
         self.agents = new_agents(members, self.device)
 
-    def _evaluate_with(self, act: Callable[..., Any]) -> None:
+    def _evaluate_with(self, act: Callable[..., Any], init_carry: memory.InitCarry = memory.no_carry) -> None:
         """Set up evaluations, and do the one in which the session before was stopped."""
-        greedy = functools.partial(act, self.net, self.config, explore=False)
-        self._greedy = greedy_policy(greedy, self.agents.state, self.run.execution)
+        greedy = functools.partial(memory.remembering(act, init_carry), self.net, self.config, explore=False)
+        begin = functools.partial(init_carry, self.net, self.config)
+        self._greedy = greedy_policy(greedy, self.agents.state, self.run.execution, begin)
         self.run.evaluate(self._greedy)
 
     def lift(self, function: Callable[..., Any], shared: Sequence[int]) -> Lifted:
@@ -174,9 +179,10 @@ class OffPolicy(_Learning):
     """A population that acts in environments and learns from a replay of what it has done.
 
     Where the run was interrupted, all is as it was then. replay: `Replay`; priorities: of its rows, where they are
-    `prioritized`; observe: called after each step of the environments; starts(run, kept): what else `init` takes, for
-    each agent; keep: whether there are datasets to learn from too, which are `kept`; returns: keep the returns of
-    the replay's rows as well, of agents with `facts` and a discount (`ReturnsToGo`).
+    `prioritized`; observe: called after each step of the environments; init_carry: of agents that remember;
+    starts(run, kept): what else `init` takes, for each agent; keep: whether there are datasets to learn from too, which
+    are `kept`; returns: keep the returns of the replay's rows as well, of agents with `facts` and a discount
+    (`ReturnsToGo`).
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class OffPolicy(_Learning):
         init: Callable[..., Any],
         act: Callable[..., Any],
         observe: Callable[..., Any] | None = None,
+        init_carry: memory.InitCarry = memory.no_carry,
         prioritized: bool = False,
         starts: Callable[[Run, OfflineData | None], Sequence[tuple[Any, ...]]] | None = None,
         keep: bool = False,
@@ -205,17 +212,21 @@ class OffPolicy(_Learning):
             scaled = facts.reward_scale, facts.reward_shift, discount
             self.returns = ReturnsToGo(self.replay, *scaled, sparse=returns == "sparse")
             parts["returns"] = self.returns
+        begin = functools.partial(init_carry, self.net, config)
+        self._carry = TreeState(memory.fresh_of_all(begin, size, self.width, self.device))
+        parts |= {"carry": self._carry} if memory.width(self._carry.tree) else {}
         run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
         self.replay.cut(self.envs.is_first)
         if self.returns is not None:
             self.returns.cut(self.envs.is_first)
-        self._explore = over_agents(functools.partial(act, self.net, config, explore=True), run.execution)
+        acting = functools.partial(memory.remembering(act, init_carry), self.net, config, explore=True)
+        self._explore = over_agents(acting, run.execution)
         self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
         self._observe: Callable[..., Any] | None = None
         if observe is not None:
             observed = freezing(functools.partial(observe, self.net, config))
             self._observe = over_agents(observed, run.execution, donate=True)
-        self._evaluate_with(act)
+        self._evaluate_with(act, init_carry)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """What the agents see now: observations [S, N, *O], and whether they are the first of an episode [S, N]."""
@@ -224,7 +235,12 @@ class OffPolicy(_Learning):
     def act(self, random: bool) -> None:
         """One step of all environments, by the agents with exploration, or uniformly at random in [-1, 1]^A."""
         key = self.run.keys("explore", self.run.step)
-        self.step(self._uniform(key) if random else self._explore(self.agents.state, (), *self.seen(), key)[0])
+        if random:
+            action = self._uniform(key)
+            self._carry.tree = memory.with_action(self._carry.tree, action)
+        else:
+            action, self._carry.tree = self._explore(self.agents.state, self._carry.tree, *self.seen(), key)
+        self.step(action)
 
     def step(self, action: Tensor, reward_clip: float = 0.0) -> None:
         """One step of all environments, stored. action: [S, N, A] in [-1, 1], or [S, N] of discrete actions.
@@ -244,7 +260,7 @@ class OffPolicy(_Learning):
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
         """`sampled` for the population, for `learn`. What is compiled begins to be, acting first."""
-        self._explore.prepare(self.agents.state, (), *self.seen(), self.run.keys("explore", 0))
+        self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
         learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
         learner.prepare(self.agents, self.replay.data, self.replay.size, *self.keys(0))
         return learner

@@ -25,7 +25,8 @@ from deeprl.errors import DeeprlError, first_line
 from deeprl.nets.agent import drawing_from
 from deeprl.run.fingerprint import fingerprint
 
-_INPUTS = {"actor": 1, "critic": 2, "value": 1, "q": 1}  # networks of a `Net`: of (obs), or of (obs, action)
+# Networks of a `Net`: of (obs), or of (obs, action), where it does not say itself what they are tried with (`trial`).
+_INPUTS = {"actor": 1, "critic": 2, "value": 1, "q": 1, "model": 2}
 _HELD = {"q": ("params", "target", "moments")}  # names in `State`, where they are not such as actor, target_actor, ...
 
 
@@ -141,6 +142,14 @@ def _check_apart(modules: Sequence[nn.Module], names: Sequence[str]) -> None:
             raise DeeprlError(f"net: no parameter of the {name} is to be trained (requires_grad)")
 
 
+def require_shapes(net: Any, expected: Mapping[str, Any]) -> None:
+    """Raise DeeprlError unless these networks of a `Net` return such shapes for 3 observations and actions."""
+    inputs = torch.zeros(3, *net.spec.obs_shape), torch.zeros(3, net.spec.action_dim)
+    for name, shape in expected.items():
+        if (found := output_shape(getattr(net, name), *trial_inputs(net, name, *inputs))) != shape:
+            raise DeeprlError(f"net: the {name} must return {shape}, not {found}")
+
+
 def output_shape(module: nn.Module, *inputs: Any) -> Any:
     """The shape of what a module returns for these inputs; a list of shapes, or a type's name, if it is no tensor.
 
@@ -194,7 +203,7 @@ def try_out(net: Any, state: Any, execution: Execution) -> None:
     names = [name for name in _INPUTS if hasattr(net, name)]
     _check_start(net.remake, names)
     for name in names:
-        inputs = _trial_inputs(net.spec, execution.device)[: _INPUTS[name]]
+        inputs = trial_inputs(net, name, *_trial_inputs(net.spec, execution.device))
         params = getattr(state, "params" if name == "q" else name)
         _try(name, getattr(net, name), (params, state.fixed.get(name, {})), inputs, execution)
 
@@ -225,6 +234,11 @@ def _loose(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(child).items()
         if isinstance(value, Tensor | np.ndarray | float | int)
     }
+
+
+def trial_inputs(net: Any, name: str, obs: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+    """What a network of a `Net` takes, made of observations and actions."""
+    return net.trial(name, obs, action) if hasattr(net, "trial") else (obs, action)[: _INPUTS[name]]
 
 
 def _trial_inputs(spec: EnvSpec, device: str) -> tuple[Tensor, Tensor]:

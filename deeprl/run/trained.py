@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import deeprl
 from deeprl.config import RunConfig, build
+from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.objects import load_object
 from deeprl.core.population import resolve_device, stack
@@ -54,9 +55,19 @@ class Population(NamedTuple):
     step: int
     digests: dict[str, str]
 
-    def act(self) -> Callable[..., Any]:
-        """The action function of one agent, without exploration: (state, carry, obs, is_first, key)."""
-        return functools.partial(self.module.act, self.net, self.config, explore=False)
+    def act(self, explore: bool = False) -> Callable[..., Any]:
+        """The action function of one agent: (state, carry, obs, is_first, key)."""
+        acting = memory.remembering(self.module.act, self._init_carry)
+        return functools.partial(acting, self.net, self.config, explore=explore)
+
+    @property
+    def begin(self) -> memory.Begin:
+        """What one agent remembers as so many episodes begin."""
+        return functools.partial(self._init_carry, self.net, self.config)
+
+    @property
+    def _init_carry(self) -> memory.InitCarry:
+        return getattr(self.module, "init_carry", memory.no_carry)
 
 
 @torch_defaults()
