@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Text
 
 from deeprl.errors import DeeprlError
-from deeprl.reporting.curves import _plain, _short, read_published
+from deeprl.reporting.curves import _short, plain, read_published
 from deeprl.reporting.report import _file_name, write_report
 from deeprl.reporting.table import results
 
@@ -92,7 +92,7 @@ def test_names_are_drawn_as_they_are_not_as_formulas(name, tmp_path):
     published.write_text("algorithm,env,seed,step,return\n" + lines, encoding="utf-8")
     write_report(tmp_path / "runs", published=published)
     assert len(list((tmp_path / "runs" / "report").glob("curve_*.png"))) == 1
-    assert Text()._preprocess_math(_plain(name)) == (name, False)
+    assert Text()._preprocess_math(plain(name)) == (name, False)
 
 
 def test_summary_numbers_are_hand_computed(sweep):

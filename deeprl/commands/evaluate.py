@@ -5,29 +5,57 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from deeprl.core.process import torch_defaults
 from deeprl.data.scores import normalized_score
+from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
+from deeprl.reporting.frequency import PERIODS, ReturnRange, drawn_by_period, fas, return_range
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.progress import Progress, show
 from deeprl.run.targets import check_table
-from deeprl.run.trained import OwnNet, load_population
+from deeprl.run.trained import OwnNet, Population, load_population
 
 _COLUMNS = ("member", "seed", "episode", "return", "length")
+_PERIOD_COLUMNS = ("period", *_COLUMNS)
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
+_RANDOM = Period(1, 16)  # arXiv 2410.08979
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    if options.episodes < 1:
-        raise DeeprlError(f"--episodes: must be positive, not {options.episodes}")
-    assess(options.run_dir, options.episodes, options.csv, options.step)
+    asked = parse_periods(options.decision_periods) if options.decision_periods is not None else []
+    episodes = options.episodes if options.episodes is not None else (10 if asked else 100)
+    if episodes < 1:
+        raise DeeprlError(f"--episodes: must be positive, not {episodes}")
+    if asked:
+        measure = ReturnRange(*options.return_range) if options.return_range else None
+        assess_periods(options.run_dir, asked, episodes, options.csv, options.png, options.step, measure=measure)
+        return 0
+    for name in ("return_range", "png"):
+        if getattr(options, name) is not None:
+            raise DeeprlError(f"--{name.replace('_', '-')}: needs --decision-periods")
+    assess(options.run_dir, episodes, options.csv, options.step)
     return 0
+
+
+def parse_periods(text: str) -> list[Period]:
+    """Periods such as `1,4,8`, `fas`, `random` or `fas,random`, each once. Raises DeeprlError for anything else."""
+    found: list[Period] = []
+    for word in text.split(","):
+        if word not in ("fas", "random") and not (word.isdecimal() and int(word) > 0):
+            raise DeeprlError(f"--decision-periods: {word!r} is no number of steps, nor fas or random")
+        found += [Period(p, p) for p in PERIODS] if word == "fas" else []
+        found += [_RANDOM] if word == "random" else []
+        found += [Period(int(word), int(word))] if word.isdecimal() else []
+    return list(dict.fromkeys(found))
 
 
 @torch_defaults()
@@ -48,9 +76,7 @@ def assess(
     if table:
         check_table(table, _COLUMNS)
     population = load_population(run_dir, net, step=step)
-    path = Path(table).absolute() if table else None  # an environment may change the working directory
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = _place(table)
     seeds = [m["seed"] for m in population.members]
     make = evaluated_in(read_about(Path(run_dir)))
     evaluator = Evaluator(make, seeds, episodes)
@@ -70,8 +96,98 @@ def assess(
         text = f"{own.mean():,.2f} (standard error {error:,.2f}, {episodes} episodes{score})"
         print(f"seed {about['seed']}{settings}: {text}")
     if path:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            writer.writerows((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played)
+        _write(path, _COLUMNS, ((e.member, seeds[e.member], e.env, e.ret, e.length) for e in played))
     return returns
+
+
+class Played(NamedTuple):
+    """An episode at a decision period. The names are the columns of its table."""
+
+    period: Period
+    member: int
+    seed: int
+    episode: int
+    ret: float
+    length: int
+
+
+@torch_defaults()
+def assess_periods(
+    run_dir: str | Path,
+    periods: Sequence[Period],
+    episodes: int,
+    table: str | None = None,
+    png: str | None = None,
+    step: int | None = None,
+    net: OwnNet = None,
+    measure: ReturnRange | None = None,
+) -> dict[Period, np.ndarray]:
+    """Print returns at each decision period, and where all of `PERIODS` are among them each agent's FAS.
+
+    Returns those of all episodes by period, [S, episodes], which begin alike at each. table: a CSV file for every
+    episode (period, member, seed, episode, return, length; a period that is drawn as `1 to 16`). png: of returns by
+    period, default RUN_DIR/decision_periods.png. measure: the range of the score, default the published one.
+
+    Raises DeeprlError for agents with discrete actions, for an environment without a published range where one is
+    needed, and where `table` exists with other columns or belongs to the records of a run.
+    """
+    if table:
+        check_table(table, _PERIOD_COLUMNS)
+    about = read_about(Path(run_dir))
+    make = without_repeats(evaluated_in(about))
+    scored = set(PERIODS) <= {p.longest for p in periods if p.steady}
+    measure = return_range(make.env) if scored and measure is None else measure
+    population = load_population(run_dir, net, step=step)
+    drawn_to = Path(png or Path(run_dir) / "decision_periods.png").absolute()
+    path = _place(table)
+    played = play_periods(population, make, periods, episodes)
+    shape = len(population.members), episodes
+    found = {p: np.array([e.ret for e in played if e.period == p]).reshape(shape) for p in periods}
+    means = {p.longest: returns.mean(1).tolist() for p, returns in found.items() if p.steady}
+    print("decision period  mean return over agents, and of each")
+    for period, returns in found.items():
+        print(f"{period!s:>15}  {returns.mean():,.2f}:  {'  '.join(f'{r:,.2f}' for r in returns.mean(1))}")
+    if scored and measure is not None:
+        scores = np.array([fas({p: r[i] for p, r in means.items()}, measure) for i in range(shape[0])])
+        each = "  ".join(f"{score:.3f}" for score in scores)
+        print(f"FAS {scores.mean():.3f} (standard deviation {scores.std():.3f}):  {each}")
+    if path:
+        _write(path, _PERIOD_COLUMNS, played)
+    if means:
+        drawn_to.parent.mkdir(parents=True, exist_ok=True)
+        drawn_to.write_bytes(drawn_by_period(make.env, {about["algorithm"]: means}))
+        print(drawn_to)
+    return found
+
+
+def play_periods(population: Population, make: EnvFactory, periods: Sequence[Period], episodes: int) -> list[Played]:
+    """So many episodes of each agent at each decision period, which begin alike."""
+    seeds, found = [m["seed"] for m in population.members], list[Played]()
+    evaluator = Evaluator(make, seeds, episodes)
+    progress = Progress(f"evaluating in {make.env}", episodes * len(seeds) * len(periods))
+    for period in periods:
+        act, begin = at_period(population, period)
+        played = evaluator(greedy_policy(act, population.state, begin=begin), _COUNTER)
+        found += [Played(period, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
+        progress.update(len(found))
+    progress.close()
+    if evaluator.cut:
+        show(evaluator.cut)
+    evaluator.close()
+    return found
+
+
+def _place(table: str | None) -> Path | None:
+    """Where a table will be, also after an environment has changed the working directory; its folder is made."""
+    if table is None:
+        return None
+    path = Path(table).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

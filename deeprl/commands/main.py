@@ -93,11 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = command("resume", "continue a run from its newest checkpoint")
     resume.add_argument("run_dir")
     resume.add_argument("--dataset", nargs="+", metavar="PATH", help="where its datasets lie now, if they have moved")
-    evaluate = command("evaluate", "evaluate the trained agents of a run, without exploration")
-    evaluate.add_argument("run_dir")
-    evaluate.add_argument("--episodes", type=int, default=100, help="episodes of each agent (default 100)")
-    evaluate.add_argument("--csv", help="write every episode to this file")
-    evaluate.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
+    _add_evaluate(command("evaluate", "evaluate the trained agents of a run, without exploration"))
     watch = command("watch", "film an episode of a trained agent")
     watch.add_argument("run_dir")
     watch.add_argument("--seed", type=int, help="which agent, by its seed")
@@ -115,6 +111,29 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("run_dir")
+    evaluate.add_argument(
+        "--episodes", type=int, help="episodes of each agent (default 100, of each decision period 10)"
+    )
+    evaluate.add_argument("--csv", help="write every episode to this file")
+    evaluate.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
+    evaluate.add_argument(
+        "--decision-periods",
+        metavar="LIST",
+        help="decide every so many steps only, such as 1,4,8; fas: at those of the frequency-averaged score, which is"
+        " printed; random: 1 to 16 steps, drawn for each decision",
+    )
+    evaluate.add_argument(
+        "--return-range",
+        nargs=2,
+        type=float,
+        metavar=("BEST", "OFFSET"),
+        help="what the score measures returns by (default: the published numbers of the environment)",
+    )
+    evaluate.add_argument("--png", help="where to draw returns by period (default RUN_DIR/decision_periods.png)")
 
 
 def train_from_shell(algorithm: str) -> None:

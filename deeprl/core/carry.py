@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from deeprl.core.tree import tree_leaves, tree_map
@@ -48,8 +48,17 @@ def _remembered(
     explore: bool,
 ) -> Any:
     begun = fresh(functools.partial(init_carry, net, config), len(obs), obs.device)
-    now = tree_map(lambda new, old: torch.where(_beside(is_first, old), new, old), begun, carry)
+    now = where_rows(is_first, begun, carry)
     return act(net, config, state, now, obs, is_first, key, explore=explore)
+
+
+def where_rows(which: Bool[Tensor, " n"], new: Any, old: Any) -> Any:
+    """A carry with the rows of `new` where `which` is true, and of `old` elsewhere."""
+
+    def chosen(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(which.reshape(-1, *[1] * (other.dim() - 1)), one, other)
+
+    return tree_map(chosen, new, old)
 
 
 def fresh(begin: Begin, n: int, device: torch.device | str = "cpu") -> Any:
@@ -71,7 +80,3 @@ def with_action(carry: Any, action: Float[Tensor, "*N A"]) -> Any:
 def width(carry: Any, otherwise: int = 0) -> int:
     """The number of episodes of an agent's carry; where there is nothing to remember, `otherwise`."""
     return next((len(leaf) for leaf in tree_leaves(carry)), otherwise)
-
-
-def _beside(is_first: Tensor, leaf: Tensor) -> Tensor:
-    return is_first.reshape(-1, *[1] * (leaf.dim() - 1))

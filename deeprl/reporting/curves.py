@@ -49,7 +49,7 @@ def read_published(path: str | Path) -> dict[str, Published]:
     return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name as it is drawn: without a formula between its dollar signs, which matplotlib would look for."""
     return text.replace("$", r"\$")
 
@@ -125,9 +125,9 @@ def picture(
     )
     for name, curves in below.items():
         _draw_ours(panels[1], name, curves, order, named=name not in drawn)
-    panels[0].set_title(_plain(env), fontweight="bold")
+    panels[0].set_title(plain(env), fontweight="bold")
     for axes, what in zip(panels, ("Evaluation return", values), strict=False):
-        _style(axes, what)
+        style_axes(axes, what)
         if q is not None:
             _mark_switch(axes)
     right = f"{unit.capitalize()} of one agent"
@@ -138,7 +138,7 @@ def picture(
     return buffer.getvalue(), left_out
 
 
-def _style(axes: Any, what: str) -> None:
+def style_axes(axes: Any, what: str) -> None:
     axes.set_ylabel(what)
     axes.xaxis.set_major_formatter(_short)
     axes.yaxis.set_major_formatter(_short)
@@ -186,7 +186,7 @@ def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, li
     alone = [curve for curve in curves if curve] if not common or not marker else []
     style: dict[str, Any] = {"color": colour, "linestyle": line}
     for k, curve in enumerate(alone):
-        label = _plain(f"{name} ({count}, no step in common)") if name and k == 0 and not common else None
+        label = plain(f"{name} ({count}, no step in common)") if name and k == 0 and not common else None
         dots = marker if marker else "." if len(curve) == 1 else ""
         axes.plot(list(curve), list(curve.values()), linewidth=0.7, alpha=0.35, label=label, marker=dots, **style)
     if not common:
@@ -194,7 +194,7 @@ def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, li
     mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    label = _plain(f"{name} ({count})") if name else None
+    label = plain(f"{name} ({count})") if name else None
     axes.plot(common, mean, linewidth=2.0, marker=marker, label=label, **style)
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)
