@@ -170,6 +170,7 @@ class Comparison:
     theirs: Callable[[Path, str, Arrays], Arrays]  # (checkout, suite, inputs); run by another Python
     renamed: Callable[[Arrays], Arrays]  # theirs, by our names
     ours: Callable[[str, Arrays, Arrays], Arrays]  # (suite, inputs, renamed ones of theirs)
+    packages: tuple[str, ...] = PACKAGES  # that theirs needs
 
     @property
     def name(self) -> str:
@@ -199,7 +200,7 @@ class Comparison:
     def main(self, description: str | None) -> None:
         flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         flags.add_argument("--repo", type=Path, required=True, help=f"checkout of {self.repo}")
-        flags.add_argument("--python", help="a Python that has jax and flax")
+        flags.add_argument("--python", help="a Python that has what their code needs")
         flags.add_argument(
             "--csv", type=Path, default=Path(__file__).parent / "results/authors.csv", help="for the rows"
         )
@@ -207,7 +208,7 @@ class Comparison:
         args = flags.parse_args()
         if args.theirs:
             found = self.theirs(args.repo, args.theirs[0], dict(np.load(args.theirs[1])))
-            found["versions|"] = " ".join(f"{k}={importlib.metadata.version(k)}" for k in PACKAGES)
+            found["versions|"] = " ".join(f"{k}={importlib.metadata.version(k)}" for k in self.packages)
             np.savez(args.theirs[2], **found)
             return
         from speed_rows import save

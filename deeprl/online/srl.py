@@ -16,10 +16,13 @@ at slower ones: J actions, `sequence_length`, are carried out without looking ag
 With `--no-recall` there is no model: critics judge whole plans, Q(s, a_0 .. a_{J-1}), and learn from stretches of J
 steps, sum_k discount^k reward_k + discount^J (min_i Q'_i(s_J, plan') - alpha * sum_k log pi). Actions are in [-1, 1].
 
-Differences from the authors' code (dee0512/Sequence-Reinforcement-Learning), which has the agent and no training loop:
+Differences from the authors' code (dee0512/Sequence-Reinforcement-Learning), which has the agent and no training loop
+(`benchmarks/authors_srl.py` has both on the same numbers):
 - While it learns, the agent carries its plans out to their end (or to the episode's), with an update after each step;
   `--replan-every 1` is the other reading: it looks at each step, and only evaluations are open loop.
+- Actions, and so entropies and what the GRU is fed, are in [-1, 1], theirs in the environment's units.
 - alpha is exp(log alpha) from the first update on, with 1 at first; theirs is 0.2 until the temperature's first step.
+  Its loss has log alpha in their code, alpha here.
 - log(1 - tanh^2) is exact, theirs has 1e-6 added. The critic loss has the half of SAC's; Adam makes nothing of it.
 - Time limits bootstrap; in Reacher theirs are taken for terminations.
 
