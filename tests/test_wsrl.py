@@ -214,6 +214,29 @@ def test_records_without_evaluations_in_this_environment_and_without_q(tmp_path:
         records(init=init, seeds=(0,))
 
 
+def test_agents_from_runs_that_differ_in_their_seed_alone_are_samples_of_one_cell(data: str, tmp_path: Path) -> None:
+    """Wherever these lie; another step or setting of the run before makes another cell."""
+    offline = SOURCES["bc"] | RUN | {"steps": 12, "snapshot_every": 8, "dataset": data, "env": ENV, "eval_every": 0}
+    runs = {}
+    for name, own in {"a": {"seeds": (0,)}, "b": {"seeds": (1,)}, "c": {"seeds": (1,), "actor_lr": 0.1}}.items():
+        runs[name] = str(deeprl.train("bc", out=str(tmp_path / name), **(offline | own)).directory)
+
+    def cells(name: str, *inits: str) -> list[str]:
+        own = {"init": inits, "seeds": (0, 1), "new_critics": True, "out": str(tmp_path / name), "eval_every": 0}
+        deeprl.train("wsrl", **(ONLINE | own))
+        shutil.rmtree(tmp_path / name / "checkpoints")  # what it was is in its record
+        return [row["cell"] for row in deeprl.results(tmp_path / name)]
+
+    same = cells("same", runs["a"], runs["b"])
+    assert len(set(same)) == 1
+    assert len(set(cells("other step", runs["a"], runs["b"] + "@8"))) == 2
+    assert len(set(cells("other setting", runs["a"], runs["c"]))) == 2
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert cells("moved", *(str(tmp_path / "elsewhere" / name) for name in ("a", "b"))) == same
+
+
 def test_records_are_written_when_a_run_begins_and_not_when_it_resumes(before: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first_state(out, init=str(before("cql")))

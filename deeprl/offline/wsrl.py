@@ -348,7 +348,7 @@ def beginnings(run: Run, kept: OfflineData | None) -> list[tuple[Any, ...]]:
     """What `init` takes of each agent: the state that it begins from, or the facts of its dataset."""
     config: Any = run.config
     if config.source and not run.has_checkpoint():
-        run.pretraining = pretrained.records(config)
+        run.pretraining, run.origins = pretrained.records(config), pretrained.origins(config)
         return [(state,) for state in pretrained.starts(config, run.custom_net)]
     return [(None, kept.facts[i] if kept else None) for i in range(len(config.seeds))]
 

@@ -47,7 +47,7 @@ SETTINGS_ONLY = {
     "device": "other rounding",
     "cuda_graphs": "how it is launched",
 }
-_TAKEN_APART = {"config", "spec", "datasets", "evaluated_in", "custom_net"}  # by `agent_identity`
+_TAKEN_APART = {"config", "spec", "datasets", "evaluated_in", "custom_net", "origins"}  # by `agent_identity`
 _PLACE = ("env", "env_kwargs", "wrappers")
 _SHOWN_ELSEWHERE = {"algorithm", "dataset"}  # by the name of a cell and its task
 _SCORES = "score_range"  # of a spec: how returns are shown
@@ -94,10 +94,15 @@ def agent_identity(info: Mapping[str, Any], member: int) -> dict[str, Any]:
     found |= {f"spec.{k}": v for k, v in _spec(info.get("spec")).items() if k != _SCORES}
     if found.get("dataset"):
         found["dataset"] = info.get("datasets", {}).get(found["dataset"], {}).get("sha256") or found["dataset"]
+    if "origins" in info:
+        origin = info["origins"]["agents"][member]
+        run = info["origins"]["runs"][origin["run"]]
+        before = key_of(agent_identity(run, origin["member"]))
+        found |= {"init": f"{run['algorithm']} {before} at step {origin['step']}", "source": {}}
     changed = [c for c in info.get("changes", []) if c.get("name") == "precision"]
     if changed:
-        before = dict.fromkeys([str(changed[0]["before"]), *(str(c["after"]) for c in changed)])
-        found["precision"] = ", then ".join(before)
+        told = dict.fromkeys([str(changed[0]["before"]), *(str(c["after"]) for c in changed)])
+        found["precision"] = ", then ".join(told)
     return found
 
 

@@ -198,7 +198,9 @@ def write_about(
     make_env: EnvFactory | None = None,
     made_of: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `config.json` of a new run. make_env: where its agents are evaluated. made_of: as in `note_made_of`."""
+    """Write `config.json` of a new run. make_env: where its agents are evaluated. made_of: as in `note_made_of`, and
+    what there is of the runs that agents begin from (`pretrained.origins`).
+    """
     about = {
         "format": FORMAT,
         "algorithm": algorithm,

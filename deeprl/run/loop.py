@@ -45,7 +45,8 @@ class Run:
     It is `diverged` then, not `finished`, and is not continued. `frozen` names the agents that diverged.
 
     keys("update", i): the agents' keys of a named random stream, int64 [S, 4]. unit: what its steps are.
-    pretraining: rows of `pretraining.csv`, which is written when the run begins.
+    pretraining: rows of `pretraining.csv`, which is written when the run begins; origins: what `config.json` keeps of
+    the runs that agents began from.
     custom_net: the function of own networks; its name is noted, as they are needed again. stored: `config.json` of
     earlier sessions.
     callback: called after every step of the population; returning True stops the run with a checkpoint.
@@ -68,7 +69,8 @@ class Run:
         self.finished = self.diverged = False
         self._episodes, self._attached = list[Episode](), dict[str, Any]()
         self.frozen, self._metrics_before = list[divergence.Record](), dict[str, Tensor]()
-        self._clock, self.unit, self.pretraining = Clock(), Unit("steps"), list[dict[str, Any]]()
+        self._clock, self.unit = Clock(), Unit("steps")
+        self.pretraining, self.origins = list[dict[str, Any]](), dict[str, Any]()
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
@@ -127,7 +129,7 @@ class Run:
         spec = (envs or data).spec
         self.unit = unit_of(self.config.env, spec.action_repeat, offline=envs is None)
         made_of = own_networks.made_of(net, data)
-        about = (spec, self.execution, self._custom_net, self._evaluations.make, made_of)
+        about = (spec, self.execution, self._custom_net, self._evaluations.make, made_of | self.origins)
         begin = functools.partial(directory.write_about, self.directory, self.algorithm, self.config, *about)
         directory.require_networks(self.directory, self.stored, made_of)
         found, news = directory.claimed(self.directory, self.stored, self.config, self.execution, begin, self._closing)

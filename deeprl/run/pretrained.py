@@ -165,6 +165,23 @@ def taken_over(new: Any, before: Any, init_std: float, new_critics: bool) -> Any
     return new._replace(**found, fixed={name: held for name, held in before.fixed.items() if name in new.fixed})
 
 
+def origins(config: Any) -> dict[str, Any]:
+    """What `config.json` keeps of the runs that agents begin from, so that it is known without these what they were.
+
+    origins: `runs`, their own `config.json` by the names of `init`; `agents`, of each agent the run, the member there
+    and its step.
+    """
+    agents, runs = [], {}
+    for i, seed in enumerate(config.seeds):
+        name = config.member(i).init
+        directory, step = run_and_step(name)
+        runs[name] = read_about(directory)
+        at = read_status(directory)["step"] if step is None else step
+        member = _agent_for(seed, runs[name]["members"], directory)["member"]
+        agents.append({"run": name, "member": member, "step": at})
+    return {"origins": {"runs": runs, "agents": agents}}
+
+
 def records(config: Any) -> list[dict[str, Any]]:
     """Rows of `pretraining.csv`: for each agent, what the one that it begins from had recorded when it was taken over.
 
