@@ -79,7 +79,7 @@ def draw(runs: list[RunRecord], rows: Iterable[dict[str, Any]], png: Path) -> No
     """Returns and values of each variant, mean and 95 % band over seeds."""
     returns: Published = {}
     for run in runs:
-        if run.env:
+        if run.env and all(agent.evaluations for agent in run.agents):
             curves = [{at.step: at.mean for at in agent.evaluations} for agent in run.agents]
             before = [agent.pretraining.returns if agent.pretraining else {} for agent in run.agents]
             first = -max(map(max, curves))
@@ -88,7 +88,7 @@ def draw(runs: list[RunRecord], rows: Iterable[dict[str, Any]], png: Path) -> No
     found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         found[row["variant"]][row["seed"]][int(row["step"])] = float(row["q"])
-    q = {name: list(seeds.values()) for name, seeds in found.items()}
+    q = {name: list(seeds.values()) for name, seeds in found.items() if name in returns}
     (env,) = {run.env for run in runs if run.env}
     drawn, _ = picture(env, returns, list(returns), {}, "simulator steps", q, "Q-value of the data")
     png.write_bytes(drawn)
@@ -103,7 +103,7 @@ def table(rows: Iterable[dict[str, Any]]) -> None:
     print("|---|---|---|---|---|---|")
     for (env, variant), steps in sorted(found.items()):
         last = max(steps)
-        for step in (s for s in (0, 1_000, last // 4, last) if s in steps):
+        for step in dict.fromkeys(s for s in (0, 1_000, last // 4, last) if s in steps):
             cells = []
             for name in VALUES:
                 numbers = np.array([float(row[name]) for row in steps[step]])
