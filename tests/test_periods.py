@@ -24,6 +24,7 @@ from deeprl.envs.make import EnvFactory, make_env
 from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, RANGES, ReturnRange, fas, return_range
+from deeprl.reporting.report import write_report
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.trained import Population
@@ -194,9 +195,9 @@ def test_agents_that_hold_actions_are_resumed_exactly_and_evaluated_at_each_step
 # --- the command ---
 
 
-def test_score_is_printed_with_the_returns(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_is_printed_with_the_returns(tmp_path: Path, capsys: Any) -> None:
     settings: dict[str, Any] = {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 8}, "steps": 12}
-    settings |= {"learning_starts": 10, "batch_size": 4, "eval_episodes": 0, "compile": "off", "seeds": (0, 1)}
+    settings |= {"learning_starts": 10, "batch_size": 4, "eval_episodes": 1, "compile": "off", "seeds": (0, 1)}
     run = deeprl.train("srl", out=str(tmp_path / "a"), hidden=(8,), units=8, sequence_length=2, **settings).directory
     capsys.readouterr()
     assert main(["evaluate", str(run), "--decision-periods", "fas", "--episodes", "2"]) == 0
@@ -205,9 +206,12 @@ def test_score_is_printed_with_the_returns(tmp_path: Path, capsys: Any, monkeypa
     scores = [fas({p.longest: float(r[i].mean()) for p, r in found.items()}, RANGES["Pendulum"]) for i in (0, 1)]
     assert f"FAS {np.mean(scores):.3f} (standard deviation {np.std(scores):.3f}):" in text
     assert (run / "decision_periods.png").exists()
-    assert (
-        main(["evaluate", str(run), "--decision-periods", "fas", "--episodes", "2", "--return-range", "1350", "0"]) == 0
-    )
+    page = write_report(run).read_text()
+    numbers = "2", f"{np.mean(scores):.3g}", f"{np.std(scores, ddof=1):.3g}"
+    assert "<td>srl</td>" + "".join(f'<td class="n">{n}</td>' for n in numbers) in page
+    assert (run / "report" / "curve_Pendulum-v1_by_decision_period.png").exists()
+    words = ["--decision-periods", "fas", "--episodes", "2", "--return-range", "1350", "0"]
+    assert main(["evaluate", str(run), *words]) == 0
     shifted = capsys.readouterr().out.splitlines()[-2]
     assert shifted.startswith(f"FAS {np.mean(scores) - 29 / 30 * 1550 / 1350:.3f}")
     assert evaluate.parse_periods("fas,random,3,1") == [*(Period(p, p) for p in PERIODS), Period(1, 16), Period(3, 3)]

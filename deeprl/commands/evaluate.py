@@ -16,6 +16,7 @@ from deeprl.data.scores import normalized_score
 from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, ReturnRange, drawn_by_period, fas, return_range
+from deeprl.reporting.read import PERIODS_FILE
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.periods import Period, at_period, without_repeats
@@ -125,15 +126,17 @@ def assess_periods(
     """Print returns at each decision period, and where all of `PERIODS` are among them each agent's FAS.
 
     Returns those of all episodes by period, [S, episodes], which begin alike at each. table: a CSV file for every
-    episode (period, member, seed, episode, return, length; a period that is drawn as `1 to 16`). png: of returns by
-    period, default RUN_DIR/decision_periods.png. measure: the range of the score, default the published one.
+    episode (period, member, seed, episode, return, length; a period that is drawn as `1 to 16`), by default in the
+    directory of the run, where `deeprl report` finds it, or none with `step`. png: of returns by period, default
+    RUN_DIR/decision_periods.png. measure: the range of the score, default the published one.
 
     Raises DeeprlError for agents with discrete actions, for an environment without a published range where one is
     needed, and where `table` exists with other columns or belongs to the records of a run.
     """
-    if table:
-        check_table(table, _PERIOD_COLUMNS)
-    about = read_about(Path(run_dir))
+    about, own = read_about(Path(run_dir)), str(Path(run_dir) / PERIODS_FILE)
+    if table or (Path(own).exists() and step is None):
+        check_table(table or own, _PERIOD_COLUMNS)
+    table = own if table is None and step is None else table
     make = without_repeats(evaluated_in(about))
     scored = set(PERIODS) <= {p.longest for p in periods if p.steady}
     measure = return_range(make.env) if scored and measure is None else measure

@@ -41,9 +41,3 @@ def __getattr__(name: str) -> type[RepeatAction]:
     if found is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; Repeat4 holds an action for 4 steps")
     return _repeating(int(found[1]))
-
-
-def repeats(wrapper: str) -> bool:
-    """Whether `module:Class` is one of these wrappers."""
-    module, _, name = wrapper.partition(":")
-    return module == __name__ and name.startswith("Repeat")

@@ -38,3 +38,8 @@ def recorded_unit(info: Mapping[str, Any]) -> Unit:
     config = info["config"]
     offline = bool(config.get("dataset")) and "envs_per_agent" not in config
     return unit_of(str(config.get("env", "")), int(info.get("spec", {}).get("action_repeat", 1)), offline)
+
+
+def repeats(wrapper: str) -> bool:
+    """Whether a wrapper, `module:Class`, is one of `deeprl.envs.repeat`, which hold actions."""
+    return wrapper.startswith("deeprl.envs.repeat:Repeat")

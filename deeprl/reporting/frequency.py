@@ -63,6 +63,13 @@ def fas(returns: Mapping[int, float], measure: ReturnRange) -> float:
     return float((widths * (heights[1:] + heights[:-1]) / 2.0).sum() / (measure.best * PERIODS[-1]))
 
 
+def score(returns: Mapping[str, float], env: str) -> float:
+    """The FAS of returns by period as text, NaN where a period or the published range of returns is missing."""
+    steady = {int(period): value for period, value in returns.items() if period.isdecimal()}
+    known = env.partition("-v")[0] in RANGES and set(PERIODS) <= set(steady)
+    return fas(steady, return_range(env)) if known else float("nan")
+
+
 def drawn_by_period(env: str, returns: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
     """PNG of returns by decision period: of each name the mean over agents and its 95 % band.
 

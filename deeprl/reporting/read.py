@@ -115,6 +115,21 @@ class RunRecord:
         found = read_column(self.path / "metrics.csv", "train/q")
         return {m: {step * self.unit.factor: value for step, value in q.items()} for m, q in found.items()}
 
+    def periods(self) -> dict[int, dict[str, list[float]]]:
+        """Returns of episodes by member and decision period, where `deeprl evaluate --decision-periods` has left them.
+
+        Raises DeeprlError for a file that cannot be read.
+        """
+        path, found = self.path / PERIODS_FILE, dict[int, dict[str, list[float]]]()
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        reader = csv.DictReader(io.StringIO(text))
+        for row in reader:
+            try:
+                found.setdefault(int(row["member"]), {}).setdefault(row["period"], []).append(float(row["return"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
+        return found
+
     def number(self, key: str) -> float:
         """A number of `status.json`; NaN if it is not there yet."""
         value = self.status.get(key)
@@ -122,6 +137,7 @@ class RunRecord:
 
 
 Pairs = list[tuple[RunRecord, AgentRecord]]
+PERIODS_FILE = "decision_periods.csv"  # period, member, seed, episode, return, length
 
 
 def unit_name(pairs: Pairs) -> str:

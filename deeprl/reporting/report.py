@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from deeprl.envs.units import repeats
 from deeprl.reporting.cells import Cell
 from deeprl.reporting.curves import figure, read_published
+from deeprl.reporting.frequency import drawn_by_period, score
 from deeprl.reporting.read import Pairs, RunRecord, group, read_runs, unit_name
 from deeprl.reporting.remarks import remarks
 from deeprl.reporting.stats import bootstrap_interval, iqm, mean_interval
@@ -48,6 +50,10 @@ METHOD = (
     "Agents that began from others which had learned offline: left of zero is what these had recorded until they were "
     "taken over, in gradient steps, right of it their own run; below it are the Q-values, the mean over each batch: of "
     "the dataset left, of what the run learns from right. All statistics are of online steps alone.",
+    "Decision periods: returns of agents that look only every so many steps of the environment and meanwhile hold "
+    "their action, or carry out their plan (`deeprl evaluate --decision-periods`). FAS: the frequency-averaged score, "
+    "the area under these returns from 1 to 30, by the rule and constants of Patel & Siegelmann (2025); its mean and "
+    "sample standard deviation over seeds.",
     "Score: the return of the mean, normalised as in D4RL, 100 (return - random) / (expert - random), with the same "
     "interval, where reference returns of the environment are published.",
     "Agents that diverged (a loss, gradient, parameter, observation or reward was not finite) are frozen: their values "
@@ -75,6 +81,7 @@ SUMMARY_HEADER = (
 )
 SEED_HEADER = ("Environment", "Cell", "Seed", "Steps", "Return", "Episodes", "Remark", "Run")
 _RUN = ("Run", "State", "Agents", "Wall s", "First update s", "Agent-updates/s")
+PERIOD_HEADER = ("Environment", "Cell", "Seeds", "FAS", "Std", "Return at 1", "At 8", "At 16", "At random, 1 to 16")
 RUN_HEADER = (*_RUN, "Device", "Commit", "Hash", "Versions", "Command")
 
 
@@ -106,13 +113,20 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
         notes += left_out
         names.append(_file_name(env, names))
         (folder / names[-1]).write_bytes(drawn)
+    by_period = _by_period(cells)
+    for env, curves in by_period.items():
+        steady = {name: _steady(agents) for name, agents in curves.items()}
+        if steady := {name: returns for name, returns in steady.items() if returns}:
+            pngs.append((f"{env} by decision period", drawn_by_period(env, steady)))
+            names.append(_file_name(f"{env}_by_decision_period", names))
+            (folder / names[-1]).write_bytes(pngs[-1][1])
     if others and not {env for env, _ in figures} & set(others):
         notes.append(f"Published: {published} has no curve of these environments; it has {', '.join(sorted(others))}.")
     summary = [summarise(cell, pairs) for cell, pairs in cells.items()]
     _write_summary(folder / "summary.csv", summary)
     configs = [{"run": run.name, **run.info, "status": run.status} for run in runs]
     (folder / "config.json").write_text(json.dumps(configs, indent=1), encoding="utf-8")
-    page = _page(Path(directory).resolve().name, runs, cells, summary, pngs, notes)
+    page = _page(Path(directory).resolve().name, runs, cells, summary, pngs, notes, _period_rows(by_period))
     (folder / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
 
@@ -128,6 +142,35 @@ def _figures(cells: Mapping[Cell, Pairs]) -> dict[tuple[str, str], dict[Cell, Pa
         named = cell if env == cell.env else cell._replace(name=f"{cell.name}, {cell.env}")
         figures.setdefault((env, unit_name(pairs)), {})[named] = pairs
     return figures
+
+
+def _by_period(cells: Mapping[Cell, Pairs]) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Mean returns by decision period of each agent that has some, by the environment of single steps and by cell."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for cell, pairs in cells.items():
+        for run, agent in pairs:
+            if own := run.periods().get(agent.member):
+                place = run.info.get("evaluated_in") or run.info["config"]
+                others = [name for name in place.get("wrappers") or () if not repeats(name)]
+                env = " ".join([str(place["env"]), *others])
+                means = {period: float(np.mean(returns)) for period, returns in own.items()}
+                found.setdefault(env, {}).setdefault(cell.name, []).append(means)
+    return found
+
+
+def _steady(agents: Sequence[Mapping[str, float]]) -> dict[int, list[float]]:
+    """Returns of all agents at the periods that they have in common and that are not drawn."""
+    common = set.intersection(*(set(means) for means in agents))
+    return {int(period): [means[period] for means in agents] for period in common if period.isdecimal()}
+
+
+def _period_rows(by_period: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Iterable[Sequence[Any]]:
+    for env, curves in by_period.items():
+        for name, agents in curves.items():
+            scores = np.array([score(means, env) for means in agents])
+            std = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
+            returns = (float(np.mean([m.get(p, math.nan) for m in agents])) for p in ("1", "8", "16", "1 to 16"))
+            yield env, name, len(agents), float(scores.mean()), std, *returns
 
 
 def summarise(cell: Cell, pairs: Pairs) -> dict[str, Any]:
@@ -244,7 +287,10 @@ def _page(
     summary: Rows,
     pngs: Sequence[tuple[str, bytes]],
     told: Iterable[str],
+    periods: Iterable[Sequence[Any]] = (),
 ) -> str:
+    rows = list(periods)
+    by_period = f"<h2>Decision periods</h2>\n{_table(PERIOD_HEADER, rows)}\n" if rows else ""
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in told)
     images = ""
     for env, png in pngs:
@@ -260,7 +306,7 @@ def _page(
 <h2>Final policies</h2>
 {_table(SUMMARY_HEADER, _summary_rows(cells, summary))}
 <h2>Learning curves</h2>
-{images}<h2>Seeds</h2>
+{images}{by_period}<h2>Seeds</h2>
 {_table(SEED_HEADER, _seed_rows(cells))}
 <h2>Runs</h2>
 {_table(RUN_HEADER, _run_rows(runs))}

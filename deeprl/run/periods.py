@@ -17,7 +17,7 @@ from deeprl.core import rng
 from deeprl.core.carry import Begin, fresh, where_rows
 from deeprl.core.plans import Playing, held, no_plan, play
 from deeprl.envs.make import EnvFactory
-from deeprl.envs.repeat import repeats
+from deeprl.envs.units import repeats
 from deeprl.errors import DeeprlError
 from deeprl.run.trained import Population
 
