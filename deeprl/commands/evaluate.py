@@ -101,7 +101,7 @@ def assess(
     return returns
 
 
-class Played(NamedTuple):
+class AtPeriod(NamedTuple):
     """An episode at a decision period. The names are the columns of its table."""
 
     period: Period
@@ -163,15 +163,15 @@ def assess_periods(
     return found
 
 
-def play_periods(population: Population, make: EnvFactory, periods: Sequence[Period], episodes: int) -> list[Played]:
+def play_periods(population: Population, make: EnvFactory, periods: Sequence[Period], episodes: int) -> list[AtPeriod]:
     """So many episodes of each agent at each decision period, which begin alike."""
-    seeds, found = [m["seed"] for m in population.members], list[Played]()
+    seeds, found = [m["seed"] for m in population.members], list[AtPeriod]()
     evaluator = Evaluator(make, seeds, episodes)
     progress = Progress(f"evaluating in {make.env}", episodes * len(seeds) * len(periods))
     for period in periods:
         act, begin = at_period(population, period)
         played = evaluator(greedy_policy(act, population.state, begin=begin), _COUNTER)
-        found += [Played(period, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
+        found += [AtPeriod(period, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
         progress.update(len(found))
     progress.close()
     if evaluator.cut:
