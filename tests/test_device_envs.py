@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
+from run_helpers import assert_same_run, rows
 from torch import Tensor
 
+import deeprl
 from deeprl.core import rng
-from deeprl.envs.device import Now, begin, step
+from deeprl.core.spec import EnvSpec
+from deeprl.envs.device import Now, Outcome, begin, step
 from deeprl.envs.device.classic import (
     Acrobot,
     Arms,
@@ -24,7 +30,12 @@ from deeprl.envs.device.classic import (
     Pendulum,
     Swing,
 )
+from deeprl.envs.device.registry import device_env, register
+from deeprl.envs.device.small import Catch, Falling, Maze, TMaze
 from deeprl.envs.spaces import env_spec
+from deeprl.envs.state import capture, restore
+from deeprl.errors import DeeprlError
+from deeprl.run.trained import load_population
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "CartPole-v1": (CartPole(), Cart),
@@ -176,3 +187,208 @@ def test_many_are_one_by_one(name: str) -> None:
             torch.testing.assert_close(together.next_obs[i], alone.next_obs, rtol=1e-6, atol=1e-6)
             assert torch.equal(together.obs[i], alone.obs) or not bool(alone.is_first)
         now = together.now
+
+
+# --- small tasks ---
+
+
+def walked(env: Any, state: Any, actions: list[int]) -> tuple[list[list[float]], list[float], list[bool]]:
+    seen, rewards, ends = [], [], []
+    for action in actions:
+        found = env.step(state, torch.tensor(action), rng.key(0, "env"))
+        state = found.state
+        seen.append(env.observe(state).tolist())
+        rewards.append(float(found.reward))
+        ends.append(bool(found.terminated))
+    return seen, rewards, ends
+
+
+def test_catch_by_hand() -> None:
+    env = Catch((4, 3))
+    state = Falling(*(torch.tensor(x) for x in (0, 2, 1)))
+    seen, rewards, ends = walked(env, state, [2, 2, 1])
+    board = np.array(seen).reshape(3, 4, 3)
+    assert [np.argwhere(one).tolist() for one in board] == [[[1, 2], [3, 2]], [[2, 2], [3, 2]], [[3, 2]]]
+    assert (rewards, ends) == ([0.0, 0.0, 1.0], [False, False, True])
+    assert walked(env, state, [0, 0, 1])[1] == [0.0, 0.0, -1.0]
+    picture = Catch((4, 3), pixels=True).observe(state)
+    assert (picture.dtype, picture.shape) == (torch.uint8, (4, 3, 3))
+    assert picture.nonzero().tolist() == [[0, 2, 0], [3, 1, 2]]
+    starts = {int(env.reset(rng.key(seed, "env")).column) for seed in range(40)}
+    assert starts == {0, 1, 2}
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        Catch((1, 5))
+
+
+def test_t_maze_by_hand() -> None:
+    zero = torch.tensor(0)
+    passive, active = TMaze(2), TMaze(2, active=True, penalty=-0.5)
+    state = Maze(zero, zero, torch.tensor(-1), zero, zero)
+    assert passive.observe(state).tolist() == [0.0, -1.0]
+    assert walked(passive, state, [0, 0, 3]) == ([[0, 0], [1, 0], [1, -1]], [0.0, 0.0, 1.0], [False, False, True])
+    assert walked(passive, state, [0, 0, 1])[1] == [0.0, 0.0, 0.0]
+    assert walked(passive, state, [1, 0, 0])[0] == [[0, 0], [0, 0], [1, 0]]  # a wall; it is shown once
+    begun = active.reset(rng.key(3, "env"))
+    assert [int(x) for x in begun[:2]] == [1, 0]
+    assert active.observe(begun).tolist() == [0.0, 0.0]
+    goal = int(begun.goal)
+    seen, rewards, ends = walked(active, begun, [2, 0, 0, 0, 1 if goal == 1 else 3])
+    assert seen == [[0, goal], [0, 0], [0, 0], [1, 0], [1, goal]]
+    assert rewards == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert walked(active, begun, [2, 2, 0, 0, 0])[1] == [0.0, -0.5, -0.5, -0.5, 0.0]  # a step too late all the way
+    assert ends == [False] * 4 + [True]
+    assert {int(passive.reset(rng.key(seed, "env")).goal) for seed in range(20)} == {-1, 1}
+    with pytest.raises(ValueError, match="length: at least 1"):
+        TMaze(0)
+
+
+# --- the same for Gymnasium ---
+
+
+@pytest.mark.parametrize("name", ["Catch-v0", "TMaze-v0"])
+def test_gymnasium_has_what_it_does_not_know_itself(name: str) -> None:
+    env = gym.make(name)
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env_spec(env) == device_env(name).spec
+    alike = []
+    for _ in range(2):
+        frames = [env.reset(seed=5)[0]]
+        for t in range(30):
+            obs, _, over, _, _ = env.step(t % 3)
+            frames.append(env.reset()[0] if over else obs)
+        alike.append(np.stack(frames))
+    assert np.array_equal(*alike)
+    state = capture(env)
+    assert state is not None
+    after = [env.step(1)[0].tolist() for _ in range(3)]
+    restore(env, state)
+    assert [env.step(1)[0].tolist() for _ in range(3)] == after
+
+
+class Corridor:
+    """A user's own: walk to the right end; the state is a tensor."""
+
+    spec = EnvSpec((1,), 1, (-0.5,), (0.5,))
+    limit = 6
+
+    def __init__(self, end: float = 1.0):
+        self.end = end
+
+    def reset(self, key: Tensor) -> Tensor:
+        return rng.uniform(key, (1,), 0.0, 0.1)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, state: Tensor, action: Tensor, key: Tensor) -> Outcome:
+        after = state + action
+        return Outcome(after, action[0], after[0] > self.end)
+
+
+def test_own_environments_are_registered_by_name() -> None:
+    register("DeviceCorridor-v0", Corridor)
+    assert device_env("test_device_envs:DeviceCorridor-v0", {"end": 2.0, "max_episode_steps": 9}).limit == 9
+    env = gym.make("DeviceCorridor-v0", end=0.6)
+    assert env.spec.max_episode_steps == 6
+    obs, _ = env.reset(seed=0)
+    after, reward, terminated, truncated, _ = env.step(np.array([0.5], np.float32))
+    assert after == pytest.approx(obs + 0.5)
+    assert (reward, terminated, truncated) == (0.5, bool(after > 0.6), False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"env": "HalfCheetah-v5"},
+            r"env_backend device: HalfCheetah-v5 has no form on the device; have .*CartPole-v1",
+        ),
+        ({"env": "Pendulum-v0"}, r"Pendulum-v0 has no form on the device; did you mean Pendulum-v1\?"),
+        ({"env": "Pendulum-v1", "env_kwargs": {"g": 9.0}}, "Pendulum-v1 on the device: .*argument"),
+        ({"env": "nowhere_at_all:X-v0"}, "cannot import 'nowhere_at_all'"),
+        ({"env": "Pendulum-v1", "wrappers": ("a:B",)}, r"env_backend device: wrappers act .* \(a:B\); use sync"),
+    ],
+)
+def test_wrong_input(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DeeprlError, match=message):
+        deeprl.train("sac", env_backend="device", steps=20, learning_starts=10, out=str(tmp_path / "a"), **settings)
+    assert not (tmp_path / "a").exists()
+
+
+# --- runs ---
+
+
+RUN: dict[str, Any] = {
+    "env_backend": "device", "env_kwargs": {"max_episode_steps": 15}, "steps": 60, "learning_starts": 20,
+    "batch_size": 8, "compile": "off", "tensorboard": False, "threads": 1, "eval_every": 30, "eval_episodes": 1,
+    "log_every": 20, "buffer_size": 50, "envs_per_agent": 2, "seeds": (3, 4),
+}  # fmt: skip
+AGENTS: dict[str, dict[str, Any]] = {
+    "sac": {"env": "Pendulum-v1", "hidden": (8,), "normalize_obs": True},
+    "dqn": {"env": "CartPole-v1", "hidden": (8,), "train_every": 2, "target_every": 10},
+    "dqn pixels": {"env": "Catch-v0", "hidden": (8,), "env_kwargs": {"pixels": True, "size": [16, 16]}},
+}
+
+
+def trained(algorithm: str, out: Path, **settings: Any) -> Path:
+    return deeprl.train(algorithm.partition(" ")[0], out=str(out), **(RUN | AGENTS[algorithm] | settings)).directory
+
+
+@pytest.mark.parametrize("algorithm", AGENTS)
+def test_runs_are_resumed_exactly(algorithm: str, tmp_path: Path) -> None:
+    whole = trained(algorithm, tmp_path / "a")
+    for stop in (14, 26, 40):
+        trained(algorithm, tmp_path / "b", callback=lambda run, stop=stop: run.step == stop)
+    assert_same_run(whole, trained(algorithm, tmp_path / "b"))
+    lengths = [float(row["train/length"]) for row in rows(whole / "metrics.csv") if row["train/length"] != "nan"]
+    assert lengths
+    assert max(lengths) <= 15
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_agents_of_a_population_are_those_alone(backend: str, tmp_path: Path) -> None:
+    both = trained("sac", tmp_path / "a", backend=backend)
+    alone = trained("sac", tmp_path / "b", backend=backend, seeds=(4,))
+    ours, theirs = (load_population(d).state.actor for d in (both, alone))
+    for name, value in theirs.items():
+        if backend == "loop":
+            assert torch.equal(ours[name][1], value[0])
+        else:
+            torch.testing.assert_close(ours[name][1], value[0], rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_steps_are_eager_ones(tmp_path: Path) -> None:
+    settings = {"precision": "strict", "eval_episodes": 0, "eval_every": 0, "learning_starts": 40}
+    found = [load_population(trained("sac", tmp_path / c, compile=c, **settings)).state for c in ("off", "on")]
+    for name, value in found[0].actor.items():
+        torch.testing.assert_close(found[1].actor[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_stored_is_one_way_through_the_environment(tmp_path: Path) -> None:
+    data: list[Any] = []
+
+    def look(run: Any) -> bool:
+        data[:] = [run._attached["replay"].data]
+        return run.step == 48
+
+    trained("sac", tmp_path / "a", callback=look)
+    env, stored = Pendulum(), data[0]
+    for row in range(0, 46):
+        obs, action, after = (getattr(stored, k)[1, row] for k in ("obs", "action", "next_obs"))
+        assert bool(stored.truncated[1, row]) == (row // 2 % 15 == 14)
+        if not stored.truncated[1, row]:
+            assert torch.equal(stored.obs[1, row + 2], after)
+        state = Swing(torch.atan2(obs[1], obs[0]), obs[2])
+        found = env.step(state, 2.0 * action, rng.key(0, "env"))
+        torch.testing.assert_close(env.observe(found.state), after, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stored.reward[1, row], found.reward, rtol=1e-4, atol=1e-4)
+
+
+def test_example_of_the_docs_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+    (code,) = re.findall(r"```python\n(import torch\n.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reach.py").write_text(code)
+    few = RUN | {"hidden": (8,), "env_kwargs": {}, "steps": 40}
+    run = deeprl.train("sac", env="my_reach:DeviceReach-v0", out=str(tmp_path / "a"), **few)
+    assert len(rows(run.directory / "evaluations.csv")) == 4  # two agents, at 30 and at the end

@@ -239,8 +239,9 @@ class OnlineConfig(RunConfig):
     """Gymnasium id; `module:Id-v0` imports `module` first."""
     envs_per_agent: int = 1
     """Environments that each agent acts in at once."""
-    env_backend: Literal["sync", "async", "envpool"] = "sync"
-    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++."""
+    env_backend: Literal["sync", "async", "envpool", "device"] = "sync"
+    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++; `device`:
+    as functions of tensors, beside the agents (`deeprl.envs.device`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,6 +29,7 @@ from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_ag
 from deeprl.core.spec import Batch, EnvSpec, Metrics
 from deeprl.core.tree import TreeState
 from deeprl.data.offline import OfflineData
+from deeprl.envs.device.population import DeviceEnvs
 from deeprl.replay import Stored, make_replay
 from deeprl.replay.returns import ReturnsToGo
 from deeprl.replay.samplers import Priorities, sample
@@ -199,7 +200,8 @@ class OffPolicy(_Learning):
         returns: Literal["", "dense", "sparse"] = "",
     ):
         super().__init__(run)
-        config, self.envs = self.config, run.make_envs()
+        config = self.config
+        self.envs: Any = run.make_envs()
         spec, size, self.width = self.envs.spec, len(config.seeds), config.envs_per_agent
         self.kept = open_data(run, evaluate=False) if keep else None
         self._begin(build_net, init, spec, lambda: starts(run, self.kept) if starts else [()] * size)
@@ -216,9 +218,10 @@ class OffPolicy(_Learning):
         self._carry = TreeState(memory.fresh_of_all(begin, size, self.width, self.device))
         parts |= {"carry": self._carry} if memory.width(self._carry.tree) else {}
         run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
-        self.replay.cut(self.envs.is_first)
+        begins = torch.as_tensor(self.envs.is_first).cpu().numpy()
+        self.replay.cut(begins)
         if self.returns is not None:
-            self.returns.cut(self.envs.is_first)
+            self.returns.cut(begins)
         acting = functools.partial(memory.remembering(act, init_carry), self.net, config, explore=True)
         self._explore = over_agents(acting, run.execution)
         self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
@@ -230,7 +233,8 @@ class OffPolicy(_Learning):
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """What the agents see now: observations [S, N, *O], and whether they are the first of an episode [S, N]."""
-        return torch.from_numpy(self.envs.obs).to(self.device), torch.from_numpy(self.envs.is_first).to(self.device)
+        seen = (torch.as_tensor(x, device=self.device) for x in (self.envs.obs, self.envs.is_first))
+        return next(seen), next(seen)
 
     def act(self, random: bool) -> None:
         """One step of all environments, by the agents with exploration, or uniformly at random in [-1, 1]^A."""
@@ -247,7 +251,7 @@ class OffPolicy(_Learning):
 
         reward_clip: rewards are stored cut to [-x, x]; 0: as they are.
         """
-        transition = self.envs.step(action.cpu().numpy())
+        transition = self.envs.step(action if isinstance(self.envs, DeviceEnvs) else action.cpu().numpy())
         if reward_clip:
             transition = transition._replace(reward=transition.reward.clip(-reward_clip, reward_clip))
         rows = self.replay.add(transition)
@@ -255,8 +259,8 @@ class OffPolicy(_Learning):
         if self.returns is not None:
             self.returns.add(rows, transition)
         if self._observe is not None:
-            self._observe(self.agents, Seen(*self.seen(), torch.from_numpy(transition.reward).to(self.device)))
-        self.run.advance(self.envs.pop_episodes())
+            self._observe(self.agents, Seen(*self.seen(), torch.as_tensor(transition.reward, device=self.device)))
+        self.run.advance()
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
         """`sampled` for the population, for `learn`. What is compiled begins to be, acting first."""

@@ -13,7 +13,7 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from deeprl.config import RunConfig, config_hash
 from deeprl.core import footprint, rng
 from deeprl.core.population import Agents
 from deeprl.core.tree import TreeState
+from deeprl.envs.device.population import DeviceEnvs
+from deeprl.envs.device.registry import device_env
 from deeprl.envs.make import EnvFactory
 from deeprl.envs.units import Unit, unit_of
 from deeprl.envs.vector import Episode, PopulationEnvs
@@ -96,11 +98,21 @@ class Run:
             again = shlex.join(["deeprl", "resume", str(self.directory)])
             self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
 
-    def make_envs(self) -> PopulationEnvs:
-        """The environments that the agents act in; they are evaluated in others like them."""
+    def make_envs(self) -> PopulationEnvs | DeviceEnvs:
+        """The environments that the agents act in; they are evaluated in others like them, those of Gymnasium."""
         config: Any = self.config  # that of an online algorithm
-        make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
-        envs = PopulationEnvs(make, config.seeds, config.envs_per_agent, config.env_backend)
+        make, envs_of = (
+            EnvFactory(config.env, config.env_kwargs, config.wrappers),
+            (config.seeds, config.envs_per_agent),
+        )
+        envs: PopulationEnvs | DeviceEnvs
+        if config.env_backend == "device":
+            if config.wrappers:
+                told = ", ".join(config.wrappers)
+                raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
+            envs = DeviceEnvs(device_env(config.env, config.env_kwargs), *envs_of, self.execution)
+        else:
+            envs = PopulationEnvs(make, *envs_of, config.env_backend)
         self._closing.callback(envs.close)
         self.evaluate_in(make)
         return envs
@@ -111,7 +123,7 @@ class Run:
         self._closing.callback(self._evaluations.close)
 
     def restore(
-        self, net: Any, agents: Agents, envs: PopulationEnvs | None = None, data: Any = None, **parts: Any
+        self, net: Any, agents: Agents, envs: PopulationEnvs | DeviceEnvs | None = None, data: Any = None, **parts: Any
     ) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
 
@@ -201,11 +213,10 @@ class Run:
         out_of_time = 0 < self.config.max_hours <= self._clock.session_s() / 3600 and self.step > self._resumed_at
         return out_of_time or self._interrupts.signum is not None
 
-    def advance(self, episodes: Sequence[Episode] = ()) -> None:
+    def advance(self) -> None:
         """Count one step of all environments, or one of the gradient where there are none."""
         self._previous_step = self.step
         self.step += self._width
-        self._episodes += episodes
         self._progress.update(min(self.step, self.config.steps))
         faults = self._attached["envs"].pop_faults() if "envs" in self._attached else {}
         if faults.keys() - {f["member"] for f in self.frozen}:
@@ -242,6 +253,8 @@ class Run:
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not (self.due(self.config.log_every) or self.step >= self.config.steps):
             return
+        if "envs" in self._attached:
+            self._episodes += self._attached["envs"].pop_episodes()
         self._report_frozen()
         self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
         if self.diverged:

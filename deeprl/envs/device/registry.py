@@ -1,0 +1,127 @@
+"""Device environments by their ids, and the same ones for whoever steps Gymnasium environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from deeprl.core import rng
+from deeprl.core.tree import flatten, tree_map
+from deeprl.envs.device import classic, small
+from deeprl.envs.device.base import DeviceEnv
+from deeprl.errors import DeeprlError, nearest
+
+_MAKERS: dict[str, Callable[..., DeviceEnv]] = {
+    "CartPole-v1": classic.CartPole,
+    "Pendulum-v1": classic.Pendulum,
+    "Acrobot-v1": classic.Acrobot,
+    "MountainCar-v0": classic.MountainCar,
+    "MountainCarContinuous-v0": classic.MountainCarContinuous,
+}
+
+
+def register(name: str, make: Callable[..., DeviceEnv]) -> None:
+    """Give an environment an id, such as `Corridor-v0`, for `--env-backend device`.
+
+    make: called with the `env_kwargs` of a run. Where Gymnasium does not know the id, it is registered there too
+    (`AsGymnasium`): agents are evaluated and filmed in that, and may be trained in it.
+    """
+    _MAKERS[name] = make
+    if name not in gym.registry:
+        gym.register(name, lambda **kwargs: AsGymnasium(make(**kwargs)), max_episode_steps=make().limit or None)
+
+
+def device_env(env: str, env_kwargs: Mapping[str, Any] | None = None) -> DeviceEnv:
+    """A device environment: an id, or `module:Id-v0` to import `module`, which registers it, first.
+
+    env_kwargs: what its constructor takes, and `max_episode_steps` in place of its own limit.
+
+    Raises DeeprlError for an id that has none, with those that have, and for arguments that it does not take.
+    """
+    module, _, name = env.rpartition(":")
+    if module:
+        from importlib import import_module
+
+        from deeprl.core.objects import see_working_directory
+
+        see_working_directory()
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise DeeprlError(f"{env}: cannot import {module!r} ({error})") from error
+    if name not in _MAKERS:
+        known = ", ".join(sorted(_MAKERS))
+        raise DeeprlError(f"env_backend device: {name} has no form on the device{nearest(name, _MAKERS)}; have {known}")
+    kwargs = dict(env_kwargs or {})
+    limit = kwargs.pop("max_episode_steps", None)
+    try:
+        made = _MAKERS[name](**kwargs)
+    except (TypeError, ValueError) as error:
+        raise DeeprlError(f"{name} on the device: {error}") from error
+    made.limit = made.limit if limit is None else int(limit)
+    return made
+
+
+class AsGymnasium(gym.Env):
+    """A device environment as one of Gymnasium, whose `TimeLimit` cuts its episodes.
+
+    The first episode after `reset(seed=...)` and those after it depend on the seed alone.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, env: DeviceEnv):
+        self.env, spec = env, env.spec
+        low, high = {"uint8": (0, 255), "bool": (0, 1)}.get(spec.obs_dtype, (-np.inf, np.inf))
+        self.observation_space = spaces.Box(low, high, spec.obs_shape, np.dtype(spec.obs_dtype))
+        if spec.discrete:
+            self.action_space: Any = spaces.Discrete(spec.actions, start=spec.action_start)
+        else:
+            self.action_space = spaces.Box(
+                np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
+            )
+        self._state: Any = None
+        self._key, self._draws = rng.key(0, "env"), 0
+
+    def _next_key(self) -> rng.Key:
+        self._draws += 1
+        return rng.fold_in(self._key, self._draws)
+
+    def _seen(self) -> np.ndarray:
+        return self.env.observe(self._state).numpy()
+
+    @torch.no_grad()
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None or self._state is None:
+            self._key, self._draws = rng.key(int(self.np_random.integers(2**32)), "env"), 0
+        self._state = self.env.reset(self._next_key())
+        return self._seen(), {}
+
+    @torch.no_grad()
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        found = self.env.step(self._state, torch.as_tensor(np.asarray(action)), self._next_key())
+        self._state = found.state
+        return self._seen(), float(found.reward), bool(found.terminated), False, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For an exact resume."""
+        state = {} if self._state is None else {k: x.numpy().copy() for k, x in flatten(self._state).items()}
+        return {"state": state, "key": self._key.tolist(), "draws": self._draws}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self._key, self._draws = torch.tensor(saved["key"], dtype=torch.int64), int(saved["draws"])
+        if saved["state"]:
+            leaves = iter(saved["state"].values())
+            like = self.env.reset(self._key)
+            self._state = tree_map(lambda leaf: torch.as_tensor(np.array(next(leaves))).to(leaf.dtype), like)
+
+
+for _name, _make in {"Catch-v0": small.Catch, "TMaze-v0": small.TMaze}.items():
+    register(_name, _make)
