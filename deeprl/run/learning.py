@@ -26,7 +26,7 @@ from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.optim import init_moments
 from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
-from deeprl.core.spec import Batch, EnvSpec, Metrics
+from deeprl.core.spec import Batch, EnvSpec, Metrics, Transition
 from deeprl.core.tree import TreeState
 from deeprl.data.offline import OfflineData
 from deeprl.envs.device.population import DeviceEnvs
@@ -225,6 +225,7 @@ class OffPolicy(_Learning):
         acting = functools.partial(memory.remembering(act, init_carry), self.net, config, explore=True)
         self._explore = over_agents(acting, run.execution)
         self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
+        self._move = self.envs.mover(acting) if isinstance(self.envs, DeviceEnvs) else None
         self._observe: Callable[..., Any] | None = None
         if observe is not None:
             observed = freezing(functools.partial(observe, self.net, config))
@@ -242,6 +243,10 @@ class OffPolicy(_Learning):
         if random:
             action = self._uniform(key)
             self._carry.tree = memory.with_action(self._carry.tree, action)
+        elif self._move is not None:
+            transition, self._carry.tree = self._move(self.agents.state, self._carry.tree, key)
+            self._store(transition)
+            return
         else:
             action, self._carry.tree = self._explore(self.agents.state, self._carry.tree, *self.seen(), key)
         self.step(action)
@@ -254,6 +259,9 @@ class OffPolicy(_Learning):
         transition = self.envs.step(action if isinstance(self.envs, DeviceEnvs) else action.cpu().numpy())
         if reward_clip:
             transition = transition._replace(reward=transition.reward.clip(-reward_clip, reward_clip))
+        self._store(transition)
+
+    def _store(self, transition: Transition) -> None:
         rows = self.replay.add(transition)
         self.priorities.add(rows)
         if self.returns is not None:
@@ -264,7 +272,8 @@ class OffPolicy(_Learning):
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
         """`sampled` for the population, for `learn`. What is compiled begins to be, acting first."""
-        self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
+        if self._move is None:
+            self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
         learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
         learner.prepare(self.agents, self.replay.data, self.replay.size, *self.keys(0))
         return learner

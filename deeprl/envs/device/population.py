@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,15 +51,19 @@ class DeviceEnvs:
         def one(now: Now, action: Tensor, key: rng.Key, place: Tensor) -> Played:
             return step(env, now, action, rng.fold_in(key, place))
 
-        def all_of(going: Going, action: Tensor, key: rng.Key) -> tuple[Going, Played]:
+        def all_of(going: Going, action: Tensor, key: rng.Key) -> tuple[Going, Transition]:
             played = torch.vmap(one, in_dims=(0, 0, None, 0))(going.now, action, key, places)
-            return counted(going, played), played
+            outcome = played.reward, played.terminated, played.truncated, played.next_obs
+            return counted(going, played), Transition(
+                going.obs.clone(), action, *outcome
+            )  # `going` will be overwritten
 
         def first(key: rng.Key, place: Tensor) -> tuple[Now, Tensor]:
             return begin(env, rng.fold_in(key, place))
 
         begun = [torch.vmap(first, in_dims=(None, 0))(key, places) for key in self._keys("env", 0).unbind()]
         self.going = stack([_going(now, obs) for now, obs in begun])
+        self._one, self._execution = all_of, execution
         self._step = over_agents(all_of, execution, donate=True)
 
     @property
@@ -75,9 +79,27 @@ class DeviceEnvs:
     def step(self, action: Shaped[Tensor, "S N *A"]) -> Transition:
         """One step of every environment. action: [S, N, A] in [-1, 1], or [S, N] of discrete ones. Moves `obs` on."""
         self._steps += 1
-        before = self.going.obs.clone()  # the step writes into it
-        (played,) = self._step(self.going, action, self._keys("env", self._steps))
-        return Transition(before, action, played.reward, played.terminated, played.truncated, played.next_obs)
+        return self._step(self.going, action, self._keys("env", self._steps))[0]
+
+    def mover(self, decide: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Transition, Any]]:
+        """Acting and the step that follows as one function, (state, carry, keys) -> (transition, carry).
+
+        decide(state, carry, obs, is_first, key) -> (action, carry), of one agent.
+        """
+
+        def moved(
+            going: Going, state: Any, carry: Any, key: rng.Key, env_key: rng.Key
+        ) -> tuple[Going, Transition, Any]:
+            action, carry = decide(state, carry, going.obs, going.is_first, key)
+            return *self._one(going, action, env_key), carry
+
+        lifted = over_agents(moved, self._execution, donate=True)
+
+        def move(state: Any, carry: Any, keys: Tensor) -> tuple[Transition, Any]:
+            self._steps += 1
+            return lifted(self.going, state, carry, keys, self._keys("env", self._steps))
+
+        return move
 
     def pop_episodes(self) -> list[Episode]:
         """Of each agent whose episodes have ended since the last call as many with their mean return and length."""
