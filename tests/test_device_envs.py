@@ -326,6 +326,7 @@ RUN: dict[str, Any] = {
 AGENTS: dict[str, dict[str, Any]] = {
     "sac": {"env": "Pendulum-v1", "hidden": (8,), "normalize_obs": True},
     "dqn": {"env": "CartPole-v1", "hidden": (8,), "train_every": 2, "target_every": 10},
+    "srl": {"env": "Pendulum-v1", "hidden": (8,), "units": 8, "critic_hidden": (8,), "model_hidden": (8,)},
     "dqn pixels": {"env": "Catch-v0", "hidden": (8,), "env_kwargs": {"pixels": True, "size": [16, 16]}},
 }
 
