@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from gymnasium import spaces
 
 from deeprl.core import rng
 from deeprl.core.tree import flatten, tree_map
-from deeprl.envs.device import classic, small
+from deeprl.envs.device import classic, minatar, small
 from deeprl.envs.device.base import DeviceEnv
+from deeprl.envs.device.minatar_seaquest import Seaquest
 from deeprl.errors import DeeprlError, nearest
 
 _MAKERS: dict[str, Callable[..., DeviceEnv]] = {
@@ -23,6 +25,11 @@ _MAKERS: dict[str, Callable[..., DeviceEnv]] = {
     "MountainCar-v0": classic.MountainCar,
     "MountainCarContinuous-v0": classic.MountainCarContinuous,
 }
+_MINATAR = (minatar.Asterix, minatar.Breakout, minatar.Freeway, Seaquest, minatar.SpaceInvaders)
+for _game in _MINATAR:  # v0: all six actions, v1: those that do something
+    for _version, _minimal in (("v0", False), ("v1", True)):
+        _id = f"MinAtar/{_game.__name__}-{_version}"
+        _MAKERS[_id] = functools.partial(_game, use_minimal_action_set=_minimal)
 
 
 def register(name: str, make: Callable[..., DeviceEnv]) -> None:
