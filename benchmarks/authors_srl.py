@@ -119,8 +119,8 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
             batches.append(Batch(discount=state.hparams["discount"] * (1.0 - one.pop("end")), **one))
         noise = torch.from_numpy(given["noise"][i])
         with mock.patch.object(rng, "normal", side_effect=[noise[:, :1], noise[:, 1:]]):
-            second = srl.Recalled(batches[1], previous)
-            state, metrics, _ = srl.update(net, config, state, batches[0], second, rng.key(0, "update"), policy=True)
+            both = srl.Recalled(batches[0], batches[0].action), srl.Recalled(batches[1], previous)
+            state, metrics, _ = srl.update(net, config, state, *both, rng.key(0, "update"), policy=True)
         made |= {f"updates: {k}|{i}": metrics[k] * (2 if k == "critic_loss" else 1) for k in LOSSES}
     trees = {part: getattr(state, part) for part in PARTS} | {"log_alpha": {"": state.log_alpha}}
     for part in PARTS[:3]:

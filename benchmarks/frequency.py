@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from speed_rows import append
+from speed_rows import save
 
 import deeprl
 from deeprl.commands.evaluate import play_periods
@@ -98,7 +98,7 @@ def measured(run_dir: Path, step: int | None, number: int) -> list[tuple[str, fl
     periods = [*(Period(p, p) for p in PERIODS), DRAWN]
     returns: dict[str, list[float]] = defaultdict(list)
     for e in play_periods(alone, without_repeats(evaluated_in(read_about(run_dir))), periods, EPISODES):
-        returns["1-16" if e.period == DRAWN else str(e.period)].append(e.ret)
+        returns["1-16" if e.period == str(DRAWN) else e.period].append(e.ret)
     return [(period, float(np.mean(r)), population.step) for period, r in returns.items()]
 
 
@@ -120,9 +120,11 @@ def run(options: Options) -> None:
             seed = str(trained.config.seeds[m])
             if [options.env, agent, seed, checkpoint] in known:
                 continue
+            rows = []
             for period, ret, at in measured(trained.directory, step, m):
-                row = {"agent": agent, "seed": seed, "checkpoint": checkpoint, "step": at, "period": period}
-                append(options.csv, COLUMNS, about | row | {"return": f"{ret:.4f}"})
+                row = {"agent": agent, "seed": seed, "checkpoint": checkpoint, "step": str(at), "period": period}
+                rows.append(about | row | {"return": f"{ret:.4f}"})
+            save(options.csv, rows, COLUMNS, ("env", "agent", "seed", "checkpoint", "period"))
 
 
 def stored(path: Path, columns: tuple[str, ...]) -> list[list[str]]:

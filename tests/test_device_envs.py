@@ -17,6 +17,7 @@ from torch import Tensor
 
 import deeprl
 from deeprl.core import rng
+from deeprl.core.population import Execution
 from deeprl.core.spec import EnvSpec
 from deeprl.envs.device import Now, Outcome, begin, step
 from deeprl.envs.device.classic import (
@@ -30,11 +31,14 @@ from deeprl.envs.device.classic import (
     Pendulum,
     Swing,
 )
+from deeprl.envs.device.population import DeviceEnvs
 from deeprl.envs.device.registry import device_env, register
 from deeprl.envs.device.small import Catch, Falling, Maze, TMaze
+from deeprl.envs.make import make_env
 from deeprl.envs.spaces import env_spec
 from deeprl.envs.state import capture, restore
 from deeprl.errors import DeeprlError
+from deeprl.run.evaluate import names_time_limit
 from deeprl.run.trained import load_population
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -175,6 +179,8 @@ def test_many_are_one_by_one(name: str) -> None:
     env = KINDS[name][0]
     keys = torch.stack([rng.key(seed, "env") for seed in range(5)])
     now, _ = torch.vmap(lambda key: begin(env, key))(keys)
+    now = now._replace(steps=now.steps + torch.tensor([0, env.limit - 2, 0, env.limit - 1, 0]))
+    firsts = []
     for t in range(3):
         keys = torch.stack([rng.key(seed, "env", t + 1) for seed in range(5)])
         draw = rng.key(9, "env", t)
@@ -185,8 +191,11 @@ def test_many_are_one_by_one(name: str) -> None:
         for i in range(5):
             alone = step(env, Now(type(now.state)(*(x[i] for x in now.state)), now.steps[i]), action[i], keys[i])
             torch.testing.assert_close(together.next_obs[i], alone.next_obs, rtol=1e-6, atol=1e-6)
-            assert torch.equal(together.obs[i], alone.obs) or not bool(alone.is_first)
+            torch.testing.assert_close(together.obs[i], alone.obs, rtol=1e-6, atol=1e-6)
+            assert bool(together.is_first[i]) == bool(alone.is_first)
+        firsts.append(together.is_first.tolist())
         now = together.now
+    assert firsts == [[False, False, False, True, False], [False, True, False, False, False], [False] * 5]
 
 
 # --- small tasks ---
@@ -249,7 +258,8 @@ def test_t_maze_by_hand() -> None:
 def test_gymnasium_has_what_it_does_not_know_itself(name: str) -> None:
     env = gym.make(name)
     check_env(env.unwrapped, skip_render_check=True)
-    assert env_spec(env) == device_env(name).spec
+    assert env_spec(env) == device_env(name)[0].spec
+    assert names_time_limit(env)
     alike = []
     for _ in range(2):
         frames = [env.reset(seed=5)[0]]
@@ -269,10 +279,9 @@ class Corridor:
     """A user's own: walk to the right end; the state is a tensor."""
 
     spec = EnvSpec((1,), 1, (-0.5,), (0.5,))
-    limit = 6
 
-    def __init__(self, end: float = 1.0):
-        self.end = end
+    def __init__(self, end: float = 1.0, limit: int = 6):
+        self.end, self.limit = end, limit
 
     def reset(self, key: Tensor) -> Tensor:
         return rng.uniform(key, (1,), 0.0, 0.1)
@@ -285,11 +294,19 @@ class Corridor:
         return Outcome(after, action[0], after[0] > self.end)
 
 
+def length_of(kwargs: dict[str, Any]) -> int:
+    """Steps of an episode that does not end by itself, as evaluations play it."""
+    env = make_env("DeviceCorridor-v0", {"end": 100.0} | kwargs)
+    env.reset(seed=0)
+    return next(t for t in range(1, 20) if env.step(np.zeros(1, np.float64))[3])
+
+
 def test_own_environments_are_registered_by_name() -> None:
     register("DeviceCorridor-v0", Corridor)
-    assert device_env("test_device_envs:DeviceCorridor-v0", {"end": 2.0, "max_episode_steps": 9}).limit == 9
+    assert device_env("test_device_envs:DeviceCorridor-v0", {"end": 2.0, "max_episode_steps": 9})[1] == 9
+    assert device_env("DeviceCorridor-v0", {"max_episode_steps": -1})[1] == 0
+    assert [length_of(kwargs) for kwargs in ({}, {"limit": 3}, {"limit": 3, "max_episode_steps": 8})] == [6, 3, 8]
     env = gym.make("DeviceCorridor-v0", end=0.6)
-    assert env.spec.max_episode_steps == 6
     obs, _ = env.reset(seed=0)
     after, reward, terminated, truncated, _ = env.step(np.array([0.5], np.float32))
     assert after == pytest.approx(obs + 0.5)
@@ -305,7 +322,15 @@ def test_own_environments_are_registered_by_name() -> None:
         ),
         ({"env": "Pendulum-v0"}, r"Pendulum-v0 has no form on the device; did you mean Pendulum-v1\?"),
         ({"env": "Pendulum-v1", "env_kwargs": {"g": 9.0}}, "Pendulum-v1 on the device: .*argument"),
-        ({"env": "nowhere_at_all:X-v0"}, "cannot import 'nowhere_at_all'"),
+        ({"env": "nowhere_at_all:X-v0"}, "X-v0 has no form on the device"),
+        (
+            {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 0}},
+            "must be a positive whole number, or -1 for no",
+        ),
+        (
+            {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": "abc"}},
+            "must be a positive whole number, .* 'abc'",
+        ),
         ({"env": "Pendulum-v1", "wrappers": ("a:B",)}, r"env_backend device: wrappers act .* \(a:B\); use sync"),
     ],
 )
@@ -396,3 +421,41 @@ def test_example_of_the_docs_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     few = RUN | {"hidden": (8,), "env_kwargs": {}, "steps": 40}
     run = deeprl.train("sac", env="my_reach:DeviceReach-v0", out=str(tmp_path / "a"), **few)
     assert len(rows(run.directory / "evaluations.csv")) == 4  # two agents, at 30 and at the end
+
+
+class Drift:
+    """Its state, which is what is seen and earned, goes on unchanged: begins anywhere, ends at the limit."""
+
+    spec = EnvSpec((1,), 1, (-1.0,), (1.0,))
+    limit = 3
+
+    def reset(self, key: Tensor) -> Tensor:
+        return rng.uniform(key, (1,))
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, state: Tensor, action: Tensor, key: Tensor) -> Outcome:
+        return Outcome(state, state[0], torch.zeros((), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_environments_of_an_agent_draw_apart_and_successors_are_those_before_a_new_episode(backend: Any) -> None:
+    envs = DeviceEnvs(Drift(), 3, (5, 6), 2, Execution(backend))
+    starts, returns = [envs.obs.flatten().tolist()], torch.zeros(2, 2)
+    for t in range(9):
+        obs = envs.obs.clone()
+        found = envs.step(torch.zeros(2, 2, 1))
+        assert torch.equal(found.obs, obs)
+        assert torch.equal(found.next_obs, obs)  # also at the time limit, after which there is another
+        assert torch.equal(found.reward, obs[..., 0])
+        assert torch.equal(envs.is_first, found.truncated)
+        returns += found.reward
+        if t % 3 == 2:
+            starts.append(envs.obs.flatten().tolist())
+        if t == 6:  # of two episodes that have ended in each environment
+            told, expected = envs.pop_episodes(), (returns - found.reward).sum(1) / 4
+            assert [(e.member, e.length) for e in told] == [(0, 3)] * 4 + [(1, 3)] * 4
+            assert [e.ret for e in told] == pytest.approx([x for x in expected.tolist() for _ in range(4)])
+            assert envs.pop_episodes() == []
+    assert len({x for start in starts for x in start}) == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import types
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from offline_helpers import write_made
 from torch import Tensor
 
 import deeprl
@@ -226,8 +228,56 @@ def test_score_is_printed_with_the_returns(tmp_path: Path, capsys: Any) -> None:
         (["--return-range", "1", "2"], "--return-range: needs --decision-periods"),
         (["--png", "a.png"], "--png: needs --decision-periods"),
         (["--decision-periods", "1", "--episodes", "0"], "--episodes: must be positive, not 0"),
+        (["--decision-periods", "fas", "--return-range", "0", "0"], "--return-range: BEST must be positive"),
     ],
 )
 def test_wrong_options(words: list[str], message: str, capsys: Any) -> None:
     assert main(["evaluate", "nowhere", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_was_evaluated_is_kept_with_its_step_and_nothing_else_is_overwritten(tmp_path: Path, capsys: Any) -> None:
+    settings: dict[str, Any] = {"env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 8}, "steps": 24}
+    settings |= {"learning_starts": 10, "batch_size": 4, "eval_episodes": 1, "compile": "off", "hidden": (8,)}
+    settings |= {"snapshot_every": 16, "out": str(tmp_path / "a"), "eval_every": 12}
+    run = deeprl.train("sac", callback=lambda run: run.step == 20, **settings).directory
+    assess = functools.partial(evaluate.assess_periods, run, episodes=1)
+    assess([Period(1, 1), Period(2, 2)])
+    assess([Period(2, 2), Period(4, 4)])
+
+    def periods() -> list[tuple[str, str]]:
+        with (run / "decision_periods.csv").open(newline="") as file:
+            return [(row["step"], row["period"]) for row in csv.DictReader(file)]
+
+    assert periods() == [("20", "1"), ("20", "2"), ("20", "4")]
+    picture = (run / "decision_periods.png").read_bytes()
+    assess([Period(8, 8)], step=16)
+    assert periods() == [("20", "1"), ("20", "2"), ("20", "4")]
+    assert (run / "decision_periods_step_16.png").exists()
+    assert (run / "decision_periods.png").read_bytes() == picture
+    deeprl.train("sac", **settings)
+    page = write_report(run).read_text()
+    assert "evaluated at decision periods before its last step" in page
+    assert "<h2>Decision periods</h2>" not in page
+    assess([Period(1, 1)])
+    assert periods() == [("24", "1")]
+    assert "<h2>Decision periods</h2>" in write_report(run).read_text()
+    before = (run / "config.json").read_bytes()
+    for png, told in (
+        (run / "config.json", "pictures are .png"),
+        (run / "checkpoints" / "a.png", "belongs to the records"),
+    ):
+        assert main(["evaluate", str(run), "--decision-periods", "1", "--episodes", "1", "--png", str(png)]) == 2
+        assert told in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_agents_of_different_datasets_are_not_mixed(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        data = write_made(tmp_path / f"{name}.npz", seed=seed)
+        settings = {"hidden": (8,), "steps": 5, "batch_size": 4, "eval_episodes": 1, "compile": "off", "threads": 1}
+        out = tmp_path / "runs" / name
+        deeprl.train("bc", dataset=data, env="offline_helpers:MadeLinear-v0", out=str(out), **settings)
+        evaluate.assess_periods(out, [Period(1, 1)], 1)
+    page = write_report(tmp_path / "runs").read_text().partition("<h2>Decision periods</h2>")[2]
+    assert [f"<td>bc, {name}</td>" in page for name in ("a", "b")] == [True, True]

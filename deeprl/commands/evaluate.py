@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,11 @@ from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.evaluate import Evaluator, greedy_policy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.progress import Progress, show
-from deeprl.run.targets import check_table
+from deeprl.run.targets import check_picture, check_table
 from deeprl.run.trained import OwnNet, Population, load_population
 
 _COLUMNS = ("member", "seed", "episode", "return", "length")
-_PERIOD_COLUMNS = ("period", *_COLUMNS)
+_PERIOD_COLUMNS = ("step", "period", *_COLUMNS)
 _COUNTER = 2**32 - 1  # starts that no evaluation during training has used: those count environment steps
 _RANDOM = Period(1, 16)  # arXiv 2410.08979
 
@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
         raise DeeprlError(f"--episodes: must be positive, not {episodes}")
     if asked:
         measure = ReturnRange(*options.return_range) if options.return_range else None
+        if measure is not None and not (measure.best > 0 and math.isfinite(sum(measure))):
+            raise DeeprlError(f"--return-range: BEST must be positive, and both finite, not {measure.best:g}")
         assess_periods(options.run_dir, asked, episodes, options.csv, options.png, options.step, measure=measure)
         return 0
     for name in ("return_range", "png"):
@@ -102,9 +104,10 @@ def assess(
 
 
 class AtPeriod(NamedTuple):
-    """An episode at a decision period. The names are the columns of its table."""
+    """An episode at a decision period: a row of its table. step: of the run."""
 
-    period: Period
+    step: int
+    period: str
     member: int
     seed: int
     episode: int
@@ -126,41 +129,59 @@ def assess_periods(
     """Print returns at each decision period, and where all of `PERIODS` are among them each agent's FAS.
 
     Returns those of all episodes by period, [S, episodes], which begin alike at each. table: a CSV file for every
-    episode (period, member, seed, episode, return, length; a period that is drawn as `1 to 16`), by default in the
-    directory of the run, where `deeprl report` finds it, or none with `step`. png: of returns by period, default
-    RUN_DIR/decision_periods.png. measure: the range of the score, default the published one.
+    episode (step, period, member, seed, episode, return, length; a period that is drawn as `1 to 16`), by default in
+    the directory of the run, where `deeprl report` finds it and other periods of the same step are kept, or none with
+    `step`. png: of returns by period, default RUN_DIR/decision_periods.png, of a snapshot with `_step_K`. measure: the
+    range of the score, default the published one.
 
     Raises DeeprlError for agents with discrete actions, for an environment without a published range where one is
-    needed, and where `table` exists with other columns or belongs to the records of a run.
+    needed, and where `table` exists with other columns, or it or `png` belongs to the records of a run.
     """
-    about, own = read_about(Path(run_dir)), str(Path(run_dir) / PERIODS_FILE)
-    if table or (Path(own).exists() and step is None):
+    about, own = read_about(Path(run_dir)), Path(run_dir) / PERIODS_FILE
+    if table or (own.exists() and step is None):
         check_table(table or own, _PERIOD_COLUMNS)
-    table = own if table is None and step is None else table
+    moment = "" if step is None else f"_step_{step}"
+    drawn_to = Path(png or Path(run_dir) / f"decision_periods{moment}.png").absolute()
+    check_picture(drawn_to)
     make = without_repeats(evaluated_in(about))
     scored = set(PERIODS) <= {p.longest for p in periods if p.steady}
     measure = return_range(make.env) if scored and measure is None else measure
     population = load_population(run_dir, net, step=step)
-    drawn_to = Path(png or Path(run_dir) / "decision_periods.png").absolute()
-    path = _place(table)
+    path = _place(str(own) if table is None and step is None else table)
     played = play_periods(population, make, periods, episodes)
     shape = len(population.members), episodes
-    found = {p: np.array([e.ret for e in played if e.period == p]).reshape(shape) for p in periods}
-    means = {p.longest: returns.mean(1).tolist() for p, returns in found.items() if p.steady}
-    print("decision period  mean return over agents, and of each")
-    for period, returns in found.items():
-        print(f"{period!s:>15}  {returns.mean():,.2f}:  {'  '.join(f'{r:,.2f}' for r in returns.mean(1))}")
-    if scored and measure is not None:
-        scores = np.array([fas({p: r[i] for p, r in means.items()}, measure) for i in range(shape[0])])
-        each = "  ".join(f"{score:.3f}" for score in scores)
-        print(f"FAS {scores.mean():.3f} (standard deviation {scores.std():.3f}):  {each}")
+    found = {p: np.array([e.ret for e in played if e.period == str(p)]).reshape(shape) for p in periods}
+    _tell(found, measure if scored else None)
     if path:
-        _write(path, _PERIOD_COLUMNS, played)
-    if means:
+        kept = _other_periods(path, played) if table is None else []
+        _write(path, _PERIOD_COLUMNS, [*kept, *played])
+    if means := {p.longest: returns.mean(1).tolist() for p, returns in found.items() if p.steady}:
         drawn_to.parent.mkdir(parents=True, exist_ok=True)
         drawn_to.write_bytes(drawn_by_period(make.env, {about["algorithm"]: means}))
         print(drawn_to)
     return found
+
+
+def _tell(found: Mapping[Period, np.ndarray], measure: ReturnRange | None) -> None:
+    """Print returns by period, and the score by a range of returns, if there is one."""
+    print("decision period  mean return over agents, and of each")
+    for period, returns in found.items():
+        print(f"{period!s:>15}  {returns.mean():,.2f}:  {'  '.join(f'{r:,.2f}' for r in returns.mean(1))}")
+    if measure is not None:
+        means = [{p.longest: float(r[i].mean()) for p, r in found.items() if p.steady} for i in range(len(returns))]
+        scores = np.array([fas(one, measure) for one in means])
+        each = "  ".join(f"{score:.3f}" for score in scores)
+        print(f"FAS {scores.mean():.3f} (standard deviation {scores.std():.3f}):  {each}")
+
+
+def _other_periods(path: Path, played: Sequence[AtPeriod]) -> list[list[str]]:
+    """The rows of a table of the same step, at other periods than those that were played."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    step, known = str(played[0].step), {e.period for e in played}
+    return [[row[c] for c in _PERIOD_COLUMNS] for row in rows if row["step"] == step and row["period"] not in known]
 
 
 def play_periods(population: Population, make: EnvFactory, periods: Sequence[Period], episodes: int) -> list[AtPeriod]:
@@ -171,7 +192,8 @@ def play_periods(population: Population, make: EnvFactory, periods: Sequence[Per
     for period in periods:
         act, begin = at_period(population, period)
         played = evaluator(greedy_policy(act, population.state, begin=begin), _COUNTER)
-        found += [AtPeriod(period, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
+        about = population.step, str(period)
+        found += [AtPeriod(*about, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
         progress.update(len(found))
     progress.close()
     if evaluator.cut:

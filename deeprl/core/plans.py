@@ -37,7 +37,7 @@ def play(
     anew = carry.left == 0
     ahead = torch.where(anew[:, None, None], plan(carry.action), carry.ahead)
     left = torch.where(anew, length, carry.left) - 1
-    action = ahead[:, 0]
+    action = ahead[:, 0].clone()  # a view would have another layout in the next carry, and be compiled for anew
     return action, Playing(torch.cat([ahead[:, 1:], ahead[:, :1]], 1), left, action)
 
 

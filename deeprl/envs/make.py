@@ -27,6 +27,7 @@ _NAMESPACES = {
     "MinAtar": ("minatar", "minatar.gym", "MinAtar/Breakout-v1"),
     "dmc": ("dmc", "dm_control", ""),
 }
+_DEVICE_ONLY = {"Catch-v0", "TMaze-v0"}  # that Gymnasium does not have
 _EXTRAS = {"ale_py": "atari", "opencv": "atari", "minatar": "minatar", "Box2D": "box2d", "box2d": "box2d"}
 _EXTRAS["gymnasium_robotics"] = "robotics"
 
@@ -58,6 +59,11 @@ def make_env(
     _warn_once_per_text()
     if (namespace := env.partition("/")[0]) in _NAMESPACES:
         _register(namespace)
+    known = "deeprl.envs.device.registry" in sys.modules
+    if known or ":" in env or env in _DEVICE_ONLY:  # not for all: it needs torch, as simulators in processes do not
+        from deeprl.envs.device.registry import for_make
+
+        kwargs = for_make(env, kwargs)
     try:
         made = _OWN[namespace](env, kwargs) if namespace in _OWN else gym.make(env, **kwargs)
         own = _OF_MODULE.get(type(made.unwrapped).__module__)

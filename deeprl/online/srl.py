@@ -101,6 +101,9 @@ class Config(OffPolicyConfig):
             raise DeeprlError(f"replan_every: must be {bounds}, not {self.replan_every}")
         if not self.recall:
             self.refuse_idle("no recall", "model_lr", "model_hidden")
+        needed = max(self.window.steps, 2) * self.envs_per_agent
+        if min(self.buffer_size, self.steps) < 2 * needed:
+            raise DeeprlError(f"sequence_length: these plans need a buffer_size and steps of {2 * needed} and more")
 
     @property
     def window(self) -> Window:
@@ -211,17 +214,16 @@ def act(
 
 
 class Recalled(NamedTuple):
-    """What the model and the policy learn from: transitions, and what was done before each."""
+    """Transitions, and the action before each: of the critics before its next observation, else before its own."""
 
     batch: Batch
     previous: Float[Tensor, "B A"]
 
 
-def update_critic(net: Net, config: Config, state: State, batch: Batch, key: rng.Key) -> tuple[State, Metrics]:
+def update_critic(net: Net, config: Config, state: State, first: Recalled, key: rng.Key) -> tuple[State, Metrics]:
     """One gradient step of the critics. action of a batch without recall: plans [B, J A]."""
-    previous = batch.action[:, -net.spec.action_dim :]
-    length = 1 if config.recall else config.sequence_length
-    next_action, log_prob = planned(net, state.actor, batch.next_obs, previous, length, key)
+    batch, length = first.batch, config.window.steps
+    next_action, log_prob = planned(net, state.actor, batch.next_obs, first.previous, length, key)
     next_q = functional_call(net.critic, state.target_critic, (batch.next_obs, next_action.flatten(1)))
     soft = next_q.to(batch.reward.dtype).amin(0) - state.log_alpha.exp() * log_prob.sum(-1)
     td_target = batch.reward + batch.discount * soft
@@ -284,12 +286,15 @@ def update_actor(net: Net, config: Config, state: State, second: Recalled, key: 
 
 
 def update(
-    net: Net, config: Config, state: State, batch: Batch, second: Recalled, key: rng.Key, *, policy: bool
+    net: Net, config: Config, state: State, first: Recalled, second: Recalled, key: rng.Key, *, policy: bool
 ) -> tuple[State, Metrics, tuple[()]]:
-    """One update of critics and model, with `policy` of the policy and temperature too, and then of all targets."""
+    """One update of critics and model, with `policy` of the policy and temperature too, and then of all targets.
+
+    first: what the critics learn from; second: what the others do.
+    """
     net, h = nets.bound(net, state.fixed), state.hparams
     critic_key, actor_key = rng.split(key, 2)
-    state, metrics = update_critic(net, config, state, batch, critic_key)
+    state, metrics = update_critic(net, config, state, first, critic_key)
     if config.recall:
         state, found = update_model(net, state, second.batch)
         metrics |= found
@@ -310,12 +315,12 @@ def learner(net: Net, config: Config, policy: bool) -> Callable[..., tuple[State
     def learn(state: State, data: Any, extent: Any, sample_key: rng.Key, update_key: rng.Key) -> Any:
         keys, discount = rng.split(sample_key, 2), state.hparams["discount"]
         row = uniform_rows(data, extent, keys[0], config.batch_size, config.window)
-        batch = n_step(data, row, config.window, discount)
-        batch = batch._replace(action=actions_from(data, row, config.window).flatten(1))
+        action, last = actions_from(data, row, config.window)
+        first = Recalled(n_step(data, row, config.window, discount)._replace(action=action.flatten(1)), last)
         row = uniform_rows(data, extent, keys[1], config.batch_size, config.single)
         before = actions_before(data, extent, row, config.single)
         second = Recalled(n_step(data, row, config.single, discount), before)
-        return update(net, config, state, batch, second, update_key, policy=policy)
+        return update(net, config, state, first, second, update_key, policy=policy)
 
     return learn
 

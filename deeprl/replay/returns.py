@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deeprl.core.spec import Transition
-from deeprl.replay.transitions import Replay
+from deeprl.replay.transitions import Replay, on_host
 
 
 class ReturnsToGo:
@@ -38,7 +38,7 @@ class ReturnsToGo:
         """A step of all environments is in these rows of each agent."""
         self.values[:, rows] = -torch.inf
         self._open = np.minimum(self._open + 1, self._replay.capacity // self._replay.envs)
-        self._end(np.asarray(transition.terminated) | np.asarray(transition.truncated), rows.start)
+        self._end(on_host(transition.terminated) | on_host(transition.truncated), rows.start)
 
     def cut(self, begins: np.ndarray) -> None:
         """Another episode begins where one is in progress: begins [S, N]."""

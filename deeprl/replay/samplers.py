@@ -144,11 +144,14 @@ def n_step(
     )
 
 
-def actions_from(data: Stored, row: Int[Tensor, " B"], window: Window) -> Float[Tensor, "B n A"]:
-    """The actions of the n steps that begin in these rows, up to the end of their episode; zeros beyond."""
+def actions_from(
+    data: Stored, row: Int[Tensor, " B"], window: Window
+) -> tuple[Float[Tensor, "B n A"], Float[Tensor, "B A"]]:
+    """The actions of the n steps that begin in these rows, zeros beyond the end of their episode; and the last one."""
     rows = (row[:, None] + torch.arange(window.steps, device=row.device) * window.envs) % data.reward.shape[0]
     counted = _before_first(data.terminated[rows] | data.truncated[rows])
-    return data.action[rows] * counted.unsqueeze(-1).to(data.action.dtype)
+    last = rows.gather(1, counted.sum(-1, keepdim=True) - 1).squeeze(1)
+    return data.action[rows] * counted.unsqueeze(-1).to(data.action.dtype), data.action[last]
 
 
 def actions_before(data: Stored, extent: Extent, row: Int[Tensor, " B"], window: Window) -> Float[Tensor, "B A"]:

@@ -24,6 +24,11 @@ _WATCHED = 100  # steps with new frames that are compared before the order of th
 _SPARE = 16  # one spare frame for so many transitions: room for the last frames of episodes cut by a time limit
 
 
+def on_host(values: Any) -> np.ndarray:
+    """An array of NumPy, of whatever device; waits for a GPU."""
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
 class Stored(NamedTuple):
     """The arrays of a buffer: [S, capacity, ...] for a population, [capacity, ...] for one agent.
 
@@ -203,6 +208,7 @@ class FrameReplay(Replay):
 
     def add(self, transition: Transition) -> slice:
         """Store one step of all environments, whose observations are whole stacks [S, N, K, *frame] or frames."""
+        transition = Transition(*(on_host(x) for x in transition))
         if self.spec.frame_stack > 1:
             self._require_stacks(transition)
         self._push(transition.obs, self._begins)

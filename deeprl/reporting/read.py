@@ -118,14 +118,25 @@ class RunRecord:
     def periods(self) -> dict[int, dict[str, list[float]]]:
         """Returns of episodes by member and decision period, where `deeprl evaluate --decision-periods` has left them.
 
-        Raises DeeprlError for a file that cannot be read.
+        Those of another step than the last one are left out. Raises DeeprlError for a file that cannot be read.
         """
-        path, found = self.path / PERIODS_FILE, dict[int, dict[str, list[float]]]()
+        found: dict[int, dict[str, list[float]]] = {}
+        for step, member, period, ret in self._period_rows():
+            if step == self.status.get("step"):
+                found.setdefault(member, {}).setdefault(period, []).append(ret)
+        return found
+
+    def has_older_periods(self) -> bool:
+        """Whether there are returns by decision period of another step than the last one."""
+        return any(step != self.status.get("step") for step, *_ in self._period_rows())
+
+    def _period_rows(self) -> list[tuple[int, int, str, float]]:
+        path = self.path / PERIODS_FILE
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        reader = csv.DictReader(io.StringIO(text))
+        reader, found = csv.DictReader(io.StringIO(text)), []
         for row in reader:
             try:
-                found.setdefault(int(row["member"]), {}).setdefault(row["period"], []).append(float(row["return"]))
+                found.append((int(row["step"]), int(row["member"]), row["period"], float(row["return"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise DeeprlError(f"{path} row {reader.line_num} is broken: {error}") from error
         return found
@@ -137,7 +148,7 @@ class RunRecord:
 
 
 Pairs = list[tuple[RunRecord, AgentRecord]]
-PERIODS_FILE = "decision_periods.csv"  # period, member, seed, episode, return, length
+PERIODS_FILE = "decision_periods.csv"  # step, period, member, seed, episode, return, length
 
 
 def unit_name(pairs: Pairs) -> str:

@@ -114,6 +114,11 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
         names.append(_file_name(env, names))
         (folder / names[-1]).write_bytes(drawn)
     by_period = _by_period(cells)
+    notes += [
+        f"{run.name}: it was evaluated at decision periods before its last step, which is left out here."
+        for run in runs
+        if run.has_older_periods()
+    ]
     for env, curves in by_period.items():
         steady = {name: _steady(agents) for name, agents in curves.items()}
         if steady := {name: returns for name, returns in steady.items() if returns}:
@@ -153,8 +158,9 @@ def _by_period(cells: Mapping[Cell, Pairs]) -> dict[str, dict[str, list[dict[str
                 place = run.info.get("evaluated_in") or run.info["config"]
                 others = [name for name in place.get("wrappers") or () if not repeats(name)]
                 env = " ".join([str(place["env"]), *others])
+                name = cell.name if str(place["env"]) == cell.env else f"{cell.name}, {cell.env}"
                 means = {period: float(np.mean(returns)) for period, returns in own.items()}
-                found.setdefault(env, {}).setdefault(cell.name, []).append(means)
+                found.setdefault(env, {}).setdefault(name, []).append(means)
     return found
 
 

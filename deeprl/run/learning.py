@@ -234,8 +234,8 @@ class OffPolicy(_Learning):
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """What the agents see now: observations [S, N, *O], and whether they are the first of an episode [S, N]."""
-        seen = (torch.as_tensor(x, device=self.device) for x in (self.envs.obs, self.envs.is_first))
-        return next(seen), next(seen)
+        obs, is_first = self.envs.obs, self.envs.is_first
+        return torch.as_tensor(obs, device=self.device), torch.as_tensor(is_first, device=self.device)
 
     def act(self, random: bool) -> None:
         """One step of all environments, by the agents with exploration, or uniformly at random in [-1, 1]^A."""
@@ -271,7 +271,7 @@ class OffPolicy(_Learning):
         self.run.advance()
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
-        """`sampled` for the population, for `learn`. What is compiled begins to be, acting first."""
+        """`sampled` for the population, for `learn`. It begins to be compiled, in Gymnasium's environments after acting."""
         if self._move is None:
             self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
         learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))

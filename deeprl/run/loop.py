@@ -110,7 +110,7 @@ class Run:
             if config.wrappers:
                 told = ", ".join(config.wrappers)
                 raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
-            envs = DeviceEnvs(device_env(config.env, config.env_kwargs), *envs_of, self.execution)
+            envs = DeviceEnvs(*device_env(config.env, config.env_kwargs), *envs_of, self.execution)
         else:
             envs = PopulationEnvs(make, *envs_of, config.env_backend)
         self._closing.callback(envs.close)

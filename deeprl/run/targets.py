@@ -96,6 +96,13 @@ def check_film(path: str | Path) -> None:
     _check_file(Path(path))
 
 
+def check_picture(path: str | Path) -> None:
+    """Raise DeeprlError unless a picture may be written there: a file .png, which may be there."""
+    if Path(path).suffix.lower() != ".png":
+        raise DeeprlError(f"{path}: pictures are .png")
+    _check_file(Path(path))
+
+
 def check_dataset(path: str | Path) -> None:
     """Raise DeeprlError where a dataset file cannot be: it exists, or would lie in the directory of a run."""
     file = Path(path).expanduser()

@@ -72,12 +72,16 @@ def begin(env: DeviceEnv, key: rng.Key) -> tuple[Now, Shaped[Tensor, "*O"]]:
     return Now(state, torch.zeros((), dtype=torch.int64, device=key.device)), env.observe(state)
 
 
-def step(env: DeviceEnv, now: Now, action: Shaped[Tensor, "*A"], key: rng.Key) -> Played:
-    """One step, after whose episode another begins at once. action: [A] in [-1, 1], or 0-d int64 from 0."""
+def step(env: DeviceEnv, now: Now, action: Shaped[Tensor, "*A"], key: rng.Key, limit: int | None = None) -> Played:
+    """One step, after whose episode another begins at once. action: [A] in [-1, 1], or 0-d int64 from 0.
+
+    limit: in place of the environment's own.
+    """
+    limit = env.limit if limit is None else limit
     step_key, reset_key = rng.split(key, 2)
     after = env.step(now.state, to_bounds(env.spec, action), step_key)
     steps = now.steps + 1
-    truncated = steps >= env.limit if env.limit else torch.zeros_like(after.terminated)
+    truncated = steps >= limit if limit else torch.zeros_like(after.terminated)
     ended = after.terminated | truncated
     state = tree_map(lambda new, old: torch.where(ended, new, old), env.reset(reset_key), after.state)
     going_on = Now(state, torch.where(ended, 0, steps))

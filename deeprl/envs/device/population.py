@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from deeprl.core import rng
@@ -20,7 +20,7 @@ from deeprl.envs.vector import Episode
 class Going(NamedTuple):
     """The N environments of one agent in play: what it sees, and what their episodes have brought so far.
 
-    ret, length: of the episodes in progress; ended: how many have ended since they were last asked for, the sum of
+    ret: of the episodes in progress; ended: how many have ended since they were last asked for, the sum of
     their returns and of their lengths.
     """
 
@@ -28,7 +28,6 @@ class Going(NamedTuple):
     obs: Shaped[Tensor, "N *O"]
     is_first: Bool[Tensor, " N"]
     ret: Float[Tensor, " N"]
-    length: Int[Tensor, " N"]
     ended: Float[Tensor, "3"]
 
 
@@ -42,21 +41,20 @@ class DeviceEnvs:
 
     restorable = "captured"
 
-    def __init__(self, env: DeviceEnv, seeds: Sequence[int], envs_per_agent: int, execution: Execution):
+    def __init__(self, env: DeviceEnv, limit: int, seeds: Sequence[int], envs_per_agent: int, execution: Execution):
         self.spec: EnvSpec = env.spec
         self.agents, self.width, self._steps = len(seeds), envs_per_agent, 0
         self._keys = rng.Streams(seeds, execution.device)
         places = torch.arange(envs_per_agent, device=execution.device)
 
         def one(now: Now, action: Tensor, key: rng.Key, place: Tensor) -> Played:
-            return step(env, now, action, rng.fold_in(key, place))
+            return step(env, now, action, rng.fold_in(key, place), limit)
 
         def all_of(going: Going, action: Tensor, key: rng.Key) -> tuple[Going, Transition]:
             played = torch.vmap(one, in_dims=(0, 0, None, 0))(going.now, action, key, places)
-            outcome = played.reward, played.terminated, played.truncated, played.next_obs
-            return counted(going, played), Transition(
-                going.obs.clone(), action, *outcome
-            )  # `going` will be overwritten
+            outcome = (x.clone() for x in (played.reward, played.terminated, played.truncated, played.next_obs))
+            before = going.obs.clone()  # all of it may be a part of the state, which will be overwritten
+            return counted(going, played), Transition(before, action, *outcome)
 
         def first(key: rng.Key, place: Tensor) -> tuple[Now, Tensor]:
             return begin(env, rng.fold_in(key, place))
@@ -131,12 +129,12 @@ class DeviceEnvs:
 def _going(now: Now, obs: Shaped[Tensor, "N *O"]) -> Going:
     steps = now.steps
     zeros = torch.zeros(len(steps), device=steps.device)
-    return Going(now, obs, torch.ones_like(steps, dtype=torch.bool), zeros, steps.clone(), zeros.new_zeros(3))
+    return Going(now, obs, torch.ones_like(steps, dtype=torch.bool), zeros, zeros.new_zeros(3))
 
 
 def counted(going: Going, played: Played) -> Going:
     """The environments of an agent after a step, with what it brought."""
-    ret, length, over = going.ret + played.reward, going.length + 1, played.is_first
+    ret, length, over = going.ret + played.reward, going.now.steps + 1, played.is_first
     some = over.to(ret.dtype)
     ended = torch.stack([some.sum(), (ret * some).sum(), (length * some).sum()])
     return Going(
@@ -144,6 +142,5 @@ def counted(going: Going, played: Played) -> Going:
         played.obs,
         over,
         torch.where(over, 0.0, ret),
-        torch.where(over, 0, length),
         going.ended + ended,
     )

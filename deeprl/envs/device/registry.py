@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,8 @@ import torch
 from gymnasium import spaces
 
 from deeprl.core import rng
-from deeprl.core.tree import flatten, tree_map
+from deeprl.core.objects import see_working_directory
+from deeprl.core.tree import flatten, load_flat
 from deeprl.envs.device import classic, minatar, small
 from deeprl.envs.device.base import DeviceEnv
 from deeprl.envs.device.minatar_seaquest import Seaquest
@@ -25,6 +28,7 @@ _MAKERS: dict[str, Callable[..., DeviceEnv]] = {
     "MountainCar-v0": classic.MountainCar,
     "MountainCarContinuous-v0": classic.MountainCarContinuous,
 }
+_OURS: set[str] = set()  # ids that Gymnasium knows from here alone
 _MINATAR = (minatar.Asterix, minatar.Breakout, minatar.Freeway, Seaquest, minatar.SpaceInvaders)
 for _game in _MINATAR:  # v0: all six actions, v1: those that do something
     for _version, _minimal in (("v0", False), ("v1", True)):
@@ -36,42 +40,64 @@ def register(name: str, make: Callable[..., DeviceEnv]) -> None:
     """Give an environment an id, such as `Corridor-v0`, for `--env-backend device`.
 
     make: called with the `env_kwargs` of a run. Where Gymnasium does not know the id, it is registered there too
-    (`AsGymnasium`): agents are evaluated and filmed in that, and may be trained in it.
+    (`AsGymnasium`): agents are evaluated in that, and may be trained in it. It draws no pictures.
     """
     _MAKERS[name] = make
     if name not in gym.registry:
-        gym.register(name, lambda **kwargs: AsGymnasium(make(**kwargs)), max_episode_steps=make().limit or None)
+        gym.register(name, functools.partial(_for_gymnasium, make))
+        _OURS.add(name)
 
 
-def device_env(env: str, env_kwargs: Mapping[str, Any] | None = None) -> DeviceEnv:
-    """A device environment: an id, or `module:Id-v0` to import `module`, which registers it, first.
+def _for_gymnasium(make: Callable[..., DeviceEnv], episode_limit: int | None = None, **kwargs: Any) -> gym.Env:
+    env = make(**kwargs)
+    limit = env.limit if episode_limit is None else episode_limit
+    return gym.wrappers.TimeLimit(AsGymnasium(env), limit) if limit else AsGymnasium(env)
+
+
+def for_make(env: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `gym.make` for an id: another limit takes the place of the own one of a device environment."""
+    kwargs, name = dict(env_kwargs), _imported(env)
+    if name in _OURS and "max_episode_steps" in kwargs:
+        kwargs["episode_limit"] = _valid_limit(name, kwargs.pop("max_episode_steps"))
+    return kwargs
+
+
+def _imported(env: str) -> str:
+    """The id of `module:Id-v0`, whose module has been imported if it can be, and may have registered it."""
+    module, _, name = env.rpartition(":")
+    if module:
+        see_working_directory()
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    return name
+
+
+def _valid_limit(name: str, limit: Any) -> int:
+    """0 for -1, which is none; raises DeeprlError for what is no whole number above 0."""
+    if type(limit) is not int or not (limit > 0 or limit == -1):
+        raise DeeprlError(
+            f"{name}: max_episode_steps must be a positive whole number, or -1 for no limit, not {limit!r}"
+        )
+    return max(limit, 0)
+
+
+def device_env(env: str, env_kwargs: Mapping[str, Any] | None = None) -> tuple[DeviceEnv, int]:
+    """A device environment, an id or `module:Id-v0` to import `module` first, and the limit of its episodes (0: none).
 
     env_kwargs: what its constructor takes, and `max_episode_steps` in place of its own limit.
 
     Raises DeeprlError for an id that has none, with those that have, and for arguments that it does not take.
     """
-    module, _, name = env.rpartition(":")
-    if module:
-        from importlib import import_module
-
-        from deeprl.core.objects import see_working_directory
-
-        see_working_directory()
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise DeeprlError(f"{env}: cannot import {module!r} ({error})") from error
-    if name not in _MAKERS:
+    if (name := _imported(env)) not in _MAKERS:
         known = ", ".join(sorted(_MAKERS))
         raise DeeprlError(f"env_backend device: {name} has no form on the device{nearest(name, _MAKERS)}; have {known}")
     kwargs = dict(env_kwargs or {})
-    limit = kwargs.pop("max_episode_steps", None)
+    limit = _valid_limit(name, kwargs.pop("max_episode_steps")) if "max_episode_steps" in kwargs else None
     try:
         made = _MAKERS[name](**kwargs)
     except (TypeError, ValueError) as error:
         raise DeeprlError(f"{name} on the device: {error}") from error
-    made.limit = made.limit if limit is None else int(limit)
-    return made
+    return made, made.limit if limit is None else limit
 
 
 class AsGymnasium(gym.Env):
@@ -112,7 +138,8 @@ class AsGymnasium(gym.Env):
 
     @torch.no_grad()
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        found = self.env.step(self._state, torch.as_tensor(np.asarray(action)), self._next_key())
+        done = np.asarray(action, np.int64 if self.env.spec.discrete else np.float32)
+        found = self.env.step(self._state, torch.as_tensor(done), self._next_key())
         self._state = found.state
         return self._seen(), float(found.reward), bool(found.terminated), False, {}
 
@@ -125,9 +152,8 @@ class AsGymnasium(gym.Env):
         """Restore what `state_dict` gave."""
         self._key, self._draws = torch.tensor(saved["key"], dtype=torch.int64), int(saved["draws"])
         if saved["state"]:
-            leaves = iter(saved["state"].values())
-            like = self.env.reset(self._key)
-            self._state = tree_map(lambda leaf: torch.as_tensor(np.array(next(leaves))).to(leaf.dtype), like)
+            self._state = self.env.reset(self._key)
+            load_flat(self._state, {k: torch.as_tensor(np.array(x)) for k, x in saved["state"].items()})
 
 
 for _name, _make in {"Catch-v0": small.Catch, "TMaze-v0": small.TMaze}.items():

@@ -32,12 +32,11 @@ class Catch:
     vector of zeros and ones, or with `pixels` an image [rows, columns, 3] of bytes, the ball red and the paddle blue.
     """
 
-    limit = 0
-
     def __init__(self, size: Sequence[int] = (10, 5), pixels: bool = False):
         self.size, self.pixels = (int(size[0]), int(size[1])), pixels
         if min(self.size) < 2:
             raise ValueError(f"size: at least 2 rows and 2 columns, not {self.size}")
+        self.limit = self.size[0]  # more steps than an episode has
         shape = (*self.size, 3) if pixels else (self.size[0] * self.size[1],)
         self.spec = EnvSpec(shape, 0, (), (), "uint8" if pixels else "float32", actions=3)
 
@@ -82,12 +81,11 @@ class TMaze:
     memory half of the episodes succeed.
     """
 
-    limit = 0
-
     def __init__(self, length: int = 10, active: bool = False, penalty: float = 0.0):
         if length < 1:
             raise ValueError(f"length: at least 1, not {length}")
         self.length, self.active, self.penalty = length, int(active), penalty
+        self.limit = length + 2 + 2 * self.active  # more steps than an episode has
         self.spec = EnvSpec((2,), 0, (), (), actions=4)
 
     def reset(self, key: rng.Key) -> Maze:
