@@ -475,6 +475,9 @@ class Still(Policy):
     def __init__(self):
         self.seed = 0
 
+    def reset(self):
+        pass
+
     def __call__(self, obs):
         return 0
 

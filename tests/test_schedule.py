@@ -65,7 +65,7 @@ def test_due_by_hand(tmp_path):
     run = bare_run(tmp_path)
     due = {}
     for _ in range(12):
-        run.advance([])
+        run.advance()
         due[run.step] = (run.due(5), run.due(1), run.due(0), run.due(100))
     assert [s for s, d in due.items() if d[0]] == [5, 10]
     assert all(d[1] for d in due.values())
@@ -76,7 +76,7 @@ def test_due_by_hand_for_several_envs(tmp_path):
     run = bare_run(tmp_path, envs_per_agent=4)
     due = []
     for _ in range(6):
-        run.advance([])
+        run.advance()
         if run.due(10):
             due.append(run.step)
     assert due == [12, 20]  # steps 4 8 12 16 20 24: the first at or beyond 10, and 20
@@ -86,7 +86,7 @@ def test_updates_due_by_hand(tmp_path):
     run = bare_run(tmp_path)
     numbers = []
     for _ in range(8):
-        run.advance([])
+        run.advance()
         numbers.append(list(run.updates_due(1.5, 3)))
     # floor((step - 3) * 1.5) for steps 1..8: -3 -2 0 1 3 4 6 7
     assert numbers == [[], [], [], [0], [1, 2], [3], [4, 5], [6]]
@@ -97,9 +97,9 @@ def test_updates_due_by_hand_for_a_rate_below_one(tmp_path):
     run = bare_run(tmp_path)
     numbers = []
     for _ in range(9):
-        run.advance([])
+        run.advance()
         numbers.append(len(run.updates_due(0.1 * 3, 0)))
     # floor(0.3 * step), 0.3 * 10 exact by the epsilon: 0 0 0 1 1 1 2 2 2
     assert [sum(numbers[: i + 1]) for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    run.advance([])
+    run.advance()
     assert list(run.updates_due(0.1 * 3, 0)) == [2]

@@ -16,6 +16,7 @@ from deeprl.commands import main as cli
 from deeprl.errors import DeeprlError
 from deeprl.make_data.candidates import run_sources
 from deeprl.make_data.collect import Request, choose, create
+from deeprl.make_data.recorder import Seats
 from deeprl.run import snapshots
 
 TINY: dict[str, Any] = {
@@ -106,7 +107,8 @@ def test_datasets_of_an_agent_at_several_moments_of_its_training(run_dir: Path, 
     assert [share.source.name for share in shares] == ["run:seed_0_step_25", "run:seed_0_step_50"]
     obs = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     expected = deeprl.load(run_dir, seed=0, step=25)(obs)
-    np.testing.assert_allclose(sources[0].act(obs, np.random.default_rng(0)), expected, rtol=1e-5, atol=1e-6)
+    seats = Seats(np.arange(4), np.ones(4, bool))
+    np.testing.assert_allclose(sources[0].act(obs, np.random.default_rng(0), seats), expected, rtol=1e-5, atol=1e-6)
     named = {"medium": "seed_1_step_25", "runs": (str(run_dir),)}
     create(Request(str(tmp_path / "d.hdf5"), "", "medium", 50, **named))
     with h5py.File(tmp_path / "d.hdf5") as file:

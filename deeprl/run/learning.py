@@ -271,7 +271,7 @@ class OffPolicy(_Learning):
         self.run.advance()
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
-        """`sampled` for the population, for `learn`. It begins to be compiled, in Gymnasium's environments after acting."""
+        """`sampled` for the population, for `learn`. It begins to be compiled, and before it what acts in Gymnasium."""
         if self._move is None:
             self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
         learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))

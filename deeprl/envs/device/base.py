@@ -94,5 +94,5 @@ def to_bounds(spec: EnvSpec, action: Shaped[Tensor, "*A"]) -> Shaped[Tensor, "*A
     """Actions in [-1, 1] in the environment's own units, cut to its bounds; discrete ones counted as it does."""
     if spec.discrete:
         return action + spec.action_start
-    low, high = (torch.tensor(x, dtype=action.dtype, device=action.device) for x in (spec.action_low, spec.action_high))
-    return torch.minimum(torch.maximum(low + (action + 1.0) * 0.5 * (high - low), low), high)
+    bounds = zip(action.unbind(-1), spec.action_low, spec.action_high, strict=True)
+    return torch.stack([(low + (a + 1.0) * 0.5 * (high - low)).clamp(low, high) for a, low, high in bounds], -1)
