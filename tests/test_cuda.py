@@ -46,6 +46,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "simba_v2": ("simba_v2", SIMBA | {"bins": 5}),
     "srl": ("srl", CONTINUOUS | {"hidden": [4], "units": 4, "critic_hidden": [4], "model_hidden": [4]}),
     "sac, device": ("sac", CONTINUOUS | {"hidden": [4], "env_backend": "device"}),
+    "pictures, device": (
+        "dqn", DISCRETE | {"env": "Catch-v0", "env_backend": "device", "env_kwargs": {"pixels": True, "size": [4, 3]}}
+    ),
     "dqn": ("dqn", DISCRETE),
     "dqn, all extensions": (
         "dqn", DISCRETE | {"value": "c51", "bins": 5, "prioritized": True, "n_step": 2, "double": True, "dueling": True}
