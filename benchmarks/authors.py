@@ -178,6 +178,8 @@ class Comparison:
 
     def rows(self, args: argparse.Namespace, suite: str, folder: Path) -> list[dict[str, str]]:
         """Of one suite: the largest difference in each component."""
+        from speed_rows import versions_told
+
         from deeprl.run import provenance
 
         files = [str(folder / name) for name in ("given.npz", "found.npz")]
@@ -191,8 +193,10 @@ class Comparison:
             worst[name] = max(far, np.abs(x.reshape(y.shape) - y).max()), max(scale, np.abs(x).max())
         git = ["git", "-C", str(args.repo), "rev-parse", "--short=10", "HEAD"]
         revision = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-        versions = " ".join(f"{k}={v}" for k, v in provenance.versions().items() if k in ("deeprl", "torch", "numpy"))
-        about = f"{versions} against {self.name}={revision} {found['versions|']}", provenance.commit()
+        about = (
+            f"{versions_told('deeprl', 'torch', 'numpy')} against {self.name}={revision} {found['versions|']}",
+            provenance.commit(),
+        )
         command = f"python benchmarks/{self.script} --repo {self.name} --python AUTHORS/bin/python"
         rows = ((suite, name, f"{far:.3g}", f"{scale:.4g}", *about, command) for name, (far, scale) in worst.items())
         return [dict(zip(COLUMNS, row, strict=True)) for row in rows]

@@ -35,6 +35,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from speed_rows import versions_told
+
 from deeprl.run import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,7 +259,7 @@ def complete(case: Case, row: dict[str, str], about: dict[str, str]) -> dict[str
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, dict[str, str]]]:
     """All rows so far, again after each environment."""
-    versions = " ".join(f"{name}={version}" for name, version in provenance.versions().items())
+    versions = versions_told()
     about = {"versions": versions, "commit": provenance.commit()}
     everything = [case for case in cases() if not args.only or any(word in case.name for word in args.only)]
     rows = rows_of(args.csv)

@@ -61,17 +61,18 @@ class Options:
 def train(options: Options) -> None:
     """Pre-training, then the variants; rows after each."""
     place = options.runs / Path(options.dataset).stem
-    usual: dict[str, Any] = {"seeds": options.seeds, "precision": options.precision, "compile": "on", "log_every": 250}
-    usual["threads"] = 1
+    usual: dict[str, Any] = {"seeds": options.seeds, "precision": options.precision, "compile": "on", "threads": 1}
+    usual |= {"log_every": 250}
     before = place / "before"
-    offline = {"steps": options.offline_steps, "eval_every": options.offline_steps // 5, "eval_episodes": 10}
-    run = deeprl.train(
-        "cql", recipe="wsrl-pretrain", dataset=options.dataset, out=str(before), **(usual | offline | NETS)
-    )
-    env = deeprl.load(before, member=0).spec
-    print(f"pre-trained for {run.step:,} steps in {env.obs_dim} dimensions")
-    online = {"steps": options.steps, "eval_every": 1_000, "eval_episodes": 5, "snapshot_every": 1_000}
-    online["learning_starts"] = options.warm_up
+    offline: dict[str, Any] = {
+        "steps": options.offline_steps,
+        "eval_every": options.offline_steps // 5,
+        "eval_episodes": 10,
+    }
+    offline |= {"recipe": "wsrl-pretrain", "dataset": options.dataset, "out": str(before)}
+    deeprl.train("cql", **(usual | offline | NETS))
+    online = {"steps": options.steps, "learning_starts": options.warm_up}
+    online |= {"eval_every": 1_000, "eval_episodes": 5, "snapshot_every": 1_000}
     for name in options.variants:
         algorithm = "rlpd" if name == "rlpd" else "wsrl"
         begin = {} if name in ("rlpd", "scratch") else {"init": str(before)}
@@ -101,13 +102,13 @@ def table(path: Path) -> None:
         steps = sorted(curve)
         early = [step for step in steps if step <= steps[-1] // 4]
         deepest = min(early, key=lambda step: float(np.mean(list(curve[step].values()))))
-        cells = [_cell(step, list(curve[step].values())) for step in (steps[0], deepest, steps[-1])]
+        cells = [f"{interval(list(curve[s].values()))} at {s:,}" for s in (steps[0], deepest, steps[-1])]
         print(f"| {env} | {name} | {len(curve[steps[-1]])} | {' | '.join(cells)} |")
 
 
-def _cell(step: int, values: list[float]) -> str:
-    low, high = mean_interval(np.array(values))
-    return f"{np.mean(values):,.0f} ({low:,.0f} to {high:,.0f}) at {step:,}"
+def interval(values: list[float], digits: int = 0) -> str:
+    """The mean of some seeds with its 95 % t interval."""
+    return "{:,.{d}f} ({:,.{d}f} to {:,.{d}f})".format(np.mean(values), *mean_interval(np.array(values)), d=digits)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed_rows import save
+from finetune import interval
+from speed_rows import save, versions_told
 
 from deeprl import nets
 from deeprl.core import rng
@@ -30,7 +31,6 @@ from deeprl.core.population import member
 from deeprl.data.datasets import load_dataset
 from deeprl.reporting.curves import Published, picture
 from deeprl.reporting.read import RunRecord, read_runs
-from deeprl.reporting.stats import mean_interval
 from deeprl.run import provenance
 from deeprl.run.snapshots import snapshot_steps
 from deeprl.run.trained import load_population
@@ -62,8 +62,11 @@ def rows_of(runs: list[RunRecord]) -> Iterable[dict[str, Any]]:
     dataset = load_dataset(before.info["config"]["dataset"])
     chosen = np.random.default_rng(0).choice(len(dataset), ROWS, replace=False)
     data = torch.as_tensor(dataset.data.obs[chosen]), torch.as_tensor(dataset.data.action[chosen])
-    about = {"versions": " ".join(f"{k}={v}" for k, v in provenance.versions().items() if k in ("deeprl", "torch"))}
-    about |= {"commit": provenance.commit(), "command": provenance.command()}
+    about = {
+        "versions": versions_told("deeprl", "torch"),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
+    }
     start = values(before.path, None, *data)
     for run in runs:
         if run is before:
@@ -104,11 +107,7 @@ def table(rows: Iterable[dict[str, Any]]) -> None:
     for (env, variant), steps in sorted(found.items()):
         last = max(steps)
         for step in dict.fromkeys(s for s in (0, 1_000, last // 4, last) if s in steps):
-            cells = []
-            for name in VALUES:
-                numbers = np.array([float(row[name]) for row in steps[step]])
-                low, high = mean_interval(numbers)
-                cells.append(f"{numbers.mean():.1f} ({low:.1f} to {high:.1f})")
+            cells = [interval([float(row[name]) for row in steps[step]], 1) for name in VALUES]
             print(f"| {env} | {variant} | {step:,} | {' | '.join(cells)} |")
 
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import tyro
-from speed_rows import save
+from speed_rows import save, versions_told
 
 import deeprl
 from deeprl.commands.evaluate import play_periods
 from deeprl.core.population import member, stack
-from deeprl.reporting.frequency import PERIODS, drawn_by_period, fas, return_range
+from deeprl.reporting.frequency import PERIODS, drawn_by_period, fas, return_range, steady
 from deeprl.run import provenance
 from deeprl.run.directory import evaluated_in, read_about
 from deeprl.run.periods import Period, without_repeats
@@ -107,9 +107,7 @@ def run(options: Options) -> None:
     usual: dict[str, Any] = {"env": options.env, "seeds": options.seeds, "eval_episodes": EPISODES, "threads": 1}
     usual |= {"precision": options.precision, "compile": "on", "log_every": 500}
     about = {"env": options.env, "command": provenance.command(), "commit": provenance.commit()}
-    versions = provenance.versions()
-    about |= {"device": provenance.device_name("cpu", 1), "versions": f"deeprl={deeprl.__version__}"}
-    about["versions"] += f" torch={versions['torch']}"
+    about |= {"device": provenance.device_name("cpu", 1), "versions": versions_told("deeprl", "torch")}
     for agent in options.agents:
         algorithm, own = settings_of(agent, options)
         place = options.runs / options.env / agent.replace(" ", "_")
@@ -145,10 +143,10 @@ def table(options: Options) -> None:
         found[env, agent, checkpoint][seed][period] = float(ret)
     scores, drawn = {}, {}
     for (env, agent, checkpoint), seeds in found.items():
-        by_period = [{int(p): r for p, r in periods.items() if p.isdecimal()} for periods in seeds.values()]
+        by_period = [steady(periods) for periods in seeds.values()]
         scores[env, agent, checkpoint] = np.array([fas(r, return_range(env)) for r in by_period])
         if checkpoint == "final":
-            drawn[env, agent] = {p: [r[p] for r in by_period] for p in PERIODS}
+            drawn[env, agent] = by_period
     print("| task | agent | seeds | FAS, final | FAS, best | published | better than the best SAC-j (final) | return"
           " at 1 | at 8 | at 16 | at random |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for env in dict.fromkeys(env for env, _, _ in found):

@@ -127,6 +127,13 @@ def save(path: Path, rows: list[Row], columns: Sequence[str] = COLUMNS, key: Seq
         writer.writerows(kept + rows)
 
 
+def versions_told(*names: str) -> str:
+    """What the rows of a file were computed with, such as `torch=2.13.0`: these packages, or all that are known."""
+    from deeprl.run import provenance
+
+    return " ".join(f"{k}={v}" for k, v in provenance.versions().items() if not names or k in names)
+
+
 def append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Write a row behind those of a file, which gets its header if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)

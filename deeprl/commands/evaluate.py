@@ -14,11 +14,12 @@ import numpy as np
 from deeprl.core.process import torch_defaults
 from deeprl.data.scores import normalized_score
 from deeprl.envs.make import EnvFactory
+from deeprl.envs.vector import Episode
 from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, ReturnRange, drawn_by_period, fas, return_range
 from deeprl.reporting.read import PERIODS_FILE
 from deeprl.run.directory import evaluated_in, read_about
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, PopulationPolicy, greedy_policy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.progress import Progress, show
 from deeprl.run.targets import check_picture, check_table
@@ -82,14 +83,8 @@ def assess(
     path = _place(table)
     seeds = [m["seed"] for m in population.members]
     make = evaluated_in(read_about(Path(run_dir)))
-    evaluator = Evaluator(make, seeds, episodes)
-    progress = Progress(f"evaluating in {make.env}", episodes * len(seeds))
     policy = greedy_policy(population.act(), population.state, begin=population.begin)
-    played = evaluator(policy, _COUNTER, lambda ended, step: progress.update(ended))
-    progress.close()
-    if evaluator.cut:
-        show(evaluator.cut)
-    evaluator.close()
+    (played,) = _play(make, seeds, episodes, [policy])
     returns = np.array([e.ret for e in played]).reshape(len(seeds), episodes)
     for about, own in zip(population.members, returns, strict=True):
         settings = "".join(f" {k}={v}" for k, v in about["settings"].items())
@@ -151,27 +146,26 @@ def assess_periods(
     played = play_periods(population, make, periods, episodes)
     shape = len(population.members), episodes
     found = {p: np.array([e.ret for e in played if e.period == str(p)]).reshape(shape) for p in periods}
-    _tell(found, measure if scored else None)
+    means = [{p.longest: float(r[i].mean()) for p, r in found.items() if p.steady} for i in range(shape[0])]
+    _tell(found, [fas(one, measure) for one in means] if scored and measure is not None else [])
     if path:
         kept = _other_periods(path, played) if table is None else []
         _write(path, _PERIOD_COLUMNS, [*kept, *played])
-    if means := {p.longest: returns.mean(1).tolist() for p, returns in found.items() if p.steady}:
+    if any(means):
         drawn_to.parent.mkdir(parents=True, exist_ok=True)
         drawn_to.write_bytes(drawn_by_period(make.env, {about["algorithm"]: means}))
         print(drawn_to)
     return found
 
 
-def _tell(found: Mapping[Period, np.ndarray], measure: ReturnRange | None) -> None:
-    """Print returns by period, and the score by a range of returns, if there is one."""
+def _tell(found: Mapping[Period, np.ndarray], scores: Sequence[float]) -> None:
+    """Print returns by period, and the agents' scores, if they have some."""
     print("decision period  mean return over agents, and of each")
     for period, returns in found.items():
         print(f"{period!s:>15}  {returns.mean():,.2f}:  {'  '.join(f'{r:,.2f}' for r in returns.mean(1))}")
-    if measure is not None:
-        means = [{p.longest: float(r[i].mean()) for p, r in found.items() if p.steady} for i in range(len(returns))]
-        scores = np.array([fas(one, measure) for one in means])
+    if scores:
         each = "  ".join(f"{score:.3f}" for score in scores)
-        print(f"FAS {scores.mean():.3f} (standard deviation {scores.std():.3f}):  {each}")
+        print(f"FAS {np.mean(scores):.3f} (standard deviation {np.std(scores):.3f}):  {each}")
 
 
 def _other_periods(path: Path, played: Sequence[AtPeriod]) -> list[list[str]]:
@@ -186,15 +180,25 @@ def _other_periods(path: Path, played: Sequence[AtPeriod]) -> list[list[str]]:
 
 def play_periods(population: Population, make: EnvFactory, periods: Sequence[Period], episodes: int) -> list[AtPeriod]:
     """So many episodes of each agent at each decision period, which begin alike."""
-    seeds, found = [m["seed"] for m in population.members], list[AtPeriod]()
-    evaluator = Evaluator(make, seeds, episodes)
-    progress = Progress(f"evaluating in {make.env}", episodes * len(seeds) * len(periods))
+    seeds, policies = [m["seed"] for m in population.members], []
     for period in periods:
         act, begin = at_period(population, period)
-        played = evaluator(greedy_policy(act, population.state, begin=begin), _COUNTER)
-        about = population.step, str(period)
-        found += [AtPeriod(*about, e.member, seeds[e.member], e.env, e.ret, e.length) for e in played]
-        progress.update(len(found))
+        policies.append(greedy_policy(act, population.state, begin=begin))
+    return [
+        AtPeriod(population.step, str(period), e.member, seeds[e.member], e.env, e.ret, e.length)
+        for period, played in zip(periods, _play(make, seeds, episodes, policies), strict=True)
+        for e in played
+    ]
+
+
+def _play(
+    make: EnvFactory, seeds: Sequence[int], episodes: int, policies: Sequence[PopulationPolicy]
+) -> list[list[Episode]]:
+    """So many episodes of each agent by each policy of the population, which begin alike."""
+    evaluator, found, count = Evaluator(make, seeds, episodes), list[list[Episode]](), episodes * len(seeds)
+    progress = Progress(f"evaluating in {make.env}", count * len(policies))
+    for policy in policies:
+        found.append(evaluator(policy, _COUNTER, lambda ended, step: progress.update(count * len(found) + ended)))
     progress.close()
     if evaluator.cut:
         show(evaluator.cut)

@@ -34,7 +34,6 @@ model_grad_norm.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,9 +207,9 @@ def act(
     net: Net, config: Config, state: State, carry: Playing, obs: Obs, is_first: First, key: rng.Key, *, explore: bool
 ) -> tuple[Actions, Playing]:
     """The next action of the plan in [-1, 1], or the first of a new one: sampled, or without `explore` the mode."""
-    made = functools.partial(plan, net, config, state, obs, length=config.sequence_length, key=key if explore else None)
-    length = config.replan_every if explore and config.replan_every else config.sequence_length
-    return play(carry, lambda previous: made(previous=previous), length)
+    longest, drawn = config.sequence_length, key if explore else None
+    length = config.replan_every if explore and config.replan_every else longest
+    return play(carry, lambda previous: plan(net, config, state, obs, previous, longest, drawn), length)
 
 
 class Recalled(NamedTuple):

@@ -129,14 +129,10 @@ def n_step(
     episode ends: a termination stops bootstrapping, a time limit ends the sum and bootstraps from its own last
     observation.
     """
-    ahead = torch.arange(window.steps, device=row.device)
-    rows = (row[:, None] + ahead * window.envs) % data.reward.shape[0]
-    ended = data.terminated[rows] | data.truncated[rows]
-    counted = _before_first(ended)
-    powers = discount**ahead
+    rows, counted, last = _stretch(data, row, window)
+    powers = discount ** torch.arange(window.steps, device=row.device)
     reward = (data.reward[rows] * powers * counted).sum(-1)
     steps = counted.sum(-1)
-    last = rows.gather(1, steps[:, None] - 1).squeeze(1)
     going_on = 1.0 - data.terminated[last].to(reward.dtype)
     bootstrap = discount**steps * going_on
     return Batch(
@@ -144,13 +140,20 @@ def n_step(
     )
 
 
+def _stretch(
+    data: Stored | StoredFrames, row: Int[Tensor, " B"], window: Window
+) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B n"], Int[Tensor, " B"]]:
+    """The rows of the n steps from these on; 1 for those up to the end of the episode, else 0; the last one with 1."""
+    rows = (row[:, None] + torch.arange(window.steps, device=row.device) * window.envs) % data.reward.shape[0]
+    counted = _before_first(data.terminated[rows] | data.truncated[rows])
+    return rows, counted, rows.gather(1, counted.sum(-1, keepdim=True) - 1).squeeze(1)
+
+
 def actions_from(
     data: Stored, row: Int[Tensor, " B"], window: Window
 ) -> tuple[Float[Tensor, "B n A"], Float[Tensor, "B A"]]:
     """The actions of the n steps that begin in these rows, zeros beyond the end of their episode; and the last one."""
-    rows = (row[:, None] + torch.arange(window.steps, device=row.device) * window.envs) % data.reward.shape[0]
-    counted = _before_first(data.terminated[rows] | data.truncated[rows])
-    last = rows.gather(1, counted.sum(-1, keepdim=True) - 1).squeeze(1)
+    rows, counted, last = _stretch(data, row, window)
     return data.action[rows] * counted.unsqueeze(-1).to(data.action.dtype), data.action[last]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +109,9 @@ def picture(
     q: curves of Q-values by name, for a second panel, where some of ours begin with offline steps, which are negative;
     values: what they are.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     below = {name: curves for name, curves in (q or {}).items() if any(curves)}
     columns = 1 if max(map(len, ours)) > 30 else 2  # of the legend
-    rows = math.ceil((len(ours) + len(published)) / columns)
-    page = Figure(figsize=(7.0, (6.8 if below else 4.2) + 0.22 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(page)  # attaches itself
+    page = new_page(6.8 if below else 4.2, math.ceil((len(ours) + len(published)) / columns))
     panels = page.subplots(2 if below else 1, sharex=True, squeeze=False)[:, 0]
     drawn = {name for name, curves in ours.items() if _draw_ours(panels[0], name, curves, order)}
     left_out = [f"{env}, {name}: no finite return, so no curve." for name in ours if name not in drawn]
@@ -132,10 +127,25 @@ def picture(
             _mark_switch(axes)
     right = f"{unit.capitalize()} of one agent"
     panels[-1].set_xlabel(right if q is None else f"Left of 0: offline gradient steps; right: {unit} of one agent")
+    return as_png(page, columns), left_out
+
+
+def new_page(height: float, rows: int) -> Any:
+    """An empty figure, of a height in inches beside the rows of its legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(7.0, height + 0.22 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(page)  # attaches itself
+    return page
+
+
+def as_png(page: Any, columns: int = 2) -> bytes:
+    """A figure with its legend below."""
     page.legend(loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     page.savefig(buffer, format="png")
-    return buffer.getvalue(), left_out
+    return buffer.getvalue()
 
 
 def style_axes(axes: Any, what: str) -> None:
@@ -157,8 +167,12 @@ def _mark_switch(axes: Any) -> None:
 
 
 def _draw_ours(axes: Any, name: str, curves: list[Curve], order: list[str], named: bool = True) -> bool:
-    k = order.index(name)
-    return _draw(axes, name if named else "", f"n = {len(curves)}", curves, COLOURS[k % 7], LINES[k // 7 % 4])
+    return draw_curves(axes, name if named else "", f"n = {len(curves)}", curves, *style_of(order.index(name)))
+
+
+def style_of(number: int) -> tuple[str, str]:
+    """Colour and line of a curve of ours."""
+    return COLOURS[number % 7], LINES[number // 7 % 4]
 
 
 def _draw_published(axes: Any, env: str, published: Published, reached: int) -> list[str]:
@@ -167,7 +181,7 @@ def _draw_published(axes: Any, env: str, published: Published, reached: int) -> 
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         how = "#777777", LINES[k % 4], MARKERS[k % 5]
-        if not _draw(axes, f"{name}, published", f"n = {len(seeds)}", upto, *how):
+        if not draw_curves(axes, f"{name}, published", f"n = {len(seeds)}", upto, *how):
             begins = min(step for curve in seeds for step in curve)
             left_out.append(
                 f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
@@ -175,7 +189,9 @@ def _draw_published(axes: Any, env: str, published: Published, reached: int) -> 
     return left_out
 
 
-def _draw(axes: Any, name: str, count: str, curves: list[Curve], colour: str, line: str, marker: str = "") -> bool:
+def draw_curves(
+    axes: Any, name: str, count: str, curves: Sequence[Mapping[int, float]], colour: str, line: str, marker: str = ""
+) -> bool:
     """Seeds, their mean and its band where they have steps in common. Returns whether there was anything to draw.
 
     name: in the legend, or empty for none. marker: of the curve of others, whose single seeds are only drawn where

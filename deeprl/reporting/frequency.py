@@ -6,15 +6,13 @@ scripts/eval_sac.py and notebooks/table2.ipynb.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from deeprl.errors import DeeprlError
-from deeprl.reporting.stats import mean_band
+from deeprl.reporting.curves import as_png, draw_curves, new_page, plain, style_axes, style_of
 
 PERIODS = (1, *range(2, 31, 2))  # at which returns are measured
 
@@ -63,37 +61,27 @@ def fas(returns: Mapping[int, float], measure: ReturnRange) -> float:
     return float((widths * (heights[1:] + heights[:-1]) / 2.0).sum() / (measure.best * PERIODS[-1]))
 
 
+def steady(returns: Mapping[str, float]) -> dict[int, float]:
+    """Returns by period, of periods as text, without those that are drawn for each decision."""
+    return {int(period): value for period, value in returns.items() if period.isdecimal()}
+
+
 def score(returns: Mapping[str, float], env: str) -> float:
     """The FAS of returns by period as text, NaN where a period or the published range of returns is missing."""
-    steady = {int(period): value for period, value in returns.items() if period.isdecimal()}
-    known = env.partition("-v")[0] in RANGES and set(PERIODS) <= set(steady)
-    return fas(steady, return_range(env)) if known else float("nan")
+    known = env.partition("-v")[0] in RANGES and {str(period) for period in PERIODS} <= set(returns)
+    return fas(steady(returns), return_range(env)) if known else float("nan")
 
 
-def drawn_by_period(env: str, returns: Mapping[str, Mapping[int, Sequence[float]]]) -> bytes:
+def drawn_by_period(env: str, returns: Mapping[str, Sequence[Mapping[int, float]]]) -> bytes:
     """PNG of returns by decision period: of each name the mean over agents and its 95 % band.
 
-    returns: name -> period -> the mean return of each agent.
+    returns: name -> the mean return of each agent by period.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from deeprl.reporting.curves import COLOURS, LINES, plain, style_axes
-
-    page = Figure(figsize=(7.0, 4.2 + 0.22 * ((len(returns) + 1) // 2)), dpi=150, layout="constrained")
-    FigureCanvasAgg(page)
+    page = new_page(4.2, -(-len(returns) // 2))
     axes = page.subplots()
-    for k, (name, by_period) in enumerate(returns.items()):
-        periods = sorted(by_period)
-        values: Float[np.ndarray, "agents periods"] = np.array([by_period[p] for p in periods], np.float64).T
-        mean, low, high = mean_band(values)
-        how: dict[str, Any] = {"linewidth": 2.0, "marker": "o", "markersize": 3, "linestyle": LINES[k // 7 % 4]}
-        axes.plot(periods, mean, color=COLOURS[k % 7], label=f"{plain(name)} (n = {len(values)})", **how)
-        axes.fill_between(periods, low, high, color=COLOURS[k % 7], alpha=0.18, linewidth=0)
+    for k, (name, agents) in enumerate(returns.items()):
+        draw_curves(axes, name, f"n = {len(agents)}", agents, *style_of(k), marker="o")
     axes.set_title(plain(env), fontweight="bold")
     style_axes(axes, "Evaluation return")
     axes.set_xlabel("Steps of the environment for each decision")
-    page.legend(loc="outside lower center", ncols=2, frameon=False)
-    buffer = io.BytesIO()
-    page.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return as_png(page)

@@ -8,6 +8,7 @@ last evaluation with episodes missing are left out.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,15 +122,16 @@ class RunRecord:
         Those of another step than the last one are left out. Raises DeeprlError for a file that cannot be read.
         """
         found: dict[int, dict[str, list[float]]] = {}
-        for step, member, period, ret in self._period_rows():
+        for step, member, period, ret in self._period_rows:
             if step == self.status.get("step"):
                 found.setdefault(member, {}).setdefault(period, []).append(ret)
         return found
 
     def has_older_periods(self) -> bool:
         """Whether there are returns by decision period of another step than the last one."""
-        return any(step != self.status.get("step") for step, *_ in self._period_rows())
+        return any(step != self.status.get("step") for step, *_ in self._period_rows)
 
+    @functools.cached_property
     def _period_rows(self) -> list[tuple[int, int, str, float]]:
         path = self.path / PERIODS_FILE
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

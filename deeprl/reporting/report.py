@@ -22,7 +22,7 @@ import numpy as np
 from deeprl.envs.units import repeats
 from deeprl.reporting.cells import Cell
 from deeprl.reporting.curves import figure, read_published
-from deeprl.reporting.frequency import drawn_by_period, score
+from deeprl.reporting.frequency import drawn_by_period, score, steady
 from deeprl.reporting.read import Pairs, RunRecord, group, read_runs, unit_name
 from deeprl.reporting.remarks import remarks
 from deeprl.reporting.stats import bootstrap_interval, iqm, mean_interval
@@ -120,9 +120,9 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
         if run.has_older_periods()
     ]
     for env, curves in by_period.items():
-        steady = {name: _steady(agents) for name, agents in curves.items()}
-        if steady := {name: returns for name, returns in steady.items() if returns}:
-            pngs.append((f"{env} by decision period", drawn_by_period(env, steady)))
+        returns = {name: [steady(means) for means in agents] for name, agents in curves.items()}
+        if any(any(agents) for agents in returns.values()):
+            pngs.append((f"{env} by decision period", drawn_by_period(env, returns)))
             names.append(_file_name(f"{env}_by_decision_period", names))
             (folder / names[-1]).write_bytes(pngs[-1][1])
     if others and not {env for env, _ in figures} & set(others):
@@ -144,30 +144,28 @@ def _figures(cells: Mapping[Cell, Pairs]) -> dict[tuple[str, str], dict[Cell, Pa
     figures: dict[tuple[str, str], dict[Cell, Pairs]] = {}
     for cell, pairs in cells.items():
         env = pairs[0][0].env or cell.env
-        named = cell if env == cell.env else cell._replace(name=f"{cell.name}, {cell.env}")
-        figures.setdefault((env, unit_name(pairs)), {})[named] = pairs
+        figures.setdefault((env, unit_name(pairs)), {})[cell._replace(name=_name_in(env, cell))] = pairs
     return figures
+
+
+def _name_in(env: str, cell: Cell) -> str:
+    """The name of a cell among others of an environment, with its dataset if it has one."""
+    return cell.name if env == cell.env else f"{cell.name}, {cell.env}"
 
 
 def _by_period(cells: Mapping[Cell, Pairs]) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Mean returns by decision period of each agent that has some, by the environment of single steps and by cell."""
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for cell, pairs in cells.items():
+        recorded = {run.name: run.periods() for run, _ in pairs}
         for run, agent in pairs:
-            if own := run.periods().get(agent.member):
+            if own := recorded[run.name].get(agent.member):
                 place = run.info.get("evaluated_in") or run.info["config"]
                 others = [name for name in place.get("wrappers") or () if not repeats(name)]
                 env = " ".join([str(place["env"]), *others])
-                name = cell.name if str(place["env"]) == cell.env else f"{cell.name}, {cell.env}"
                 means = {period: float(np.mean(returns)) for period, returns in own.items()}
-                found.setdefault(env, {}).setdefault(name, []).append(means)
+                found.setdefault(env, {}).setdefault(_name_in(str(place["env"]), cell), []).append(means)
     return found
-
-
-def _steady(agents: Sequence[Mapping[str, float]]) -> dict[int, list[float]]:
-    """Returns of all agents at the periods that they have in common and that are not drawn."""
-    common = set.intersection(*(set(means) for means in agents))
-    return {int(period): [means[period] for means in agents] for period in common if period.isdecimal()}
 
 
 def _period_rows(by_period: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Iterable[Sequence[Any]]:

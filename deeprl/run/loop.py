@@ -175,7 +175,7 @@ class Run:
             own = content["run"]
             self.updates = own["updates"]
             self._clock.resume(own["wall_s"], own["learning_s"])
-            self._episodes = [Episode(*e) for e in own["episodes"]]
+            self._episodes = [Episode(*e) for e in own["episodes"]]  # earlier versions took them at each step
             self._metrics_before, self._evaluations.at = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             divergence.know(own["causes"])

@@ -146,7 +146,7 @@ def require_shapes(net: Any, expected: Mapping[str, Any]) -> None:
     """Raise DeeprlError unless these networks of a `Net` return such shapes for 3 observations and actions."""
     inputs = torch.zeros(3, *net.spec.obs_shape), torch.zeros(3, net.spec.action_dim)
     for name, shape in expected.items():
-        if (found := output_shape(getattr(net, name), *trial_inputs(net, name, *inputs))) != shape:
+        if (found := output_shape(getattr(net, name), *_inputs_of(net, name, *inputs))) != shape:
             raise DeeprlError(f"net: the {name} must return {shape}, not {found}")
 
 
@@ -203,7 +203,7 @@ def try_out(net: Any, state: Any, execution: Execution) -> None:
     names = [name for name in _INPUTS if hasattr(net, name)]
     _check_start(net.remake, names)
     for name in names:
-        inputs = trial_inputs(net, name, *_trial_inputs(net.spec, execution.device))
+        inputs = _inputs_of(net, name, *_trial_inputs(net.spec, execution.device))
         params = getattr(state, "params" if name == "q" else name)
         _try(name, getattr(net, name), (params, state.fixed.get(name, {})), inputs, execution)
 
@@ -236,7 +236,7 @@ def _loose(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def trial_inputs(net: Any, name: str, obs: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+def _inputs_of(net: Any, name: str, obs: Tensor, action: Tensor) -> tuple[Tensor, ...]:
     """What a network of a `Net` takes, made of observations and actions."""
     return net.trial(name, obs, action) if hasattr(net, "trial") else (obs, action)[: _INPUTS[name]]
 

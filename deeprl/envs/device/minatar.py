@@ -15,6 +15,7 @@ Games have the same six actions (`NOOP` .. `FIRE`), of which each environment ha
 
 from __future__ import annotations
 
+import abc
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ class MinAtarChance(NamedTuple):
     game: Any
 
 
-class MinAtarGame:
+class MinAtarGame(abc.ABC):
     """What the games have in common: sets of actions, and sticky ones.
 
     use_minimal_action_set: the actions that matter (ids -v1), else all six (-v0). sticky_action_prob: of a step that
@@ -101,21 +102,21 @@ class MinAtarGame:
         self.sticky, self.ramping = sticky_action_prob, difficulty_ramping
         self.spec = EnvSpec((10, 10, self.planes), 0, (), (), "bool", len(self.actions))
 
+    @abc.abstractmethod
     def begin_game(self, key: rng.Key) -> Any:
         """The state of a new game."""
-        raise NotImplementedError
 
     def chances(self, numbers: Float[Tensor, " n"]) -> Any:
         """What chance decides in a step of the game, from its `numbers` in [0, 1)."""
         return ()
 
+    @abc.abstractmethod
     def play(self, game: Any, action: Whole, chance: Any) -> Outcome:
         """A step of the game itself."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def show(self, game: Any) -> Frame:
         """The frame of a game."""
-        raise NotImplementedError
 
     def reset(self, key: rng.Key) -> MinAtarState:
         game = tree_map(torch.clone, self.begin_game(key))  # no two parts in one memory: a traced step tells them apart
