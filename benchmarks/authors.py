@@ -124,7 +124,7 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
 
     from deeprl import nets
     from deeprl.core import rng
-    from deeprl.core.spec import Batch, EnvSpec
+    from deeprl.core.spec import Batch, EnvSpec, Seen
     from deeprl.online import simba_v2
     from deeprl.run import learning
 
@@ -136,7 +136,7 @@ def ours(suite: str, given: Arrays, found: Arrays) -> Arrays:
         params.update({k: torch.tensor(found[f"start: {name}|{k}"]) for k in params})
     ended = data["terminated"] | data["truncated"]
     for step in zip(*(x.split(1) for x in (data["seen"], ended, data["earned"])), strict=True):
-        state, _, _ = simba_v2.observe(net, config, state, learning.Seen(*step))
+        state, _, _ = simba_v2.observe(net, config, state, Seen(*step))
     made: Arrays = {f"observations: {k}|": x for k, x in state.obs_stats.items()}
     made |= {f"returns: {k.replace('returns', 'last')}|": x for k, x in state.return_stats.items()}
     obs = made["normalised observations|"] = learning.normalized(net, config, state, data["obs"][0])

@@ -20,6 +20,7 @@ from deeprl.envs.make import EnvFactory
 from deeprl.envs.vector import PopulationEnvs
 from deeprl.replay import Replay, make_replay
 from deeprl.replay.samplers import Priorities
+from deeprl.run.fused import Rows
 from deeprl.run.learning import sampled
 
 STEPS = 1_000  # random ones, whose transitions fill the replay data
@@ -95,10 +96,11 @@ def td3(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> L
 
 
 def dqn(module: Any, net: Any, config: Any, execution: Any, replay: Replay) -> Learn:
-    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(2, 5), donate=True)
+    learn = over_agents(freezing(module.learner(net, config)), execution, shared=(4, 5), donate=True)
     priorities = Priorities(replay.agents, 0, execution.device)
     step = torch.zeros((), dtype=torch.int64, device=execution.device)
-    return lambda agents, sample, _u, _n: learn(agents, replay.data, replay.extent, priorities.values, sample, step)
+    rows = Rows(replay.data, priorities.values)
+    return lambda agents, sample, update, _: learn(agents, rows, sample, update, replay.extent, step)
 
 
 def iql(module: Any, net: Any, config: Any, execution: Any, data: OfflineData) -> Learn:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from deeprl.core import rng
 from deeprl.core.compiled import Compiled
-from deeprl.core.spec import Batch, EnvSpec, Params
+from deeprl.core.spec import Batch, EnvSpec, Params, Seen
 from deeprl.core.tree import flatten, tree_map
-from deeprl.run.learning import Seen
 
 ONE = EnvSpec((1,), 1, (-1.0,), (1.0,))
 SPEC = EnvSpec((3,), 2, (-1.0,) * 2, (1.0,) * 2)

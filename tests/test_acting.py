@@ -12,9 +12,9 @@ import torch
 
 from deeprl.config import build
 from deeprl.core import rng
-from deeprl.core.spec import EnvSpec
+from deeprl.core.spec import EnvSpec, Seen
 from deeprl.run import checkpoint
-from deeprl.run.learning import Seen, observe
+from deeprl.run.learning import observe
 
 SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {

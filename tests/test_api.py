@@ -20,7 +20,7 @@ from deeprl.envs.vector import env_seeds
 from deeprl.errors import DeeprlError
 from deeprl.nets import MLP, CriticEnsemble
 from deeprl.run import checkpoint
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy
 
 TINY = {
     "steps": 180, "learning_starts": 100, "hidden": [16, 16], "batch_size": 16, "eval_every": 0, "eval_episodes": 2,
@@ -357,11 +357,11 @@ def test_population_policy_and_single_policy_agree(run_dir: Path) -> None:
     from deeprl.run.trained import load_population
 
     population = load_population(run_dir)
-    found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(greedy_policy(population.act(), population.state), 7)
+    found = Evaluator(lambda: gym.make("Pendulum-v1"), [3, 5], 1)(GreedyPolicy(population.act(), population.state), 7)
     assert [e.member for e in found] == [0, 1]
     assert found[0].ret != found[1].ret
     obs = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
-    together = greedy_policy(population.act(), population.state)(obs, np.zeros((2, 4), bool), torch.zeros(2, 4).long())
+    together = GreedyPolicy(population.act(), population.state)(obs, np.zeros((2, 4), bool), torch.zeros(2, 4).long())
     for i in (0, 1):
         np.testing.assert_allclose(2.0 * together[i], deeprl.load(run_dir, member=i)(obs[i]), rtol=1e-5, atol=1e-6)
 

@@ -27,6 +27,7 @@ from deeprl.online import dqn
 from deeprl.replay import FrameReplay, Replay
 from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform_rows
 from deeprl.run import checkpoint
+from deeprl.run.fused import Rows
 from deeprl.run.loop import Run
 
 SPEC = EnvSpec((3,), 0, (), (), actions=4)
@@ -125,12 +126,12 @@ def learn_some(config: dqn.Config, replay: Replay, execution: Execution, updates
     priorities = Priorities(len(seeds), replay.capacity)
     priorities.add(slice(None))
     priorities.values, priorities.largest = priorities.values.to(dtype), priorities.largest.to(dtype)
-    learn = over_agents(freezing(dqn.learner(net, config)), execution, shared=(2, 5), donate=True)
+    learn = over_agents(freezing(dqn.learner(net, config)), execution, shared=(4, 5), donate=True)
     metrics = {}
     for t in range(updates):
         keys = rng.Streams(seeds)("sample", t)
         step = torch.tensor(t * config.steps // updates)
-        metrics, drawn = learn(agents, replay.data, replay.extent, priorities.values, keys, step)
+        metrics, drawn = learn(agents, Rows(replay.data, priorities.values), keys, keys, replay.extent, step)
         priorities.update(*drawn)
     return agents, metrics, priorities.values
 
@@ -144,13 +145,14 @@ def test_learner_is_sampler_and_update_with_the_agents_own_settings(is_prioritiz
     state, data = dqn.init(net, config, rng.key(0, "init")), tree_map(lambda x: x[0], replay.data)
     priority, key, window = torch.arange(256.0), rng.key(0, "sample"), Window(3, 1)
     step = torch.tensor(config.steps // 4)
-    new, metrics, (row, _) = dqn.learner(net, config)(state, data, replay.extent, priority, key, step)
+    new, metrics, (row, _) = dqn.learner(net, config)(state, Rows(data, priority), key, key, replay.extent, step)
     weight = None
     if is_prioritized:
         drawn, weight = prioritized(data, replay.extent, priority, key, 16, window, torch.tensor(0.55))
     else:
         drawn = uniform_rows(data, replay.extent, key, 16, window)
-    expected = dqn.update(net, config, state, n_step(data, drawn, window, 0.5), weight)
+    as_it_acted = dqn.with_epsilon(config, state, step - 1)
+    expected = dqn.update(net, config, as_it_acted, n_step(data, drawn, window, 0.5), weight)
     assert torch.equal(row, drawn)
     for ours, theirs in zip(tree_leaves((new, metrics)), tree_leaves(expected[:2]), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -274,9 +276,9 @@ def test_target_is_copied_in_its_rhythm_and_epsilon_falls(tmp_path: Path) -> Non
         assert_equal(targets[step], params[1])  # the initial ones: nothing was learned yet
     assert not torch.equal(params[49]["advantage.0.weight"], params[50]["advantage.0.weight"])
     assert torch.equal(params[50]["advantage.0.weight"], params[59]["advantage.0.weight"])
-    # The last action was chosen after 119 steps: 1 - 0.95 * 89 / 200. The first after learning began, after 31.
-    assert epsilons[30] == epsilons[31] == 1.0
-    assert epsilons[32] == pytest.approx(1 - 0.95 / 200)
+    # At an update, that of the last action, chosen after 119 steps: 1 - 0.95 * 89 / 200, and at the first after 39.
+    assert epsilons[30] == epsilons[39] == 1.0
+    assert epsilons[40] == epsilons[49] == pytest.approx(1 - 0.95 * 9 / 200)
     assert epsilons[120] == float(final(tmp_path / "run")["state.epsilon"]) == pytest.approx(0.57725)
 
 

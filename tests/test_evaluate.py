@@ -9,7 +9,7 @@ from deeprl.envs.spaces import env_spec
 from deeprl.envs.vector import Episode, env_seeds
 from deeprl.online import sac
 from deeprl.run import checkpoint
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy
 
 
 class Countdown(gym.Env):
@@ -156,7 +156,7 @@ def test_greedy_policy_has_no_exploration_noise_and_follows_the_state():
         return torch.tanh(obs * state["w"]), carry
 
     state = {"w": torch.tensor([1.0, 2.0])}
-    policy = greedy_policy(act, state)
+    policy = GreedyPolicy(act, state)
     obs, first = np.ones((2, 3, 1), np.float32), np.ones((2, 3), bool)
     action = policy(obs, first, KEYS)
     assert np.array_equal(action, policy(obs, first, KEYS))
@@ -172,7 +172,7 @@ def test_greedy_policy_hands_the_carry_on():
         count = count + 1
         return obs * 0 + count, (count,)
 
-    policy = greedy_policy(act, {"w": torch.zeros(2)}, begin=lambda n: (torch.zeros(n, 1),))
+    policy = GreedyPolicy(act, {"w": torch.zeros(2)}, begin=lambda n: (torch.zeros(n, 1),))
     obs, first = np.zeros((2, 3, 1), np.float32), [np.full((2, 3), t in (0, 3)) for t in range(5)]
     assert [float(policy(obs, is_first, KEYS)[1, 2, 0]) for is_first in first] == [1.0, 2.0, 3.0, 1.0, 2.0]
 
@@ -195,7 +195,7 @@ def test_sac_evaluates_its_greedy_policy(tmp_path):
             def act(state, carry, obs, is_first, key):
                 return sac.act(net, run.config, state, carry, obs, is_first, key, explore=False)
 
-            results.extend([evaluator(greedy_policy(act, state), 60) for _ in range(2)])
+            results.extend([evaluator(GreedyPolicy(act, state), 60) for _ in range(2)])
 
     spec = env_spec(PENDULUM())
     sac.train(sac.Config(out=str(tmp_path / "run"), eval_every=0, eval_episodes=2, **TINY), callback=look)
@@ -222,8 +222,8 @@ def test_greedy_policy_of_a_loop_is_each_agents_own():
 
     obs, first = np.random.default_rng(0).normal(size=(3, 5, 17)).astype(np.float32), np.ones((3, 5), bool)
     keys = torch.zeros(3, 4, dtype=torch.int64)
-    together = greedy_policy(act, state, Execution("loop"))(obs, first, keys)
+    together = GreedyPolicy(act, state, Execution("loop"))(obs, first, keys)
     for i in range(3):
         alone = {k: v[i : i + 1] for k, v in state.items()}
-        own = greedy_policy(act, alone, Execution("loop"))(obs[i : i + 1], first[i : i + 1], keys[:1])
+        own = GreedyPolicy(act, alone, Execution("loop"))(obs[i : i + 1], first[i : i + 1], keys[:1])
         assert np.array_equal(together[i], own[0])

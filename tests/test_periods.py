@@ -27,7 +27,7 @@ from deeprl.envs.spaces import env_spec
 from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, RANGES, ReturnRange, fas, return_range
 from deeprl.reporting.report import write_report
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.trained import Population
 
@@ -97,7 +97,7 @@ def population_of(module: Any, spec: EnvSpec = SPEC) -> Population:
 
 def played(population: Population, period: Period, count: int = 1) -> list[float]:
     decide, begin = at_period(population, period)
-    policy = greedy_policy(decide, population.state, begin=begin)
+    policy = GreedyPolicy(decide, population.state, begin=begin)
     return [e.ret for e in Evaluator(Ramp, [0, 1], count)(policy)]
 
 

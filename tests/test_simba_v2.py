@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from deeprl.core import rng
-from deeprl.core.spec import Batch, Params
+from deeprl.core.spec import Batch, Params, Seen
 from deeprl.nets import ReturnScale, RSNorm
 from deeprl.online import simba_v2
-from deeprl.run.learning import Seen
 
 SMALL: dict[str, Any] = {
     "actor_width": 8,

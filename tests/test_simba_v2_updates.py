@@ -17,13 +17,13 @@ from deeprl import nets
 from deeprl.config import build
 from deeprl.core import rng
 from deeprl.core.population import Agents, Execution, cause_name, freezing, member, new_agents, over_agents
-from deeprl.core.spec import EnvSpec, Params
+from deeprl.core.spec import EnvSpec, Params, Seen
 from deeprl.core.tree import tree_leaves
 from deeprl.errors import DeeprlError
 from deeprl.nets import hyper_weights
 from deeprl.online import simba_v2
 from deeprl.run import learning
-from deeprl.run.learning import Seen, sampled
+from deeprl.run.learning import sampled
 
 # Every member has its own rates, so that a mixed-up axis shows.
 PER_AGENT: dict[str, Any] = {

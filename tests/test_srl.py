@@ -28,7 +28,7 @@ from deeprl.make_data.collect import Request, create
 from deeprl.online import srl
 from deeprl.replay import Replay
 from deeprl.replay.samplers import Window, actions_before, actions_from, uniform_rows
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy
 from deeprl.run.trained import load_population
 
 SMALL = {"hidden": (8,), "units": 8, "critic_hidden": (16, 16), "model_hidden": (16,), "sequence_length": 3}
@@ -281,7 +281,7 @@ def test_memories_begin_anew_with_each_round_of_an_evaluation_and_fit_its_width(
         (done,) = carry
         return (done + 1.0).unsqueeze(-1) / 10.0 + 0.0 * obs, (done + 1.0,)
 
-    policy = greedy_policy(act, {"w": torch.zeros(2)}, begin=lambda n: (torch.zeros(n),))
+    policy = GreedyPolicy(act, {"w": torch.zeros(2)}, begin=lambda n: (torch.zeros(n),))
     evaluator = Evaluator(Counting, [3, 4], 13)
     episodes = [*evaluator(policy), *Evaluator(Counting, [5, 6], 4)(policy)]
     assert len({e.length for e in episodes}) > 3

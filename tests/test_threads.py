@@ -23,7 +23,7 @@ from deeprl.core.population import member
 from deeprl.core.process import torch_defaults
 from deeprl.nets import MLP, CriticEnsemble, bound, functional_call
 from deeprl.nets.agent import Bound, _idle
-from deeprl.run.evaluate import Evaluator, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy
 from deeprl.run.trained import load_population
 
 SIMBA = {"actor_width": 8, "critic_width": 8, "critic_blocks": 1}
@@ -194,7 +194,7 @@ def test_the_programs_defaults_are_back_after_calls_in_threads(tmp_path: Path) -
 
 def test_evaluations_in_threads_play_what_they_play_alone(tmp_path: Path) -> None:
     population = load_population(trained("td3", tmp_path, seeds=[3, 5], actor_lr=0.01))
-    policy = greedy_policy(population.act(), population.state)
+    policy = GreedyPolicy(population.act(), population.state)
 
     def limited() -> gym.Env:
         return gym.make("Pendulum-v1", max_episode_steps=30)
@@ -217,7 +217,7 @@ def test_each_thread_has_a_carry_of_its_own() -> None:
         (steps,) = carry
         return steps[None] + 0.0 * obs, (steps + 1.0,)
 
-    policy = greedy_policy(act, {"w": torch.zeros(1)}, begin=lambda n: (torch.zeros(()),))
+    policy = GreedyPolicy(act, {"w": torch.zeros(1)}, begin=lambda n: (torch.zeros(()),))
     seen = dict[int, list[float]]()
 
     def play(number: int) -> None:

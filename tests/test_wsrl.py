@@ -625,7 +625,7 @@ def test_returns_of_episodes_that_all_fail_alike() -> None:
         zeros = np.zeros((1, 2, 1))
         rows_ = replay.add(Transition(zeros, zeros, reward, end, end & False, zeros))
         for returns in (dense, sparse):
-            returns.add(rows_, Transition(zeros, zeros, reward, end, end & False, zeros))
+            returns.add(rows_)
     # Rows: step 4 took the place of step 1; environment 0 has rows 0, 2, 4: -1 open, -1 alone at its end, -1 open.
     minus = -float("inf")
     assert dense.values[0].tolist() == [minus, minus, -1.0, 1.0 + 0.5 * 2.0, minus, 2.0]

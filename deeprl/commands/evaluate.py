@@ -19,7 +19,7 @@ from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, ReturnRange, drawn_by_period, fas, return_range
 from deeprl.reporting.read import PERIODS_FILE
 from deeprl.run.directory import evaluated_in, read_about
-from deeprl.run.evaluate import Evaluator, PopulationPolicy, greedy_policy
+from deeprl.run.evaluate import Evaluator, GreedyPolicy, PopulationPolicy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.progress import Progress, show
 from deeprl.run.targets import check_picture, check_table
@@ -83,7 +83,7 @@ def assess(
     path = _place(table)
     seeds = [m["seed"] for m in population.members]
     make = evaluated_in(read_about(Path(run_dir)))
-    policy = greedy_policy(population.act(), population.state, begin=population.begin)
+    policy = GreedyPolicy(population.act(), population.state, begin=population.begin)
     (played,) = _play(make, seeds, episodes, [policy])
     returns = np.array([e.ret for e in played]).reshape(len(seeds), episodes)
     for about, own in zip(population.members, returns, strict=True):
@@ -183,7 +183,7 @@ def play_periods(population: Population, make: EnvFactory, periods: Sequence[Per
     seeds, policies = [m["seed"] for m in population.members], []
     for period in periods:
         act, begin = at_period(population, period)
-        policies.append(greedy_policy(act, population.state, begin=begin))
+        policies.append(GreedyPolicy(act, population.state, begin=begin))
     return [
         AtPeriod(population.step, str(period), e.member, seeds[e.member], e.env, e.ret, e.length)
         for period, played in zip(periods, _play(make, seeds, episodes, policies), strict=True)

@@ -32,10 +32,12 @@ _built: dict[str, Future[Call]] = {}  # compiled graphs of this process by `_dig
 class Traced(NamedTuple):
     """A graph of tensors alone: those of the arguments, then `held`, which the function had from its surroundings.
 
-    result: what the function returned, with the number of an output in the place of each tensor.
+    used: which of the arguments' tensors the graph looks at, or writes; the others are not among its inputs. result:
+    what the function returned, with the number of an output in the place of each tensor.
     """
 
     graph: fx.GraphModule
+    used: list[int]
     held: list[Tensor]
     result: Any
 
@@ -55,6 +57,7 @@ class _Ready:
 
     layout: list[Any]
     building: Future[Call]
+    used: list[int]
     held: list[Tensor]
     result: Any
     call: Call | None = None
@@ -94,7 +97,7 @@ class Compiled:
             ready = self._build(args, layout)
         if ready.call is None:
             ready.call = self._done(ready.building)
-        outputs = ready.call(*tensors, *ready.held)
+        outputs = ready.call(*[tensors[i] for i in ready.used], *ready.held)
         return _fill(ready.result, outputs)
 
     def prepare(self, *args: Any) -> None:
@@ -113,7 +116,7 @@ class Compiled:
         building = _built.setdefault(digest, own)
         if building is own:
             do(functools.partial(_compile, own, digest, traced, self._options))
-        ready = _Ready(layout, building, traced.held, traced.result)
+        ready = _Ready(layout, building, traced.used, traced.held, traced.result)
         self._ready = [ready, *self._ready]
         return ready
 
@@ -169,8 +172,9 @@ def trace(function: Callable[..., Any], args: tuple[Any, ...]) -> Traced:
         graph = made(*outlines)
         graph.graph.eliminate_dead_code()
         held = _lift(graph)
+        used = _without_idle(graph, len(tensors))
         graph.recompile()
-    return Traced(graph, held, result)
+    return Traced(graph, used, held, result)
 
 
 # --- trees ---
@@ -245,6 +249,18 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
             node.replace_all_uses_with(held[id(value)][1])
             graph.graph.erase_node(node)
     return [value for value, _ in held.values()]
+
+
+def _without_idle(graph: fx.GraphModule, count: int) -> list[int]:
+    """Take the inputs that nothing comes of from a graph, of the first `count`, and return which are left.
+
+    Each costs a call some time, and a policy looks at few tensors of its agent's state.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"][:count]
+    used = [i for i, node in enumerate(inputs) if node.users] or list(range(count))[:1]
+    for i in set(range(count)) - set(used):
+        graph.graph.erase_node(inputs[i])
+    return used
 
 
 def _digest(traced: Traced, options: dict[str, Any]) -> str:

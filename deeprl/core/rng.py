@@ -63,12 +63,22 @@ class Streams:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
         self._base = {s: torch.stack([key(seed, s) for seed in seeds]).to(device) for s in STREAMS}
 
+    def base(self, stream: str) -> Int[Tensor, "S 4"]:
+        """The keys of a stream without their numbers, for `key_number`: always the same tensor."""
+        return self._base[stream]
+
     def __call__(self, stream: str, counter: int) -> Int[Tensor, "S 4"]:
         base = self._base[stream]
         # NumPy takes half of torch's time. Made on the device: a copy to it would wait for all that is queued there.
         keys: Any = base.numpy().copy() if base.device.type == "cpu" else base.clone()
         keys[:, 2] = counter
         return torch.as_tensor(keys)
+
+
+def key_number(base: Key, counter: Int[Tensor, ""]) -> Key:
+    """The key of that number in the stream of a key with number 0: as `Streams` gives them, on the device."""
+    seed, stream, _, path = base.unbind()
+    return torch.stack([seed, stream, counter, path])
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:

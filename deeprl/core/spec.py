@@ -97,6 +97,18 @@ class Transition(NamedTuple):
     next_obs: Any  # [S, N, *O]
 
 
+class Seen(NamedTuple):
+    """What an agent sees after a step of its N environments.
+
+    obs: what it acts on next, so that the first observation of a new episode is there and the final one of the old is
+    not; is_first: where an episode has just begun; reward: of the step.
+    """
+
+    obs: Shaped[Tensor, "N *O"]
+    is_first: Bool[Tensor, " N"]
+    reward: Float[Tensor, " N"]
+
+
 class Batch(NamedTuple):
     """What an update learns from: B transitions of one agent. `discount` = gamma^m * (1 - terminated), m steps on.
 

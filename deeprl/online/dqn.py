@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -42,15 +42,14 @@ from deeprl import nets
 from deeprl.config import OffPolicyConfig, PerAgent, layers, per_agent, positive, within
 from deeprl.core import rng
 from deeprl.core.optim import Moments, descend, init_moments
-from deeprl.core.population import over_agents
 from deeprl.core.spec import Batch, Carry, EnvSpec, First, Metrics, Params, Scalar
-from deeprl.core.tree import write_into
 from deeprl.envs.spaces import require
 from deeprl.errors import DeeprlError
 from deeprl.nets import categorical, functional_call
-from deeprl.replay import Extent, Stored, StoredFrames
+from deeprl.replay import Extent
 from deeprl.replay.samplers import Window, n_step, prioritized, uniform_rows
 from deeprl.run import learning
+from deeprl.run.fused import Rows
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, make_modules, output_shape
 
@@ -274,45 +273,28 @@ def update(
 def train(config: Config, net: MakeNet | None = None, callback: Callback | None = None) -> Run:
     """Train a population. net: own network, as `make_net`. callback(run) after every step; True stops the run."""
     with Run("dqn", config, net, callback) as run:
-        agents = learning.OffPolicy(run, build_net, init, act, prioritized=config.prioritized)
-        state, replay, priorities = agents.agents.state, agents.replay, agents.priorities
-        explore = over_agents(explorer(agents.net, config), run.execution, shared=(4,))
-        learn = agents.lift(learner(agents.net, config), shared=(2, 5))
-        step = torch.zeros((), dtype=torch.int64, device=agents.device)
-        acting = state._replace(target={}, moments=())  # what acting looks at: each tensor costs a call some time
-        learn.prepare(agents.agents, replay.data, replay.extent, priorities.values, run.keys("sample", 0), step)
+        how: dict[str, Any] = {"prioritized": config.prioritized, "reward_clip": config.reward_clip}
+        agents = learning.OffPolicy(run, build_net, init, act, schedule=with_epsilon, **how)
+        learn = agents.own_learner(learner(agents.net, config))
         while run.running():
-            action, epsilon = explore(acting, *agents.seen(), run.keys("explore", run.step), step.fill_(run.step))
-            state.epsilon.copy_(epsilon)
-            agents.step(action, config.reward_clip)
+            agents.act()
             for i in run.updates_due(config.utd, config.learning_starts, config.train_every):
-                rows = replay.data, replay.extent, priorities.values, run.keys("sample", i), step.fill_(run.step)
-                agents.metrics, drawn = learn(agents.agents, *rows)
-                priorities.update(*drawn)
+                agents.learn(learn, i)
             if run.due(config.target_every):
-                write_into(state.target, state.params)
+                agents.renew(lambda state: state._replace(target=state.params))
             agents.end_step()
     return run
 
 
-def explorer(net: Net, config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Actions under the epsilon of this step, and that epsilon, as one function, compiled together."""
-
-    def explore(state: State, obs: Tensor, is_first: Tensor, key: rng.Key, env_step: Tensor) -> tuple[Tensor, Tensor]:
-        state = with_epsilon(config, state, env_step)
-        return act(net, config, state, (), obs, is_first, key, explore=True)[0], state.epsilon
-
-    return explore
-
-
 def learner(net: Net, config: Config) -> Callable[..., tuple[State, Metrics, tuple[Tensor, Tensor]]]:
-    """Sampling and update of one agent as one function, compiled together."""
+    """Sampling and update of one agent as one function, compiled together: see `fused.Learner`."""
     window = Window(config.n_step, config.envs_per_agent, net.spec.frame_stack)
 
     def learn(
-        state: State, data: Stored | StoredFrames, extent: Extent, priority: Tensor, key: rng.Key, env_step: Tensor
+        state: State, rows: Rows, key: rng.Key, update_key: rng.Key, extent: Extent, env_step: Int[Tensor, ""]
     ) -> tuple[State, Metrics, tuple[Tensor, Tensor]]:
-        h, weight = state.hparams, None
+        (data, priority), h, weight = rows, state.hparams, None
+        state = with_epsilon(config, state, env_step - config.envs_per_agent)  # as in the step before
         if config.prioritized:
             beta = h["priority_beta"] + (1.0 - h["priority_beta"]) * (env_step / config.steps).clamp(max=1.0)
             row, weight = prioritized(data, extent, priority, key, config.batch_size, window, beta)

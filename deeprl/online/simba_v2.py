@@ -41,7 +41,7 @@ from deeprl import nets
 from deeprl.config import OffPolicyConfig, PerAgent, PerAgentOrAuto, per_agent, positive, within
 from deeprl.core import rng
 from deeprl.core.optim import Moments, descend, polyak
-from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar
+from deeprl.core.spec import Actions, Batch, Carry, EnvSpec, First, Metrics, Obs, Params, Scalar, Seen
 from deeprl.nets import categorical, functional_call, sample_tanh_normal
 from deeprl.online.sac import alpha_loss
 from deeprl.run import learning
@@ -149,7 +149,7 @@ def act(
     return nets.act_tanh_normal(net.actor, state.actor, obs, key, explore), carry
 
 
-def observe(net: Net, config: Config, state: State, seen: learning.Seen) -> tuple[State, Metrics, tuple[()]]:
+def observe(net: Net, config: Config, state: State, seen: Seen) -> tuple[State, Metrics, tuple[()]]:
     """Take the outcome of one step of every environment into the statistics of observations and returns."""
     discount, is_first = state.hparams["discount"], seen.is_first
     return_stats = net.return_scale.updated(state.return_stats, seen.reward, is_first, discount)

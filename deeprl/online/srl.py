@@ -53,8 +53,10 @@ from deeprl.envs.spaces import require
 from deeprl.errors import DeeprlError
 from deeprl.nets import functional_call
 from deeprl.online.sac import alpha_loss, critic_loss
+from deeprl.replay import Extent
 from deeprl.replay.samplers import Window, actions_before, actions_from, n_step, uniform_rows
 from deeprl.run import learning
+from deeprl.run.fused import Rows
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import MakeNet, make_modules, require_shapes
 
@@ -309,9 +311,12 @@ def update(
 
 
 def learner(net: Net, config: Config, policy: bool) -> Callable[..., tuple[State, Metrics, tuple[()]]]:
-    """Sampling and `update` of one agent as one function, compiled together."""
+    """Sampling and `update` of one agent as one function, compiled together: see `fused.Learner`."""
 
-    def learn(state: State, data: Any, extent: Any, sample_key: rng.Key, update_key: rng.Key) -> Any:
+    def learn(
+        state: State, rows: Rows, sample_key: rng.Key, update_key: rng.Key, extent: Extent, env_step: Tensor
+    ) -> tuple[State, Metrics, tuple[()]]:
+        data: Any = rows.data
         keys, discount = rng.split(sample_key, 2), state.hparams["discount"]
         row = uniform_rows(data, extent, keys[0], config.batch_size, config.window)
         action, last = actions_from(data, row, config.window)
@@ -328,14 +333,12 @@ def train(config: Config, net: MakeNet | None = None, callback: Callback | None 
     """Train a population. net: own networks, as `make_net`. callback(run) after every step; True stops the run."""
     with Run("srl", config, net, callback) as run:
         agents = learning.OffPolicy(run, build_net, init, act, init_carry=init_carry)
-        learners = [agents.lift(learner(agents.net, config, policy), shared=(2,)) for policy in (False, True)]
-        replay, first = agents.replay, max(config.batch_size, config.window.steps * config.envs_per_agent)
+        learners = [agents.own_learner(learner(agents.net, config, policy)) for policy in (False, True)]
+        first = max(config.batch_size, config.window.steps * config.envs_per_agent)
         while run.running():
             agents.act(random=run.step < config.learning_starts)
             for i in run.updates_due(config.utd, first):
-                learn = learners[(i + 1) % config.policy_delay == 0]
-                found, _ = learn(agents.agents, replay.data, replay.extent, *agents.keys(i))
-                agents.metrics = agents.metrics | found
+                agents.learn(learners[(i + 1) % config.policy_delay == 0], i)
             agents.end_step(complete=run.updates >= config.policy_delay)  # a row has the policy's metrics too
     return run
 

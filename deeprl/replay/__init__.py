@@ -6,7 +6,9 @@ from deeprl.replay.transitions import (
     Replay,
     Stored,
     StoredFrames,
+    extent_of,
     make_replay,
+    store,
 )
 
 __all__ = [
@@ -15,5 +17,7 @@ __all__ = [
     "Replay",
     "Stored",
     "StoredFrames",
+    "extent_of",
     "make_replay",
+    "store",
 ]

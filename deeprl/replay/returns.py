@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deeprl.core.spec import Transition
 from deeprl.replay.transitions import Replay, on_host
 
 
@@ -34,11 +33,12 @@ class ReturnsToGo:
         self.values = torch.full_like(replay.data.reward, -torch.inf)
         self._open = np.zeros((replay.agents, replay.envs), np.int64)  # rows of the episodes in progress
 
-    def add(self, rows: slice, transition: Transition) -> None:
+    def add(self, rows: slice) -> None:
         """A step of all environments is in these rows of each agent."""
         self.values[:, rows] = -torch.inf
         self._open = np.minimum(self._open + 1, self._replay.capacity // self._replay.envs)
-        self._end(on_host(transition.terminated) | on_host(transition.truncated), rows.start)
+        data = self._replay.data
+        self._end(on_host(data.terminated[:, rows] | data.truncated[:, rows]), rows.start)
 
     def cut(self, begins: np.ndarray) -> None:
         """Another episode begins where one is in progress: begins [S, N]."""

@@ -108,8 +108,13 @@ class Replay:
         return action, self._rows(), self._rows(dtype=torch.bool), self._rows(dtype=torch.bool)
 
     def _allocate(self) -> None:
-        shape = self.spec.obs_shape
-        self.data = Stored(self._rows(*shape), *self._outcomes(), self._rows(*shape))
+        shape, dtype = self.spec.obs_shape, getattr(torch, self.spec.obs_dtype) if self.spec.image else torch.float32
+        self.data = Stored(self._rows(*shape, dtype=dtype), *self._outcomes(), self._rows(*shape, dtype=dtype))
+
+    def added(self, steps: int) -> None:
+        """Count steps of all environments that were written into `data` from outside (`store`)."""
+        self._inserted += steps * self.envs
+        self._measure()
 
     def add(self, transition: Transition) -> slice:
         """Store one step of all environments: fields [S, N, ...]. Returns the rows that it took."""
@@ -304,7 +309,32 @@ class FrameReplay(Replay):
         return tuple(torch.from_numpy(i).to(self.device) for i in (agent, env, number % self.ring))
 
 
-def make_replay(agents: int, capacity: int, spec: EnvSpec, envs: int = 1, device: torch.device | str = "cpu") -> Replay:
-    """The buffer for a kind of observation: images frame by frame, vectors as they are."""
-    kind = FrameReplay if spec.image else Replay
+def make_replay(
+    agents: int,
+    capacity: int,
+    spec: EnvSpec,
+    envs: int = 1,
+    device: torch.device | str = "cpu",
+    whole: bool = False,
+) -> Replay:
+    """The buffer for a kind of observation: images frame by frame, vectors as they are.
+
+    whole: images as they are as well, which takes twice the memory, and of stacks of K frames 2 K times as much, but is
+    written without the host's help.
+    """
+    kind = FrameReplay if spec.image and not whole else Replay
     return kind(agents, capacity, spec, envs, device)
+
+
+def extent_of(inserted: Tensor, capacity: int) -> Extent:
+    """Which rows of a ring are filled after so many transitions of one agent (0-d int64), on their device."""
+    oldest = torch.where(inserted > capacity, inserted % capacity, 0)
+    return Extent(inserted.clamp(max=capacity), oldest)
+
+
+def store(data: Stored, first: Tensor, transition: Transition) -> Tensor:
+    """Write a step of one agent's N environments into its rows from `first` on (0-d int64). Returns the rows [N]."""
+    rows = first + torch.arange(len(transition.reward), device=first.device)
+    for name, column in data._asdict().items():
+        column[rows] = getattr(transition, name).to(column.dtype)
+    return rows

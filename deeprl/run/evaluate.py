@@ -47,13 +47,8 @@ def names_time_limit(env: gym.Env) -> bool:
     return limited or any(isinstance(layer, gym.wrappers.TimeLimit) for layer in wrappers_of(env))
 
 
-def greedy_policy(
-    act: Callable[..., tuple[Tensor, Any]],
-    state: Any,
-    execution: Execution | None = None,
-    begin: memory.Begin = lambda n: (),
-) -> PopulationPolicy:
-    """A population's policy for evaluation, reading `state` as it is at each call.
+class GreedyPolicy:
+    """A population's policy for evaluation, a `PopulationPolicy`, reading `state` as it is at each call.
 
     act(state, carry, obs, is_first, key) of one agent, without exploration. execution: that of the training run, of
     which only the backend counts here. begin: what an agent remembers as n episodes begin; it does so anew at a call
@@ -61,19 +56,34 @@ def greedy_policy(
     f32: it is called with other shapes than in training, and a graph for them costs more than it saves. Threads may
     call it at the same time: each has a memory of its own.
     """
-    device = tree_leaves(state)[0].device
-    lifted = over_agents(act, Execution(execution.backend if execution else "vmap", device=str(device)))
 
-    own = threading.local()
+    def __init__(
+        self,
+        act: Callable[..., tuple[Tensor, Any]],
+        state: Any,
+        execution: Execution | None = None,
+        begin: memory.Begin = lambda n: (),
+    ):
+        self.act, self.state, self.begin = act, state, begin
+        self._device = tree_leaves(state)[0].device
+        backend = execution.backend if execution else "vmap"
+        self._lifted = over_agents(act, Execution(backend, device=str(self._device)))
+        self._own = threading.local()
 
-    def policy(obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
-        inputs = (torch.from_numpy(x).to(device) for x in (obs, is_first))
+    def __call__(self, obs: np.ndarray, is_first: np.ndarray, keys: Tensor) -> np.ndarray:
+        inputs, own = (torch.from_numpy(x).to(self._device) for x in (obs, is_first)), self._own
         if is_first.all() or not hasattr(own, "carry"):
-            own.carry = memory.fresh_of_all(begin, len(is_first), is_first.shape[1], device)
-        action, own.carry = lifted(state, own.carry, *inputs, keys.to(device))
+            own.carry = memory.fresh_of_all(self.begin, len(is_first), is_first.shape[1], self._device)
+        action, own.carry = self._lifted(self.state, own.carry, *inputs, keys.to(self._device))
         return action.cpu().numpy()
 
-    return policy
+
+def cut_episodes(episodes: Sequence[Episode]) -> str:
+    """A line about those that were cut where no time limit is known; empty if none was."""
+    count = sum(e.length >= LONGEST for e in episodes)
+    remedy = """another limit: --env-kwargs '{"max_episode_steps": 1000}'"""
+    what = f"evaluation episodes cut after {LONGEST:,} steps, as no time limit is named"
+    return f"{what}: {count} of {len(episodes)}; {remedy}" if count else ""
 
 
 class Evaluator:
@@ -126,10 +136,7 @@ class Evaluator:
                 if stop is not None and stop():
                     self.close()
                     raise StoppedError
-        count = sum(e.length >= LONGEST for e in episodes) if self._endless else 0
-        remedy = """another limit: --env-kwargs '{"max_episode_steps": 1000}'"""
-        what = f"evaluation episodes cut after {LONGEST:,} steps, as no time limit is named"
-        self.cut = f"{what}: {count} of {len(episodes)}; {remedy}" if count else ""
+        self.cut = cut_episodes(episodes) if self._endless else ""
         if not self._keep or hasattr(self._envs[0][0].unwrapped, "state_dict"):
             self.close()
         return sorted(episodes)
@@ -194,7 +201,11 @@ class Evaluations:
         self.make: EnvFactory | None = None
         self.at = -1
         self._seeds, self._episodes = seeds, episodes
-        self._evaluator: Evaluator | None = None
+        self._evaluator: Any = None  # an `Evaluator`, or what has its face
+
+    def begin_in(self, evaluator: Any, make: EnvFactory) -> None:
+        """Set them up with an evaluator of another kind; make: how its environments are made elsewhere."""
+        self.make, self._evaluator = make, evaluator
 
     def begin(self, make: EnvFactory) -> list[str]:
         """Set them up. Returns lines about what the user should know.
@@ -219,11 +230,10 @@ class Evaluations:
         """Whether a step at which there is to be one has none yet."""
         return self._evaluator is not None and self._episodes > 0 and self.at != step
 
-    def run(self, policy: PopulationPolicy, step: int, progress: Progress, stop: Callable[[], bool]) -> list[Episode]:
+    def run(self, policy: GreedyPolicy, step: int, progress: Progress, stop: Callable[[], bool]) -> list[Episode]:
         """The episodes of the evaluation of a step. Raises StoppedError where `stop` says so."""
-        assert self._evaluator is not None
         count = self._episodes * len(self._seeds)
-        episodes = self._evaluator(
+        episodes: list[Episode] = self._evaluator(
             policy, step, lambda n, t: progress.meanwhile(f"evaluating: {n} of {count} episodes, step {t:,}"), stop
         )
         if self._evaluator.cut:

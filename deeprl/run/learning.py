@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from deeprl import nets
@@ -26,29 +26,17 @@ from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.optim import init_moments
 from deeprl.core.population import Agents, Lifted, freezing, new_agents, over_agents
-from deeprl.core.spec import Batch, EnvSpec, Metrics, Transition
-from deeprl.core.tree import TreeState
+from deeprl.core.spec import Batch, EnvSpec, Metrics, Seen, Transition
+from deeprl.core.tree import TreeState, write_into
 from deeprl.data.offline import OfflineData
 from deeprl.envs.device.population import DeviceEnvs
-from deeprl.replay import Stored, make_replay
+from deeprl.replay import Extent, Stored, make_replay
 from deeprl.replay.returns import ReturnsToGo
 from deeprl.replay.samplers import Priorities, sample
-from deeprl.run.evaluate import greedy_policy
+from deeprl.run.evaluate import GreedyPolicy
+from deeprl.run.fused import Fused, Parts, Rows
 from deeprl.run.loop import Run
 from deeprl.run.open_data import open_data
-
-
-class Seen(NamedTuple):
-    """What an agent sees after a step of its N environments.
-
-    obs: what it acts on next, so that the first observation of a new episode is there and the final one of the old is
-    not; is_first: where an episode has just begun; reward: of the step.
-    """
-
-    obs: Shaped[Tensor, "N *O"]
-    is_first: Bool[Tensor, " N"]
-    reward: Float[Tensor, " N"]
-
 
 # --- observations that running statistics normalise: `Net.obs_norm`, `State.obs_stats`, `Config.normalize_obs` ---
 
@@ -160,7 +148,7 @@ class _Learning:
         """Set up evaluations, and do the one in which the session before was stopped."""
         greedy = functools.partial(memory.remembering(act, init_carry), self.net, self.config, explore=False)
         begin = functools.partial(init_carry, self.net, self.config)
-        self._greedy = greedy_policy(greedy, self.agents.state, self.run.execution, begin)
+        self._greedy = GreedyPolicy(greedy, self.agents.state, self.run.execution, begin)
         self.run.evaluate(self._greedy)
 
     def lift(self, function: Callable[..., Any], shared: Sequence[int]) -> Lifted:
@@ -180,10 +168,13 @@ class OffPolicy(_Learning):
     """A population that acts in environments and learns from a replay of what it has done.
 
     Where the run was interrupted, all is as it was then. replay: `Replay`; priorities: of its rows, where they are
-    `prioritized`; observe: called after each step of the environments; init_carry: of agents that remember;
-    starts(run, kept): what else `init` takes, for each agent; keep: whether there are datasets to learn from too, which
-    are `kept`; returns: keep the returns of the replay's rows as well, of agents with `facts` and a discount
-    (`ReturnsToGo`).
+    `prioritized`; schedule(config, state, steps) -> State: what follows the number of an agent's steps before it acts;
+    observe: called after each step of the environments; init_carry: of agents that remember; reward_clip: rewards are
+    stored cut to [-x, x], 0: as they are; starts(run, kept): what else `init` takes, for each agent; keep: whether
+    there are datasets to learn from too, which are `kept`; returns: keep the returns of the replay's rows as well, of
+    agents with `facts` and a discount (`ReturnsToGo`).
+
+    In environments on the device, acting waits for the update that follows it, with which it is one call (`Fused`).
     """
 
     def __init__(
@@ -195,6 +186,8 @@ class OffPolicy(_Learning):
         observe: Callable[..., Any] | None = None,
         init_carry: memory.InitCarry = memory.no_carry,
         prioritized: bool = False,
+        schedule: Callable[..., Any] | None = None,
+        reward_clip: float = 0.0,
         starts: Callable[[Run, OfflineData | None], Sequence[tuple[Any, ...]]] | None = None,
         keep: bool = False,
         returns: Literal["", "dense", "sparse"] = "",
@@ -203,84 +196,142 @@ class OffPolicy(_Learning):
         config = self.config
         self.envs: Any = run.make_envs()
         spec, size, self.width = self.envs.spec, len(config.seeds), config.envs_per_agent
+        on_device = isinstance(self.envs, DeviceEnvs)
         self.kept = open_data(run, evaluate=False) if keep else None
         self._begin(build_net, init, spec, lambda: starts(run, self.kept) if starts else [()] * size)
-        self.replay = make_replay(size, min(config.buffer_size, config.steps), spec, self.width, self.device)
+        rows = min(config.buffer_size, config.steps)
+        self.replay = make_replay(size, rows, spec, self.width, self.device, whole=on_device)
         self.priorities = Priorities(size, self.replay.capacity if prioritized else 0, self.device)
-        parts: dict[str, Any] = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
-        self.returns: ReturnsToGo | None = None
-        if returns:
-            facts, discount = self.agents.state.facts, self.agents.state.hparams["discount"]
-            scaled = facts.reward_scale, facts.reward_shift, discount
-            self.returns = ReturnsToGo(self.replay, *scaled, sparse=returns == "sparse")
-            parts["returns"] = self.returns
+        self._rows, self._clip = Rows(self.replay.data, self.priorities.values), reward_clip
+        self.returns = self._returns(returns) if returns else None
         begin = functools.partial(init_carry, self.net, config)
         self._carry = TreeState(memory.fresh_of_all(begin, size, self.width, self.device))
+        self._restore(prioritized)
+        acting = functools.partial(memory.remembering(act, init_carry), self.net, config, explore=True)
+        self._act = functools.partial(_scheduled, acting, config, schedule)
+        self._explore = over_agents(self._act, run.execution, shared=(5,))
+        self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
+        self._steps = torch.zeros((), dtype=torch.int64, device=self.device)  # the agents' own number, for `_act`
+        observed = None if observe is None else freezing(functools.partial(observe, self.net, config))
+        self._observe = None if observed is None else over_agents(observed, run.execution, donate=True)
+        self._fused = self._fuse(self.envs, observed) if isinstance(self.envs, DeviceEnvs) else None
+        self._evaluate_with(act, init_carry)
+
+    def _returns(self, kind: Literal["dense", "sparse"]) -> ReturnsToGo:
+        facts, discount = self.agents.state.facts, self.agents.state.hparams["discount"]
+        scaled = facts.reward_scale, facts.reward_shift, discount
+        return ReturnsToGo(self.replay, *scaled, sparse=kind == "sparse")
+
+    def _restore(self, prioritized: bool) -> None:
+        """Begin, or go on where the run was interrupted."""
+        parts: dict[str, Any] = {"replay": self.replay} | ({"priorities": self.priorities} if prioritized else {})
+        parts |= {} if self.returns is None else {"returns": self.returns}
         parts |= {"carry": self._carry} if memory.width(self._carry.tree) else {}
-        run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
+        self.run.restore(net=self.net, agents=self.agents, envs=self.envs, data=self.kept, **parts)
         begins = torch.as_tensor(self.envs.is_first).cpu().numpy()
         self.replay.cut(begins)
         if self.returns is not None:
             self.returns.cut(begins)
-        acting = functools.partial(memory.remembering(act, init_carry), self.net, config, explore=True)
-        self._explore = over_agents(acting, run.execution)
-        self._uniform = torch.vmap(lambda key: rng.uniform(key, (self.width, spec.action_dim), -1.0, 1.0))
-        self._move = self.envs.mover(acting) if isinstance(self.envs, DeviceEnvs) else None
-        self._observe: Callable[..., Any] | None = None
-        if observe is not None:
-            observed = freezing(functools.partial(observe, self.net, config))
-            self._observe = over_agents(observed, run.execution, donate=True)
-        self._evaluate_with(act, init_carry)
+
+    def _fuse(self, envs: DeviceEnvs, observe: Callable[..., Any] | None) -> Fused:
+        sizes = self.width, self.replay.capacity, envs.spec.action_dim, self._clip
+        parts = Parts(self._act, observe, envs.one, *sizes)
+        own = self.agents, envs, self.replay, self.priorities, self._carry.tree
+        return Fused(parts, self.run.execution, *own, self.run.keys)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """What the agents see now: observations [S, N, *O], and whether they are the first of an episode [S, N]."""
         obs, is_first = self.envs.obs, self.envs.is_first
         return torch.as_tensor(obs, device=self.device), torch.as_tensor(is_first, device=self.device)
 
-    def act(self, random: bool) -> None:
+    def act(self, random: bool = False) -> None:
         """One step of all environments, by the agents with exploration, or uniformly at random in [-1, 1]^A."""
+        if self._fused is not None:
+            self._fused.move(random, self.run.step)
+            if not self._fused.learners:  # nothing that it may wait for
+                self._settle()
+        else:
+            self._store(self.envs.step(self._action(random).cpu().numpy()))
+        if self.returns is not None:
+            self.returns.add(slice(self.replay.newest, self.replay.newest + self.width))
+        self.run.advance()
+
+    def _action(self, random: bool) -> Tensor:
         key = self.run.keys("explore", self.run.step)
         if random:
             action = self._uniform(key)
             self._carry.tree = memory.with_action(self._carry.tree, action)
-        elif self._move is not None:
-            transition, self._carry.tree = self._move(self.agents.state, self._carry.tree, key)
-            self._store(transition)
-            return
         else:
-            action, self._carry.tree = self._explore(self.agents.state, self._carry.tree, *self.seen(), key)
-        self.step(action)
-
-    def step(self, action: Tensor, reward_clip: float = 0.0) -> None:
-        """One step of all environments, stored. action: [S, N, A] in [-1, 1], or [S, N] of discrete actions.
-
-        reward_clip: rewards are stored cut to [-x, x]; 0: as they are.
-        """
-        transition = self.envs.step(action if isinstance(self.envs, DeviceEnvs) else action.cpu().numpy())
-        if reward_clip:
-            transition = transition._replace(reward=transition.reward.clip(-reward_clip, reward_clip))
-        self._store(transition)
+            now = self._carry.tree, *self.seen(), key, self._steps.fill_(self.run.step)
+            action, self._carry.tree = self._explore(self.agents.state, *now)
+        return action
 
     def _store(self, transition: Transition) -> None:
-        rows = self.replay.add(transition)
-        self.priorities.add(rows)
-        if self.returns is not None:
-            self.returns.add(rows, transition)
+        if self._clip:
+            transition = transition._replace(reward=transition.reward.clip(-self._clip, self._clip))
+        self.priorities.add(self.replay.add(transition))
         if self._observe is not None:
             self._observe(self.agents, Seen(*self.seen(), torch.as_tensor(transition.reward, device=self.device)))
-        self.run.advance()
 
     def learner(self, update: Callable[..., Any], **choice: Any) -> Callable[..., Any]:
-        """`sampled` for the population, for `learn`. It begins to be compiled, and before it what acts in Gymnasium."""
-        if self._move is None:
-            self._explore.prepare(self.agents.state, self._carry.tree, *self.seen(), self.run.keys("explore", 0))
-        learner = self.lift(sampled(update, self.net, self.config, **choice), shared=(2,))
-        learner.prepare(self.agents, self.replay.data, self.replay.size, *self.keys(0))
-        return learner
+        """`update` of all agents, for `learn`, each on a batch that it draws uniformly. choice: its keyword arguments.
+
+        It begins to be compiled, and before it what acts.
+        """
+        learn = sampled(update, self.net, self.config, **choice)
+
+        def drawing(state: Any, rows: Rows, sample_key: rng.Key, update_key: rng.Key, extent: Extent, _: Tensor) -> Any:
+            return learn(state, rows.data, extent.size, sample_key, update_key)
+
+        return self.own_learner(drawing)
+
+    def own_learner(self, learn: Callable[..., Any]) -> Callable[..., Any]:
+        """`learn` of one agent for all, for `learn`: it draws its batch by itself (`fused.Learner`, of a `State`)."""
+        one = freezing(learn)
+        if self._fused is not None:
+            self._fused.add(one, getattr(self.config, "train_every", 1))
+            return one
+        lifted = over_agents(one, self.run.execution, shared=(4, 5), donate=True)
+        now = self._carry.tree, *self.seen(), self.run.keys("explore", 0), self._steps
+        self._explore.prepare(self.agents.state, *now)
+        lifted.prepare(self.agents, self._rows, *self.keys(0), self.replay.extent, self._steps)
+        return lifted
 
     def learn(self, learner: Callable[..., Any], number: int) -> None:
         """Update number `number` of all agents."""
-        self.metrics = self.metrics | learner(self.agents, self.replay.data, self.replay.size, *self.keys(number))[0]
+        if self._fused is not None:
+            self._fused.learn(learner, number, self.run.step)
+            return
+        drawn = *self.keys(number), self.replay.extent, self._steps.fill_(self.run.step)
+        metrics, aux = learner(self.agents, self._rows, *drawn)
+        if aux:
+            self.priorities.update(*aux)
+        self.metrics = self.metrics | metrics
+
+    def renew(self, function: Callable[[Any], Any]) -> None:
+        """Change the agents' states outside of updates, by a function of one agent's state, or of a population's."""
+        self._settle()
+        write_into(self.agents.state, function(self.agents.state))
+
+    def end_step(self, complete: bool = True) -> None:
+        """As there, but what was done may wait for the next steps, where nothing is due."""
+        learning = self.run.step > self.config.learning_starts  # before, there is no update to be one call with
+        if self._fused is not None and self._fused.may_wait() and learning and self.run.wait():
+            return
+        self._settle()
+        super().end_step(complete)
+
+    def _settle(self) -> None:
+        if self._fused is not None:
+            self.metrics = self.metrics | self._fused.done()
+
+
+def _scheduled(
+    act: Callable[..., Any], config: Any, schedule: Callable[..., Any] | None, state: Any, *rest: Any
+) -> tuple[Tensor, Any]:
+    """Acting as it is after a number of steps, the last of the arguments."""
+    state = state if schedule is None else schedule(config, state, rest[-1])
+    return act(state, *rest[:-1])
 
 
 class FromDataset(_Learning):

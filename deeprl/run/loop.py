@@ -31,8 +31,9 @@ from deeprl.envs.vector import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
 from deeprl.run import checkpoint, directory, divergence, own_networks, snapshots
 from deeprl.run.clock import Clock
+from deeprl.run.device_evaluate import DeviceEvaluator
 from deeprl.run.directory import Home, fitting, write_json, writing
-from deeprl.run.evaluate import Evaluations, PopulationPolicy, StoppedError
+from deeprl.run.evaluate import Evaluations, GreedyPolicy, StoppedError
 from deeprl.run.interrupts import Interrupts
 from deeprl.run.logger import RunLogs
 from deeprl.run.progress import Progress
@@ -76,7 +77,8 @@ class Run:
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
         self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
-        self._opened, self._width = False, getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
+        self._opened, self._waiting = False, False
+        self._width = getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
         self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes), list[str]()
 
     # --- opening and closing ---
@@ -99,7 +101,7 @@ class Run:
             self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
 
     def make_envs(self) -> PopulationEnvs | DeviceEnvs:
-        """The environments that the agents act in; they are evaluated in others like them, those of Gymnasium."""
+        """The environments that the agents act in; they are evaluated in others like them."""
         config: Any = self.config  # that of an online algorithm
         make, envs_of = (
             EnvFactory(config.env, config.env_kwargs, config.wrappers),
@@ -110,11 +112,14 @@ class Run:
             if config.wrappers:
                 told = ", ".join(config.wrappers)
                 raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
-            envs = DeviceEnvs(*device_env(config.env, config.env_kwargs), *envs_of, self.execution)
+            env, limit = device_env(config.env, config.env_kwargs)
+            envs = DeviceEnvs(env, limit, *envs_of, self.execution)
+            played = config.seeds, config.eval_episodes, self.execution
+            self._evaluations.begin_in(DeviceEvaluator(env, limit, *played), make)
         else:
             envs = PopulationEnvs(make, *envs_of, config.env_backend)
+            self.evaluate_in(make)
         self._closing.callback(envs.close)
-        self.evaluate_in(make)
         return envs
 
     def evaluate_in(self, make: EnvFactory) -> None:
@@ -192,6 +197,8 @@ class Run:
 
     def running(self) -> bool:
         """Whether the loop goes on: steps are left, and no callback, `max_hours` or signal has stopped it."""
+        if self._waiting:
+            return True
         stopped = self.step > self._resumed_at and self.callback is not None and self._stopped_by(self.callback)
         return self.step < self.config.steps and not (stopped or self.diverged or self._to_stop())
 
@@ -213,8 +220,20 @@ class Run:
         out_of_time = 0 < self.config.max_hours <= self._clock.session_s() / 3600 and self.step > self._resumed_at
         return out_of_time or self._interrupts.signum is not None
 
+    def wait(self) -> bool:
+        """Leave what this step did undone until a later one, if nothing looks at it before: whether that is so.
+
+        A log row, an evaluation, a snapshot and the end of the run do; callbacks, signals and checkpoints can wait too,
+        so that steps are done together at the same places in a run that goes on from one.
+        """
+        config = self.config
+        due = any(self.due(every) for every in (config.log_every, config.eval_every, config.snapshot_every))
+        self._waiting = not due and self.step < config.steps
+        return self._waiting
+
     def advance(self) -> None:
         """Count one step of all environments, or one of the gradient where there are none."""
+        self._waiting = False
         self._previous_step = self.step
         self.step += self._width
         self._progress.update(min(self.step, self.config.steps))
@@ -239,7 +258,7 @@ class Run:
         """Whether the last step reached a multiple of `every` (0: never)."""
         return every > 0 and self.step // every > self._previous_step // every
 
-    def end_step(self, metrics: Mapping[str, Tensor], policy: PopulationPolicy) -> None:
+    def end_step(self, metrics: Mapping[str, Tensor], policy: GreedyPolicy) -> None:
         """What follows a step: log, evaluate, save, each if it is time to."""
         self.log(metrics)
         self.evaluate(policy)
@@ -264,7 +283,7 @@ class Run:
                 self._logs.metrics(self.step, self.wall_s, {k: v.tolist() for k, v in metrics.items()}, self._episodes)
         self._episodes = []
 
-    def evaluate(self, policy: PopulationPolicy) -> None:
+    def evaluate(self, policy: GreedyPolicy) -> None:
         """Evaluate all agents, if it is time to or the run is at its end.
 
         What stops the run stops this as well: the next session then begins with it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +35,9 @@ class DeviceEnvs:
     """S x N environments on the device, with the face of `envs.vector.PopulationEnvs` in tensors.
 
     `obs` [S, N, *O] and `is_first` [S, N] are what the agents see now. Environment e of the agent with seed s draws
-    from (s, e) and the number of the step alone, wherever it runs. Nothing is read from the device but by
-    `pop_episodes`, which tells of the episodes of each agent that have ended their number, mean return and length.
+    from (s, e) and the number of the step alone, wherever it runs. `one` is the step of one agent,
+    (going, action, key) -> (going, transition). Nothing is read from the device but by `pop_episodes`, which tells of
+    the episodes of each agent that have ended their number, mean return and length.
     """
 
     restorable = "captured"
@@ -61,7 +62,7 @@ class DeviceEnvs:
 
         begun = [torch.vmap(first, in_dims=(None, 0))(key, places) for key in self._keys("env", 0).unbind()]
         self.going = stack([_going(now, obs) for now, obs in begun])
-        self._one, self._execution = all_of, execution
+        self.one = all_of
         self._step = over_agents(all_of, execution, donate=True)
 
     @property
@@ -79,25 +80,9 @@ class DeviceEnvs:
         self._steps += 1
         return self._step(self.going, action, self._keys("env", self._steps))[0]
 
-    def mover(self, decide: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Transition, Any]]:
-        """Acting and the step that follows as one function, (state, carry, keys) -> (transition, carry).
-
-        decide(state, carry, obs, is_first, key) -> (action, carry), of one agent.
-        """
-
-        def moved(
-            going: Going, state: Any, carry: Any, key: rng.Key, env_key: rng.Key
-        ) -> tuple[Going, Transition, Any]:
-            action, carry = decide(state, carry, going.obs, going.is_first, key)
-            return *self._one(going, action, env_key), carry
-
-        lifted = over_agents(moved, self._execution, donate=True)
-
-        def move(state: Any, carry: Any, keys: Tensor) -> tuple[Transition, Any]:
-            self._steps += 1
-            return lifted(self.going, state, carry, keys, self._keys("env", self._steps))
-
-        return move
+    def moved(self, steps: int) -> None:
+        """Count steps that were done from outside, by `one` on `going`."""
+        self._steps += steps
 
     def pop_episodes(self) -> list[Episode]:
         """Of each agent whose episodes have ended since the last call as many with their mean return and length."""
