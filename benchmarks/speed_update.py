@@ -108,4 +108,4 @@ def iql(module: Any, net: Any, config: Any, execution: Any, data: OfflineData) -
     return lambda agents, sample, update, _: learn(agents, data.arrays, data.size, sample, update, data.first)
 
 
-LEARNERS: dict[str, Callable[..., Learn]] = {"sac": sac, "td3": td3, "dqn": dqn, "iql": iql}
+LEARNERS: dict[str, Callable[..., Learn]] = {"sac": sac, "simba_v2": sac, "td3": td3, "dqn": dqn, "iql": iql}
