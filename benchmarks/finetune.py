@@ -9,8 +9,8 @@ much as one), then trains each variant from it, one run after another, and appen
 same command goes on where it was stopped. Everything of a dataset lies in RUNS/NAME, whose report has all curves and
 the Q-values across the switch (`deeprl report RUNS/NAME`).
 
-The table: return where learning online begins, the deepest mean over seeds in the first quarter of the online steps
-(the drop), and the final one, each with a 95 % t interval over seeds.
+The table: return after the first steps online, the deepest mean over seeds within 5,000 steps (the drop), and the final
+one, each with a 95 % t interval over seeds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from deeprl.reporting.stats import mean_interval
 from deeprl.reporting.table import results, write_rows
 
 NETS: dict[str, Any] = {"actor_hidden": (128, 128), "critic_hidden": (128, 128)}
+EARLY = 5_000  # steps in which the drop is looked for
 VARIANTS: dict[str, dict[str, Any]] = {
     "warm-up": {},
     "no warm-up": {"learning_starts": 256},
@@ -97,10 +98,10 @@ def table(path: Path) -> None:
         for row in csv.DictReader(file):
             if row["unit"] != "gradient steps":
                 curves[row["env"], row["algorithm"]][int(row["step"])][row["seed"]] = float(row["return"])
-    print("| task | variant | seeds | first | deepest of the first quarter | last |\n|---|---|---|---|---|---|")
+    print("| task | variant | seeds | first | deepest within 5,000 steps | last |\n|---|---|---|---|---|---|")
     for (env, name), curve in sorted(curves.items()):
         steps = sorted(curve)
-        early = [step for step in steps if step <= steps[-1] // 4]
+        early = [step for step in steps if step <= EARLY]
         deepest = min(early, key=lambda step: float(np.mean(list(curve[step].values()))))
         cells = [f"{interval(list(curve[s].values()))} at {s:,}" for s in (steps[0], deepest, steps[-1])]
         print(f"| {env} | {name} | {len(curve[steps[-1]])} | {' | '.join(cells)} |")
