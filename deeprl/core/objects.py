@@ -21,6 +21,16 @@ def load_object(path: str, what: str) -> Any:
         raise DeeprlError(f"{what} {path!r}: expected module:name; {one_line(error)}") from error
 
 
+def imported(env: str) -> str:
+    """The id of `module:Id-v0`, whose module has been imported if it can be, and may have registered it."""
+    module, _, name = env.rpartition(":")
+    if module:
+        see_working_directory()
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    return name
+
+
 def see_working_directory() -> None:
     """Let `module:name` find a module next to where the user stands, without hiding any that is installed."""
     with contextlib.suppress(FileNotFoundError):  # it has been deleted

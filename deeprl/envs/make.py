@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from deeprl.core.objects import load_object, see_working_directory
+from deeprl.core.objects import imported, load_object, see_working_directory
 from deeprl.envs import blame
 from deeprl.envs.atari import make_atari
 from deeprl.envs.dmc import DMControl
@@ -59,8 +59,8 @@ def make_env(
     _warn_once_per_text()
     if (namespace := env.partition("/")[0]) in _NAMESPACES:
         _register(namespace)
-    known = "deeprl.envs.device.registry" in sys.modules
-    if known or ":" in env or env in _DEVICE_ONLY:  # not for all: it needs torch, as simulators in processes do not
+    name = imported(env)
+    if name in _DEVICE_ONLY or "deeprl.envs.device.registry" in sys.modules:  # it needs torch, simulators do not
         from deeprl.envs.device.registry import for_make
 
         kwargs = for_make(env, kwargs)

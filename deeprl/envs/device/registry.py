@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from deeprl.core import rng
-from deeprl.core.objects import see_working_directory
+from deeprl.core.objects import imported
 from deeprl.core.tree import flatten, load_flat
 from deeprl.envs.device import classic, minatar, small
 from deeprl.envs.device.base import DeviceEnv
@@ -56,20 +54,10 @@ def _for_gymnasium(make: Callable[..., DeviceEnv], episode_limit: int | None = N
 
 def for_make(env: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `gym.make` for an id: another limit takes the place of the own one of a device environment."""
-    kwargs, name = dict(env_kwargs), _imported(env)
+    kwargs, name = dict(env_kwargs), imported(env)
     if name in _OURS and "max_episode_steps" in kwargs:
         kwargs["episode_limit"] = _valid_limit(name, kwargs.pop("max_episode_steps"))
     return kwargs
-
-
-def _imported(env: str) -> str:
-    """The id of `module:Id-v0`, whose module has been imported if it can be, and may have registered it."""
-    module, _, name = env.rpartition(":")
-    if module:
-        see_working_directory()
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-    return name
 
 
 def _valid_limit(name: str, limit: Any) -> int:
@@ -88,7 +76,7 @@ def device_env(env: str, env_kwargs: Mapping[str, Any] | None = None) -> tuple[D
 
     Raises DeeprlError for an id that has none, with those that have, and for arguments that it does not take.
     """
-    if (name := _imported(env)) not in _MAKERS:
+    if (name := imported(env)) not in _MAKERS:
         known = ", ".join(sorted(_MAKERS))
         raise DeeprlError(f"env_backend device: {name} has no form on the device{nearest(name, _MAKERS)}; have {known}")
     kwargs = dict(env_kwargs or {})
