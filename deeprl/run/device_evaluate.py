@@ -65,11 +65,12 @@ class DeviceEvaluator:
         raises StoppedError where it is true.
         """
         self._begin(policy, counter)
-        number = 0
+        number, last = 0, self._limit or LONGEST
         while not self._playing.over.all():
-            for _ in range(_LOOKS):
+            together = min(_LOOKS, last - number)
+            for _ in range(together):
                 self._step(self._playing, policy.state, self._keys)
-            number += _LOOKS
+            number += together
             if progress is not None:
                 progress(int(self._playing.over.sum()), number)
             if stop is not None and stop():
