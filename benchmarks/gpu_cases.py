@@ -172,9 +172,10 @@ KILLED = "import json, sys, deeprl; a = json.loads(sys.argv[1]); deeprl.train(a.
 
 def killed(bench: Bench, algorithm: str) -> Iterator[Finding]:
     """A process is killed at some step; the run that goes on from its checkpoint is one that was not killed."""
-    steps, first = (60, 60) if bench.small else (4_000, 500)
+    steps, first = (30, 50) if bench.small else (4_000, 500)
     settings = tiny(bench, algorithm, steps, compile="off" if bench.small else "on", checkpoint_minutes=1e-4)
-    whole = bench.train(algorithm, **settings)
+    seldom = settings | {"checkpoint_minutes": 0}
+    whole = bench.train(algorithm, **seldom)
     out = bench.folder / f"killed_{algorithm}"
     words = [sys.executable, "-c", KILLED, json.dumps(settings | {"algorithm": algorithm, "out": str(out)})]
     root = str(Path(deeprl.__file__).parent.parent)
@@ -183,7 +184,7 @@ def killed(bench: Bench, algorithm: str) -> Iterator[Finding]:
             time.sleep(0.02)
         child.send_signal(signal.SIGKILL)
     at = max(checkpoint.steps(out / "checkpoints"))
-    other = numbers(bench.train(algorithm, out=str(out), **settings))
+    other = numbers(bench.train(algorithm, out=str(out), **seldom))
     unequal = sum(int((x != other[name]).sum()) for name, x in numbers(whole).items())
     yield Finding(unequal, "unequal numbers", 0, f"killed after the checkpoint of step {at:,}")
 
@@ -274,7 +275,7 @@ def whole_loop(bench: Bench, algorithm: str, agents: int) -> Iterator[Finding]:
     settings = tiny(bench, algorithm, 10**7, env=env, seeds=tuple(range(agents)), precision="fast")
     settings |= {"hidden": (64, 64), "batch_size": 64, "buffer_size": 10_000, "log_every": 10_000}
     settings |= {"compile": "off" if bench.small else "on"} | ({"target_every": 500} if algorithm == "dqn" else {})
-    watch = Stopwatch(140, bench.seconds, sync=bench.sync)
+    watch = Stopwatch(60 if bench.small else 140, bench.seconds, sync=bench.sync)
     bench.train(algorithm, **settings, callback=lambda run: watch.tick(run.step, run.updates))
     rate = float(watch.result()["steps_per_s"]) * agents
     yield Finding(rate, "steps/s of all agents", None, f"{env}, 64 x 64, batch 64, an update a step", agents)
