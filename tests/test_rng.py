@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deeprl.core import rng
+from deeprl.core import inductor, rng
+from deeprl.core.compiled import Compiled
 
 # Random123, tests/kat_vectors, "philox4x32 10": counter, key, result.
 VECTORS = {
@@ -91,8 +92,15 @@ def test_bits_are_philox_of_key_and_lane(seed: int, stream: int, counter: int, l
     assert rng.bits(key, (4 * lanes,)).tolist() == expected
 
 
+@pytest.fixture
+def no_trials() -> None:
+    """As in our own graphs: TorchInductor does not try out the processor's instructions, which takes 5 s."""
+    inductor._spare_trials()
+
+
 @pytest.mark.inductor
 @pytest.mark.compiled
+@pytest.mark.usefixtures("no_trials")
 def test_compiled_philox_gives_published_vectors_and_reference_bits() -> None:
     # The two silent faults of compilers need >= 16 lanes and 0-d (loop-invariant) words to show.
     def function(counter: list[Tensor], key: list[Tensor], lanes: list[Tensor]) -> tuple[list[Tensor], ...]:
@@ -110,11 +118,13 @@ def test_compiled_philox_gives_published_vectors_and_reference_bits() -> None:
 
 @pytest.mark.inductor
 @pytest.mark.compiled
-def test_compiled_population_of_64_draws_what_each_agent_draws_alone() -> None:
-    # Two graphs: 64 agents under vmap, and one agent without vmap.
+@pytest.mark.usefixtures("no_trials")
+def test_compiled_population_of_64_draws_what_each_agent_draws_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two graphs: 64 agents under vmap, as a user compiles them; one agent without, as we do, in half of the time.
+    monkeypatch.setattr(rng.native, "operator_available", lambda key: False)
     keys = population(64)
     together = torch.compile(torch.vmap(draws), fullgraph=True, dynamic=False)(keys)
-    alone = torch.compile(draws, fullgraph=True, dynamic=False)
+    alone = Compiled(draws, {"cpp_wrapper": True})
     eager = torch.vmap(draws)(keys)
     for name, value in together.items():
         if name.startswith("normal"):  # log, sin and cos come from another library than in eager mode
