@@ -33,8 +33,8 @@ from deeprl.run.trained import load_population
 
 SMALL = {"hidden": (8,), "units": 8, "critic_hidden": (16, 16), "model_hidden": (16,), "sequence_length": 3}
 RUN: dict[str, Any] = SMALL | {
-    "env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 25}, "steps": 70, "learning_starts": 20, "batch_size": 8,
-    "compile": "off", "tensorboard": False, "threads": 1, "eval_every": 30, "eval_episodes": 2, "log_every": 7,
+    "env": "Pendulum-v1", "env_kwargs": {"max_episode_steps": 25}, "steps": 48, "learning_starts": 20, "batch_size": 8,
+    "compile": "off", "tensorboard": False, "threads": 1, "eval_every": 24, "eval_episodes": 2, "log_every": 7,
     "buffer_size": 50, "envs_per_agent": 2,
 }  # fmt: skip
 
@@ -295,14 +295,14 @@ def test_memories_begin_anew_with_each_round_of_an_evaluation_and_fit_its_width(
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("srl") / "run"
-    return srl.train(config_of(out, seeds=(3, 4), snapshot_every=40)).directory
+    return srl.train(config_of(out, seeds=(3, 4), snapshot_every=30)).directory
 
 
 def test_interrupted_in_the_midst_of_a_plan_it_goes_on_exactly(run_dir: Path, tmp_path: Path) -> None:
-    train_with_stops(config_of(tmp_path / "b", seeds=(3, 4), snapshot_every=40), [14, 32, 34, 58], srl)
+    train_with_stops(config_of(tmp_path / "b", seeds=(3, 4), snapshot_every=30), [14, 26, 28, 44], srl)
     assert_same_run(run_dir, tmp_path / "b")
     population = load_population(run_dir)
-    assert population.step == 70
+    assert population.step == 48
 
 
 def test_agents_of_a_population_are_those_alone(run_dir: Path, tmp_path: Path) -> None:

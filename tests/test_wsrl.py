@@ -223,6 +223,7 @@ def test_agents_from_runs_that_differ_in_their_seed_alone_are_samples_of_one_cel
 
     def cells(name: str, *inits: str) -> list[str]:
         own = {"init": inits, "seeds": (0, 1), "new_critics": True, "out": str(tmp_path / name), "eval_every": 0}
+        own |= {"critics": 2, "critic_hidden": (8,), "steps": 12}
         deeprl.train("wsrl", **(ONLINE | own))
         shutil.rmtree(tmp_path / name / "checkpoints")  # what it was is in its record
         return [row["cell"] for row in deeprl.results(tmp_path / name)]
