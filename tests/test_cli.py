@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 import deeprl
 from deeprl.commands.main import main
 
-TINY = """--steps 300 --learning-starts 100 --hidden 16 16 --batch-size 16 --eval-every 150
+TINY = """--steps 300 --learning-starts 240 --hidden 16 16 --batch-size 16 --eval-every 150
 --eval-episodes 2 --log-every 100 --compile off --threads 1 --no-tensorboard""".split()
 
 
@@ -177,11 +178,15 @@ def test_wrong_flags_exit_with_status_2(words: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-def test_plain_output_has_progress_lines(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "deeprl.commands.main", "train", "sac", "--env", "Pendulum-v1", *TINY]
-    words += ["--steps", "2700", "--learning-starts", "2400", "--out", str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert re.search(r"sac Pendulum-v1 x1: [\d,]+/2,700 .* steps/s .* left .*return -[\d,.]+ at", done.stdout)
+def test_plain_output_has_progress_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = types.SimpleNamespace(monotonic=lambda: 100.0 * time.monotonic())  # there are none in the first two seconds
+    monkeypatch.setattr("deeprl.run.progress.time", fast)
+    words = ["train", "sac", "--env", "Pendulum-v1", *TINY, "--steps", "2700", "--learning-starts", "2680"]
+    assert main([*words, "--eval-every", "1350", "--eval-episodes", "1", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"sac Pendulum-v1 x1: [\d,]+/2,700 .* steps/s .* left .*return -[\d,.]+ at", shown)
 
 
 def test_warnings_are_lines_for_users(run_dir: Path, tmp_path: Path) -> None:

@@ -155,11 +155,11 @@ def test_error_in_the_background_comes_with_the_call_and_the_next_one_tries_agai
 
 @pytest.mark.inductor
 def test_two_threads_compile_at_the_same_time() -> None:
-    functions = [compile_(lambda x, i=i: (x + 1.5).cumprod(0) * (i + 1) - 0.25) for i in range(4)]
+    functions = [compile_(lambda x, i=i: (x + 1.5).cumprod(0) * (i + 1) - 0.25) for i in range(2)]
     for function in functions:
         function.prepare(torch.ones(3))
     found = [function(torch.ones(3)).tolist() for function in functions]
-    assert found == [[2.5 * i - 0.25, 6.25 * i - 0.25, 15.625 * i - 0.25] for i in range(1, 5)]
+    assert found == [[2.5 * i - 0.25, 6.25 * i - 0.25, 15.625 * i - 0.25] for i in (1, 2)]
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def begun(out: Path, step: int, code: str = RUN) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
-    signum: signal.Signals, status: int, tmp_path: Path
+    signum: signal.Signals, status: int, tmp_path: Path, runs: Any
 ) -> None:
     out = tmp_path / "run"
     process = begun(out, 47)
@@ -159,8 +159,7 @@ def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
     assert last == f"stopped at step 47; to go on from the newest checkpoint: deeprl resume {out}"
     assert checkpoint.steps(out / "checkpoints") == [47]
     assert sac.train(config(out, seeds=(0, 1))).finished
-    sac.train(config(tmp_path / "whole", seeds=(0, 1)))
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(runs.whole(seeds=(0, 1)), out)
 
 
 @pytest.mark.parametrize("callback", ["is silent", "prints"])

@@ -147,6 +147,6 @@ def value(c: simba_v2.Config, agent: dict[str, Tensor], obs: float, action: Tens
 @pytest.mark.slow
 def test_value_bootstraps_through_a_time_limit(tmp_path: Path) -> None:
     # Reward 1 for ever, cut off after five steps. Actual returns G reach 4.0951 at most; the value is 10 all the same.
-    c, agents = learned("Forever", tmp_path, steps=300, value_bound=20.0)
+    c, agents = learned("Forever", tmp_path, steps=200, critic_lr=2e-2, tau=0.5, value_bound=20.0)
     for agent in agents:
         assert value(c, agent, 0.0, torch.zeros(1, 1)).tolist() == pytest.approx([10.0] * 2, abs=0.7)
