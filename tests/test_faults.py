@@ -21,13 +21,14 @@ import fault_kills
 from fault_kills import Moment
 from fault_runs import SELDOM, Case, attempt, begin, checkpoints, compare, end, newest_step, unfinished
 
+SHORT = '--env Pendulum-v1 --env-kwargs {"max_episode_steps":40}'
 SMALL = "--hidden 16 16 --batch-size 16 --eval-episodes 2"
 # Few steps, all phases in them, and a checkpoint every 30 ms at most.
 KILLED = {
     "sac": (
         Case(
-            "sac", 150,
-            f"--env Pendulum-v1 --seeds 0-1 --learning-starts 60 --log-every 15 --eval-every 50 {SMALL}",
+            "sac", 120,
+            f"{SHORT} --seeds 0-1 --learning-starts 60 --log-every 15 --eval-every 50 {SMALL}",
             minutes=5e-4,
         ),
         [Moment("directory", -1, 0.005), Moment("save", 50, 0.003), Moment("steps", 90, 0.05)],

@@ -123,6 +123,9 @@ FLAGS = """train sac --env Pendulum-v1 --env-kwargs '{"max_episode_steps": 25}' 
  --eval-episodes 2 --log-every 7 --seeds 0 1"""
 
 
+BEFORE = 23  # before it learns: a process that does has more of torch to load, 2 s
+
+
 def words(out: Path) -> list[str]:
     import shlex
 
@@ -166,7 +169,7 @@ def test_signal_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(
 def test_signal_that_ended_the_reader_of_the_output_too(callback: str, tmp_path: Path) -> None:
     """`deeprl train ... 2>&1 | tee log`: Ctrl-C ends both, and the lines of the run meet a broken pipe."""
     code = RUN.replace("readline()", "readline(); print('more', flush=True)") if callback == "prints" else RUN
-    process = begun(tmp_path / "run", 47, code)
+    process = begun(tmp_path / "run", BEFORE, code)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -177,7 +180,7 @@ def test_signal_that_ended_the_reader_of_the_output_too(callback: str, tmp_path:
     process.stdin.write("\n")
     process.stdin.close()
     assert process.wait(60) == 130
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [47]
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [BEFORE]
 
 
 CLOSED = """
@@ -192,7 +195,7 @@ def wait(name):
         time.sleep(0.005)
 def train(config, net=None, callback=None):
     def closing(run):
-        if run.step == 47:
+        if run.step == int(sys.argv[3]):
             say("ready")
             wait("closed")
             if sys.argv[2] == "prints before":
@@ -205,7 +208,7 @@ def train(config, net=None, callback=None):
                 print("to nobody", flush=True)
     return original(config, net, closing)
 sac.train = train
-sys.exit(cli.main(sys.argv[3:]))
+sys.exit(cli.main(sys.argv[4:]))
 """
 
 
@@ -226,7 +229,7 @@ def test_closed_terminal_leaves_a_checkpoint(callback: str, tmp_path: Path) -> N
     terminal, inside = pty.openpty()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", CLOSED, str(tmp_path), callback, *words(out)],
+        [sys.executable, "-c", CLOSED, str(tmp_path), callback, str(BEFORE), *words(out)],
         stdin=inside, stdout=inside, stderr=inside, env=environment, start_new_session=True,
     )  # fmt: skip
     os.close(inside)
@@ -242,11 +245,11 @@ def test_closed_terminal_leaves_a_checkpoint(callback: str, tmp_path: Path) -> N
         assert process.wait(timeout=60) == (2 if callback == "prints before" else 129)
     finally:
         process.kill()
-    assert checkpoint.steps(out / "checkpoints") == [47]
+    assert checkpoint.steps(out / "checkpoints") == [BEFORE]
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    process = begun(tmp_path / "run", 47)
+    process = begun(tmp_path / "run", BEFORE)
     assert process.stderr is not None
     process.send_signal(signal.SIGINT)  # it waits in its callback, which is the middle of a step
     noted = ""
@@ -270,13 +273,14 @@ def test_signal_stops_a_sweep_and_the_same_command_goes_on(tmp_path: Path) -> No
 out = "{tmp_path / "runs"}"
 [defaults]
 seeds = 0
-steps = 60
+steps = 40
 learning_starts = 30
 hidden = [8]
 batch_size = 8
 compile = "off"
 threads = 1
 eval_episodes = 1
+env_kwargs = {{ max_episode_steps = 25 }}
 [[experiment]]
 algorithm = "sac"
 env = ["Pendulum-v1", "MountainCarContinuous-v0"]
@@ -289,7 +293,7 @@ env = ["Pendulum-v1", "MountainCarContinuous-v0"]
         command = [sys.executable, "-c", code, str(step), "sweep", str(file)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
-    process = sweep(45)
+    process = sweep(BEFORE)
     assert process.stdout is not None
     while process.stdout.readline() != "ready\n":
         assert process.poll() is None
@@ -302,5 +306,5 @@ env = ["Pendulum-v1", "MountainCarContinuous-v0"]
     shown, _ = again.communicate(timeout=120)
     assert again.returncode == 0
     assert "report:" in shown
-    assert checkpoint.steps(tmp_path / "runs" / "sac" / "Pendulum-v1" / "checkpoints") == [60]
-    assert checkpoint.steps(tmp_path / "runs" / "sac" / "MountainCarContinuous-v0" / "checkpoints") == [60]
+    assert checkpoint.steps(tmp_path / "runs" / "sac" / "Pendulum-v1" / "checkpoints") == [40]
+    assert checkpoint.steps(tmp_path / "runs" / "sac" / "MountainCarContinuous-v0" / "checkpoints") == [40]
