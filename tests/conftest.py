@@ -38,7 +38,8 @@ hypothesis.settings.load_profile("deeprl")
 
 
 # Files that take longest, begun first: no process is left with one when the other has nothing to do any more.
-LONGEST = "interrupts divergence probes exact_resume env_restorable faults cuda simba_v2_updates td3_bc cli dqn_run"
+LONGEST = "interrupts divergence probes exact_resume env_restorable faults cuda simba_v2_updates td3_bc cli dqn_run "
+LONGEST += "rng gpu_kit fused wsrl compiled population device_envs api"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -80,7 +80,7 @@ def test_observations_count_once_each_but_for_the_first_and_the_final_ones(varia
 
 @pytest.mark.parametrize("variant", ["simba", "simba ddpg"])
 def test_agent_alone_equals_agent_in_a_loop_population(variant: str, tmp_path: Path) -> None:
-    own = {"backend": "loop", "actor_lr": 1e-3}
+    own = {"backend": "loop", "actor_lr": 1e-3, "steps": 42}
     two = trained(variant, tmp_path / "two", seeds=(4, 5), **own)[2]["agents"]
     alone = trained(variant, tmp_path / "alone", seeds=(5,), **own)[2]["agents"]
     assert [k for k in alone if not torch.equal(two[k][1], alone[k][0])] == []

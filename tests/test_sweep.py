@@ -147,20 +147,26 @@ def test_equal_seeds_of_other_settings_are_no_repetition(tmp_path: Path) -> None
     assert planned.config.seeds == (0, 0)
 
 
+LABELS = """
+import sys
+from deeprl.launch.sweep import read_sweep
+
+for file in sys.argv[1:]:
+    print(ascii(read_sweep(file)[1][0].config.label))
+"""
+
+
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_sweep_files_are_utf_8_in_every_locale(locale: str, mark: str, tmp_path: Path) -> None:
-    file = tmp_path / "sweep.toml"
-    file.write_text(mark + EXPERIMENT + 'label = "h\u00f6her"\n', encoding="utf-8")
-    code = (
-        "import sys; from deeprl.launch.sweep import read_sweep as r; print(ascii(r(sys.argv[1])[1][0].config.label))"
-    )
+def test_sweep_files_are_utf_8_in_every_locale(locale: str, tmp_path: Path) -> None:
+    files = [tmp_path / "plain.toml", tmp_path / "marked.toml"]
+    for file, mark in zip(files, ("", "\ufeff"), strict=True):
+        file.write_text(mark + EXPERIMENT + 'label = "h\u00f6her"\n', encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-X", "utf8=0", "-c", code, str(file)],
+        [sys.executable, "-W", "ignore", "-X", "utf8=0", "-c", LABELS, *map(str, files)],
         env={**os.environ, "LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
         capture_output=True, text=True, encoding="ascii", timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout.strip() == ascii("h\u00f6her"), done.stderr
+    assert done.stdout.split() == [ascii("h\u00f6her")] * 2, done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
