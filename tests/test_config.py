@@ -349,8 +349,9 @@ def test_a_setting_that_was_added_changes_no_name_at_its_default():
 # every older run is lost under its default name: mend the field, not these numbers.
 HASHES = {
     "bc": "d05e57aa8f4f", "cql": "1ca0f15e7ca5", "dqn": "9eedee4380d8", "edac": "ad49ad757529", "iql": "13511ef2b950",
-    "rebrac": "0849c6ce7f54", "riql": "4eabb72f57e7", "sac": "37301499446f", "simba": "5a956bc4d333",
-    "simba_v2": "3a30663c1e60", "td3": "731865301ff7", "td3_bc": "e210762aacf2",
+    "rebrac": "0849c6ce7f54", "riql": "4eabb72f57e7", "rlpd": "f18b473902ec", "sac": "37301499446f",
+    "simba": "5a956bc4d333", "simba_v2": "3a30663c1e60", "srl": "1479096b603b", "td3": "731865301ff7",
+    "td3_bc": "e210762aacf2", "wsrl": "c1ca2a1b7e12",
 }  # fmt: skip
 
 
