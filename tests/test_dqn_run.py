@@ -208,7 +208,7 @@ def test_every_combination_learns_finite_numbers(
 @pytest.mark.parametrize("extensions", [{}, pytest.param(ALL, marks=pytest.mark.inductor)])
 def test_compiled_learner_equals_the_eager_one(extensions: dict[str, Any]) -> None:
     # One update differs by rounding, ten by more of it: Adam divides by gradients that may be near zero.
-    config = dqn.Config(seeds=(0, 1), **(SMALL_NET | {"hidden": (16,)} | extensions))
+    config = dqn.Config(seeds=(0, 1), **(SMALL_NET | extensions))
     replay = filled_replay(2, 64)
     eager, fast = (
         learn_some(config, replay, Execution(compile=bool(compiled)), 10, torch.float32)[0].state
