@@ -13,7 +13,7 @@ from torch import Tensor
 from deeprl.core import carry as memory
 from deeprl.core import rng
 from deeprl.core.population import Execution, Lifted, over_agents, stack
-from deeprl.core.tree import tree_map
+from deeprl.core.tree import tree_map, write_into
 from deeprl.envs.device.base import DeviceEnv, Now, begin, step
 from deeprl.envs.vector import Episode
 from deeprl.run.evaluate import LONGEST, GreedyPolicy, StoppedError, cut_episodes
@@ -42,7 +42,7 @@ class DeviceEvaluator:
     """
 
     def __init__(self, env: DeviceEnv, limit: int, seeds: Sequence[int], episodes: int, execution: Execution):
-        self._env, self._limit, self._episodes, self._agents = env, limit, episodes, len(seeds)
+        self._env, self._limit, self._episodes = env, limit, episodes
         self._execution = replace(execution, precision="fast")
         self._streams = rng.Streams(seeds, execution.device)
         self._places = torch.arange(episodes, device=execution.device)
@@ -89,7 +89,7 @@ class DeviceEvaluator:
         keys = self._streams("eval", counter)
         playing = stack([self._first(policy, key) for key in keys.unbind()])
         if self._of is policy:
-            tree_map(lambda old, new: old.copy_(new), (self._playing, self._keys), (playing, keys))
+            write_into((self._playing, self._keys), (playing, keys))
             return
         self._of, self._playing, self._keys = policy, playing, keys
         self._step = over_agents(self._one(policy), self._execution, donate=True)
