@@ -16,7 +16,8 @@ What each number is:
                   rounds. A step has one update, or `--every` steps have. `includes` says what a step holds, and,
                   apart from it, how long the first update took to come, and compilation. In variants called `update`,
                   updates per second of sampling and updating alone.
-    ratio         a deeprl mode against the best mode of one peer: the ratio within each round, then their median.
+    ratio         a deeprl mode against the best mode of one peer, or of its own `sync` environments where there are
+                  others (`--backends`): the ratio within each round, then their median.
     other load    cores that anything outside the mode kept busy during a window (Linux only; `includes` has the most).
                   A turn with more than `--quiet` of it is repeated, up to `--retries` times; the quietest one counts.
 Rows replace earlier rows of the same algorithm, environment, agents, variant, peer, precision and device. Files are
@@ -38,12 +39,16 @@ from speed_rows import Rounds, save, save_json, table, typed_command
 from speed_tasks import task
 from speed_turns import ModeFailed, quiet_turn
 
-FLAGS = ["algorithm", "env", "size", "agents", "what", "every", "precision", "peers"]
+FLAGS = ["algorithm", "env", "size", "agents", "what", "every", "precision", "peers", "backends"]
 FLAGS += ["seconds", "rounds", "warmup_steps", "cores", "device", "set", "roofline"]
 
 
 def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def whats(text: str) -> list[str]:
@@ -76,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared_flags(flags)
     flags.add_argument("--agents", type=numbers, default=[8], help="sizes of deeprl's population, such as 1,2,4,8")
+    flags.add_argument("--backends", type=words, default=["sync"], help="of deeprl's environments, such as sync,device")
     flags.add_argument("--peers", default="", metavar="NAME[=PYTHON],...", help="such as sb3,sbx,eager")
     flags.add_argument("--json", type=Path, help="where everything goes that was measured")
     flags.add_argument("--roofline", type=Path, help="where rows of the share of the matmul ceiling go")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -25,11 +26,13 @@ class Mode:
     every: int
     size: str  # of networks and batch, where it is not that of the task
     commands: tuple[tuple[str, ...], ...]
+    backend: str = ""  # of deeprl's environments, where it is not `sync`
 
     @property
     def side(self) -> str:
         """What is measured, whatever the launch mode."""
-        return f"{self.library} update" if self.what == "update" else self.library
+        where = f"{self.library}, {self.backend} environments" if self.backend else self.library
+        return f"{where} update" if self.what == "update" else where
 
     @property
     def name(self) -> str:
@@ -46,6 +49,7 @@ def launch_modes(
     agents: int = 0,
     what: str = "loop",
     processes: Sequence[int] = (),
+    backend: str = "",
 ) -> list[Mode]:
     """One process over all cores, and one pinned process per core where the agents can be shared out equally.
 
@@ -66,7 +70,7 @@ def launch_modes(
             flags |= {"cores": ",".join(map(str, mine)), "seed": index * max(share, 1), "device": args.device}
             flags |= {"agents": share} if agents else {}
             commands.append((*head, *(f"--{name}={value}" for name, value in flags.items()), "--wait"))
-        modes.append(Mode(library, what, count, threads, agents or count, every, args.size, tuple(commands)))
+        modes.append(Mode(library, what, count, threads, agents or count, every, args.size, tuple(commands), backend))
     return modes
 
 
@@ -84,9 +88,9 @@ def peers(text: str) -> dict[str, str]:
     return found
 
 
-def deeprl_head(args: argparse.Namespace) -> list[str]:
+def deeprl_head(args: argparse.Namespace, backend: str = "") -> list[str]:
     """The beginning of the command of deeprl's worker."""
-    pairs = [f"precision={args.precision}", *args.set]
+    pairs = [f"precision={args.precision}", *args.set, *([f"env_backend={backend}"] if backend else [])]
     return [sys.executable, str(HERE / "speed_worker.py"), *(f"--set={pair}" for pair in pairs)]
 
 
@@ -94,8 +98,9 @@ def all_modes(args: argparse.Namespace) -> list[Mode]:
     """Every mode that a command line asks for, in the order in which they take turns."""
     modes = []
     for what in args.what:
-        for agents in filter(None, args.agents):
-            modes += launch_modes(args, "deeprl", deeprl_head(args), agents, what)
+        for agents, backend in itertools.product(filter(None, args.agents), args.backends):
+            own = "" if backend == "sync" else backend
+            modes += launch_modes(args, "deeprl", deeprl_head(args, own), agents, what, backend=own)
         for name, python in peers(args.peers).items():
             script = "eager.py" if name.startswith("eager") else "peers.py"
             # abspath and not resolve: the link itself is what makes it the python of its own environment

@@ -101,13 +101,17 @@ def row(args: argparse.Namespace, rounds: Rounds, mode: Mode, against: Mode | No
 
 
 def table(args: argparse.Namespace, rounds: Rounds) -> list[Row]:
-    """A row of each mode, and one of each mode of deeprl against the best mode of each peer at the same work."""
+    """A row of each mode, and one of each mode of deeprl against the best mode of each peer at the same work.
+
+    Its own, in Gymnasium's environments, is such a peer to the others.
+    """
     measured = [mode for mode in rounds if mode.library != "matmul"]
     rows = [row(args, rounds, mode) for mode in measured]
-    for side in dict.fromkeys(mode.side for mode in measured if mode.library != "deeprl"):
+    for side in dict.fromkeys(mode.side for mode in measured if not mode.backend):
         same = [mode for mode in measured if mode.side == side]
         best = max(same, key=lambda mode: statistics.median(rates(rounds, mode)))
-        rows += [row(args, rounds, m, best) for m in measured if (m.library, m.what) == ("deeprl", best.what)]
+        ours = [m for m in measured if (m.library, m.what) == ("deeprl", best.what) and m.side != side]
+        rows += [row(args, rounds, m, best) for m in ours]
     return rows
 
 

@@ -116,6 +116,22 @@ def test_all_modes_of_a_command_line():
     assert len(names) == len(set(names)) == 3 + 2 + 3 + 2 + 2
 
 
+def test_backends_of_environments_are_modes_of_their_own_and_sync_is_what_others_are_compared_with():
+    args = arguments("--algorithm dqn --agents 2 --backends sync,device --what loop,update --cores 1")
+    modes = all_modes(args)
+    assert [m.name for m in modes] == [
+        "deeprl: 1 process x 1 thread",
+        "deeprl, device environments: 1 process x 1 thread",
+        "deeprl update: 1 process x 1 thread",
+        "deeprl, device environments update: 1 process x 1 thread",
+    ]
+    assert ["--set=env_backend=device" in m.commands[0] for m in modes] == [False, True, False, True]
+    args.command = ""
+    rounds = {mode: [result(10.0 * (i + 1))] for i, mode in enumerate(modes)}
+    found = [(r["variant"], r["ratio_to"], r["ratio"]) for r in table(args, rounds) if r["ratio"]]
+    assert found == [(modes[1].name, modes[0].name, "2.00"), (modes[3].name, modes[2].name, "1.33")]
+
+
 def test_peers_by_name_and_by_python():
     assert peers(f"eager,sb3={sys.executable}") == {"eager": sys.executable, "sb3": sys.executable}
     with pytest.raises(SystemExit, match="known are sb3"):

@@ -239,9 +239,10 @@ class OnlineConfig(RunConfig):
     """Gymnasium id; `module:Id-v0` imports `module` first."""
     envs_per_agent: int = 1
     """Environments that each agent acts in at once."""
-    env_backend: Literal["sync", "async", "envpool", "device"] = "sync"
-    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++; `device`:
-    as functions of tensors, beside the agents (`deeprl.envs.device`)."""
+    env_backend: Literal["sync", "async", "envpool", "threads", "device", "warp"] = "sync"
+    """`async`: each environment in a process of its own, for slow simulators; `envpool`: in threads of C++; `threads`:
+    MuJoCo's in threads, with the numbers of `sync`; `device`: as functions of tensors (`deeprl.envs.device`); `warp`:
+    MuJoCo's on a GPU, in float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,7 @@ from deeprl.envs.spaces import counted_repeat, env_spec, to_env_action
 from deeprl.envs.workers import async_vector
 from deeprl.errors import DeeprlError
 
-EnvBackend = Literal["sync", "async", "envpool"]
+EnvBackend = Literal["sync", "async", "envpool", "threads"]
 
 
 class Episode(NamedTuple):
@@ -176,10 +176,13 @@ def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[A
     if backend == "envpool":
         from deeprl.envs.pool import EnvPoolVector  # an extra
 
-        if not isinstance(make, EnvFactory):
-            raise DeeprlError("env_backend: envpool makes its environments by name; use sync or async for your own")
-        pool = EnvPoolVector(make, seeds)
+        pool = EnvPoolVector(_by_name(make, backend), seeds)
         return pool, pool.env_spec, "no"
+    if backend == "threads":
+        from deeprl.envs.mujoco.threads import ThreadedVector  # an extra of Gymnasium
+
+        threaded = ThreadedVector(_by_name(make, backend), len(seeds))
+        return threaded, threaded.env_spec, "captured"
     probe = make()
     if not isinstance(probe, gym.Env):
         raise DeeprlError(f"{type(probe).__name__} is no environment of Gymnasium (a gymnasium.Env)")
@@ -195,3 +198,9 @@ def _vector(make: MakeEnv, seeds: Sequence[int], backend: EnvBackend) -> tuple[A
         if "space" not in str(error):
             raise
         raise DeeprlError(f"{env_name(probe)}: its spaces must be the same in all environments; {error}") from error
+
+
+def _by_name(make: MakeEnv, backend: EnvBackend) -> EnvFactory:
+    if not isinstance(make, EnvFactory):
+        raise DeeprlError(f"env_backend: {backend} makes its environments by name; use sync or async for your own")
+    return make

@@ -251,7 +251,8 @@ class OffPolicy(_Learning):
             if not self._fused.learners:  # nothing that it may wait for
                 self._settle()
         else:
-            self._store(self.envs.step(self._action(random).cpu().numpy()))
+            action = self._action(random)
+            self._store(self.envs.step(action if isinstance(self.envs.obs, Tensor) else action.cpu().numpy()))
         if self.returns is not None:
             self.returns.add(slice(self.replay.newest, self.replay.newest + self.width))
         self.run.advance()

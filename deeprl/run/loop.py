@@ -26,6 +26,7 @@ from deeprl.core.tree import TreeState
 from deeprl.envs.device.population import DeviceEnvs
 from deeprl.envs.device.registry import device_env
 from deeprl.envs.make import EnvFactory
+from deeprl.envs.mujoco.warp import WarpEnvs
 from deeprl.envs.units import Unit, unit_of
 from deeprl.envs.vector import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
@@ -100,27 +101,34 @@ class Run:
             again = shlex.join(["deeprl", "resume", str(self.directory)])
             self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
 
-    def make_envs(self) -> PopulationEnvs | DeviceEnvs:
+    def make_envs(self) -> PopulationEnvs | DeviceEnvs | WarpEnvs:
         """The environments that the agents act in; they are evaluated in others like them."""
         config: Any = self.config  # that of an online algorithm
-        make, envs_of = (
-            EnvFactory(config.env, config.env_kwargs, config.wrappers),
-            (config.seeds, config.envs_per_agent),
-        )
-        envs: PopulationEnvs | DeviceEnvs
+        make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
+        envs_of = config.seeds, config.envs_per_agent
+        envs: PopulationEnvs | DeviceEnvs | WarpEnvs
         if config.env_backend == "device":
-            if config.wrappers:
-                told = ", ".join(config.wrappers)
-                raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
-            env, limit = device_env(config.env, config.env_kwargs)
-            envs = DeviceEnvs(env, limit, *envs_of, self.execution)
-            played = config.seeds, config.eval_episodes, self.execution
-            self._evaluations.begin_in(DeviceEvaluator(env, limit, *played), make)
+            envs = self._device_envs(make)
         else:
-            envs = PopulationEnvs(make, *envs_of, config.env_backend)
+            if config.env_backend == "warp":
+                envs = WarpEnvs(make, *envs_of, self.execution)
+            else:
+                envs = PopulationEnvs(make, *envs_of, config.env_backend)
             self.evaluate_in(make)
         self._closing.callback(envs.close)
         return envs
+
+    def _device_envs(self, make: EnvFactory) -> DeviceEnvs:
+        """Environments as functions of tensors, and evaluations in such."""
+        config: Any = self.config
+        if config.wrappers:
+            told = ", ".join(config.wrappers)
+            raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
+        env, limit = device_env(config.env, config.env_kwargs)
+        self._evaluations.begin_in(
+            DeviceEvaluator(env, limit, config.seeds, config.eval_episodes, self.execution), make
+        )
+        return DeviceEnvs(env, limit, config.seeds, config.envs_per_agent, self.execution)
 
     def evaluate_in(self, make: EnvFactory) -> None:
         """Evaluate in environments that `make` makes."""
@@ -128,7 +136,12 @@ class Run:
         self._closing.callback(self._evaluations.close)
 
     def restore(
-        self, net: Any, agents: Agents, envs: PopulationEnvs | DeviceEnvs | None = None, data: Any = None, **parts: Any
+        self,
+        net: Any,
+        agents: Agents,
+        envs: PopulationEnvs | DeviceEnvs | WarpEnvs | None = None,
+        data: Any = None,
+        **parts: Any,
     ) -> None:
         """Begin, or go on from the newest checkpoint. parts: objects with `state_dict` and `load_state_dict`.
 

@@ -86,12 +86,7 @@ class DeviceEnvs:
 
     def pop_episodes(self) -> list[Episode]:
         """Of each agent whose episodes have ended since the last call as many with their mean return and length."""
-        found = []
-        for agent, (count, ret, length) in enumerate(self.going.ended.tolist()):
-            mean = Episode(agent, 0, ret / max(count, 1.0), round(length / max(count, 1.0)))
-            found += [mean] * int(count)
-        self.going.ended.zero_()
-        return found
+        return mean_episodes(self.going.ended)
 
     def pop_faults(self) -> dict[int, str]:
         """None: a network whose actions are not finite shows in the losses."""
@@ -129,3 +124,13 @@ def counted(going: Going, played: Played) -> Going:
         torch.where(over, 0.0, ret),
         going.ended + ended,
     )
+
+
+def mean_episodes(ended: Float[Tensor, "S 3"]) -> list[Episode]:
+    """Of each agent as many episodes as have ended, with their mean return and length. ended: set to zero."""
+    found = []
+    for agent, (count, ret, length) in enumerate(ended.tolist()):
+        mean = Episode(agent, 0, ret / max(count, 1.0), round(length / max(count, 1.0)))
+        found += [mean] * int(count)
+    ended.zero_()
+    return found

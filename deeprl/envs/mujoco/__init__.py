@@ -1,0 +1,1 @@
+"""MuJoCo tasks of Gymnasium for many environments at once: in threads (`threads`), on a GPU (`warp`)."""
