@@ -68,8 +68,9 @@ class MinAtarCNN(nn.Module):
         x = _as_floats(x, self.patches)
         if not self.channels_last:
             x = x.movedim(-3, -1)
-        patches = x.unfold(-3, 3, 1).unfold(-3, 3, 1)  # [*B, H - 2, W - 2, C, 3, 3]
-        return torch.relu(self.patches(patches.flatten(-3))).flatten(-3)
+        patches = x.unfold(-3, 3, 1).unfold(-3, 3, 1).movedim(-3, -1)  # [*B, H - 2, W - 2, 3, 3, C], as it lies there
+        weight = self.patches.weight.unflatten(1, (-1, 3, 3)).movedim(1, -1).flatten(1)
+        return torch.relu(nn.functional.linear(patches.flatten(-3), weight, self.patches.bias)).flatten(-3)
 
 
 def _as_floats(x: Shaped[Tensor, "*B"], layer: Any) -> Float[Tensor, "*B"]:

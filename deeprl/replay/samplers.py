@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deeprl.core import rng
 from deeprl.core.spec import Batch
+from deeprl.replay.rows import image_rows
 from deeprl.replay.transitions import Extent, Stored, StoredFrames
 
 _BLOCK = 256  # priorities are summed in blocks of so many
@@ -76,7 +77,13 @@ def joined(batches: Sequence[Batch]) -> Batch:
 def transitions(data: Stored, row: Int[Tensor, " B"], discount: float | Float[Tensor, ""]) -> Batch:
     """These rows as a batch. discount: gamma of the agent."""
     terminated = data.terminated[row].to(data.reward.dtype)
-    return Batch(data.obs[row], data.action[row], data.reward[row], discount * (1.0 - terminated), data.next_obs[row])
+    obs, next_obs = seen_in(data.obs, row), seen_in(data.next_obs, row)
+    return Batch(obs, data.action[row], data.reward[row], discount * (1.0 - terminated), next_obs)
+
+
+def seen_in(stored: Shaped[Tensor, "R *O"], row: Int[Tensor, " B"]) -> Shaped[Tensor, "B *O"]:
+    """The observations in these rows."""
+    return image_rows(stored, row) if stored.ndim > 2 else stored[row]
 
 
 def uniform_rows(
@@ -229,13 +236,14 @@ def _observations(
 ) -> Shaped[Tensor, "B *O"]:
     """The observations of these rows, or with ahead = 1 their successors."""
     if isinstance(data, Stored):
-        return data.next_obs[row] if ahead else data.obs[row]
+        return seen_in(data.next_obs if ahead else data.obs, row)
     envs, ring = data.frames.shape[:2]
+    frames = data.frames.flatten(0, 1)
     follows = ahead * (~data.terminated[row]).to(torch.int64)
     newest, env = data.newest[row] + follows, row % envs
     if window.frame_stack == 0:
-        return data.frames[env, newest % ring]
+        return image_rows(frames, env * ring + newest % ring)
     depth = torch.clamp(data.depth[row] + follows, max=window.frame_stack - 1)
     back = torch.arange(window.frame_stack - 1, -1, -1, device=row.device)
     places = newest[:, None] - torch.minimum(back, depth[:, None])
-    return data.frames[env[:, None], places % ring]
+    return image_rows(frames, env[:, None] * ring + places % ring)

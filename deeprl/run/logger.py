@@ -10,6 +10,7 @@ import os
 import platform
 import struct
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,8 +206,9 @@ class RunLogs:
     ) -> None:
         """A row for each agent: its metrics ([S] each), and the mean return and length of its training episodes."""
         rows: list[dict[str, Any]] = []
+        of = _by_member(episodes)
         for i, seed in enumerate(self._seeds):
-            own = [e for e in episodes if e.member == i]
+            own = of[i]
             train = {
                 "train/return": sum(e.ret for e in own) / len(own) if own else math.nan,
                 "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
@@ -226,10 +228,17 @@ class RunLogs:
             ]
         )  # fmt: skip
         if self._tensorboard:
-            for i in range(len(self._seeds)):
-                own = [e.ret for e in episodes if e.member == i]
-                self._tensorboard.write(step, i, {"eval/return": sum(own) / len(own)})
+            for i, own in _by_member(episodes).items():
+                self._tensorboard.write(step, i, {"eval/return": sum(e.ret for e in own) / len(own)})
 
     def close(self) -> None:
         if self._tensorboard:
             self._tensorboard.close()
+
+
+def _by_member(episodes: Sequence[Episode]) -> dict[int, list[Episode]]:
+    """The episodes of each member that has some."""
+    found: dict[int, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        found[episode.member].append(episode)
+    return found
