@@ -18,6 +18,7 @@ from deeprl.envs.vector import PopulationEnvs
 from deeprl.errors import DeeprlError
 from deeprl.replay import Extent, FrameReplay, Replay, Stored, make_replay
 from deeprl.replay import transitions as replay_module
+from deeprl.replay.rows import image_rows
 from deeprl.replay.samplers import Priorities, Window, n_step, prioritized, uniform_rows
 
 GAMMA = 0.9
@@ -420,3 +421,18 @@ def test_what_follows_a_termination_and_what_is_not_finite_is_not_compared() -> 
     floats = make_replay(1, 400, EnvSpec((3, 2, 2), 0, (), (), actions=9, frame_stack=3))
     obs = np.full((1, 1, 3, 2, 2), np.nan, np.float32)
     floats.add(world.step()._replace(obs=obs, next_obs=obs))  # another fault, which stops the agent
+
+
+def test_rows_of_images_are_those_that_indexing_gives_for_one_and_for_each():
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 255, (5, 7, 3, 4, 2), generator=draw, dtype=torch.uint8)
+    index = torch.randint(0, 7, (5, 6, 2), generator=draw)
+    each = torch.stack([data[i][index[i]] for i in range(5)])
+    cases = [((0, 0), (data, index), each), ((1, 2), (data.movedim(0, 1), index.movedim(0, 2)), each)]
+    cases += [((None, 0), (data[1], index), data[1][index])]
+    cases += [((0, None), (data, index[2]), torch.stack([rows[index[2]] for rows in data]))]
+    assert torch.equal(image_rows(data[0], index[0]), data[0][index[0]])
+    for in_dims, arguments, expected in cases:
+        found = torch.vmap(image_rows, in_dims=in_dims)(*arguments)
+        assert found.is_contiguous()
+        assert torch.equal(found, expected)
