@@ -110,3 +110,9 @@ def test_what_it_cannot_do_is_said_in_one_line():
         envs_of("Ant-v5", [0])
     with pytest.raises(DeeprlError, match=r"^env_backend warp: wrappers act on environments of Gymnasium \(a:B\)"):
         WarpEnvs(EnvFactory("Hopper-v5", {}, ("a:B",)), [0], 1, Execution())
+
+
+def test_a_dry_run_counts_what_agents_need():
+    settings: dict[str, Any] = {"env": "Hopper-v5", "steps": 3000, "learning_starts": 100, "hidden": (8,)}
+    found = [deeprl.dry_run("sac", env_backend=backend, **settings) for backend in ("warp", "sync")]
+    assert found[0] == found[1]

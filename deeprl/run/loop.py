@@ -106,14 +106,16 @@ class Run:
         config: Any = self.config  # that of an online algorithm
         make = EnvFactory(config.env, config.env_kwargs, config.wrappers)
         envs_of = config.seeds, config.envs_per_agent
+        outline = self.execution.device == "meta" and config.env_backend == "warp"  # of the shapes, which are the same
+        backend: Any = "sync" if outline else config.env_backend
         envs: PopulationEnvs | DeviceEnvs | WarpEnvs
-        if config.env_backend == "device":
+        if backend == "device":
             envs = self._device_envs(make)
+        elif backend == "warp":
+            envs = WarpEnvs(make, *envs_of, self.execution)
         else:
-            if config.env_backend == "warp":
-                envs = WarpEnvs(make, *envs_of, self.execution)
-            else:
-                envs = PopulationEnvs(make, *envs_of, config.env_backend)
+            envs = PopulationEnvs(make, *envs_of, backend)
+        if backend != "device":
             self.evaluate_in(make)
         self._closing.callback(envs.close)
         return envs
