@@ -42,9 +42,12 @@ def line(like: Tensor) -> Int[Tensor, "10"]:
 
 
 def cell(y: Whole, x: Whole) -> Plane:
-    """A plane with that cell alone, none where it is off the grid."""
-    at = line(y)
-    return (at[:, None] == y) & (at == x)
+    """A plane with that cell alone, none where it is off the grid.
+
+    By the number of the cell: compiled code would find row and column of each by divisions.
+    """
+    at = torch.arange(100, device=y.device)
+    return ((at == 10 * y + x) & (x >= 0) & (x <= 9)).unflatten(-1, (10, 10))
 
 
 def in_lanes(lanes: Bool[Tensor, "*n 8 10"]) -> Bool[Tensor, "*n 10 10"]:
@@ -172,8 +175,8 @@ class Breakout(MinAtarGame):
         return BreakoutState(x, zero + 3, x, zero + 3, heading, zero + 4, self._wall(zero), torch.zeros_like(right))
 
     def _wall(self, like: Tensor) -> Plane:
-        at = line(like)
-        return ((at >= 1) & (at <= 3))[:, None].expand(10, 10)
+        at = torch.arange(100, device=like.device)
+        return ((at >= 10) & (at < 40)).unflatten(-1, (10, 10))
 
     def play(self, game: BreakoutState, action: Whole, chance: tuple[()]) -> Outcome:
         paddle = (game.paddle + moved(action, LEFT, RIGHT)).clamp(0, 9)
