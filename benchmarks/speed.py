@@ -52,10 +52,10 @@ def words(text: str) -> list[str]:
 
 
 def whats(text: str) -> list[str]:
-    words = text.split(",")
-    if not set(words) <= {"loop", "update"}:
+    found = words(text)
+    if not set(found) <= {"loop", "update"}:
         raise argparse.ArgumentTypeError(f"{text!r}: loop, update, or both")
-    return words
+    return found
 
 
 def shared_flags(flags: argparse.ArgumentParser) -> None:

@@ -96,6 +96,12 @@ class EnvFactory:
         return make_env(self.env, self.env_kwargs, self.wrappers)
 
 
+def refuse_wrappers(backend: str, wrappers: Sequence[str], act_on: str = "environments of Gymnasium") -> None:
+    """Raise DeeprlError where there are wrappers, which a way to step environments has no place for."""
+    if wrappers:
+        raise DeeprlError(f"env_backend {backend}: wrappers act on {act_on} ({', '.join(wrappers)}); use sync")
+
+
 class SeededStart(gym.Wrapper):
     """Lets a MinAtar game that is reset with a seed depend on the seed alone.
 

@@ -25,7 +25,7 @@ from deeprl.core.population import Agents
 from deeprl.core.tree import TreeState
 from deeprl.envs.device.population import DeviceEnvs
 from deeprl.envs.device.registry import device_env
-from deeprl.envs.make import EnvFactory
+from deeprl.envs.make import EnvFactory, refuse_wrappers
 from deeprl.envs.mujoco.warp import WarpEnvs
 from deeprl.envs.units import Unit, unit_of
 from deeprl.envs.vector import Episode, PopulationEnvs
@@ -123,9 +123,7 @@ class Run:
     def _device_envs(self, make: EnvFactory) -> DeviceEnvs:
         """Environments as functions of tensors, and evaluations in such."""
         config: Any = self.config
-        if config.wrappers:
-            told = ", ".join(config.wrappers)
-            raise DeeprlError(f"env_backend device: wrappers act on environments of Gymnasium ({told}); use sync")
+        refuse_wrappers("device", config.wrappers)
         env, limit = device_env(config.env, config.env_kwargs)
         self._evaluations.begin_in(
             DeviceEvaluator(env, limit, config.seeds, config.eval_episodes, self.execution), make

@@ -16,10 +16,9 @@ import numpy as np
 
 from deeprl.core.spec import EnvSpec
 from deeprl.envs import restorable
-from deeprl.envs.make import EnvFactory
+from deeprl.envs.make import EnvFactory, refuse_wrappers
 from deeprl.envs.mujoco.rules import known, rules_of, time_limit
 from deeprl.envs.spaces import env_spec
-from deeprl.errors import DeeprlError
 
 
 class ThreadedVector:
@@ -32,9 +31,7 @@ class ThreadedVector:
         import mujoco  # an extra of Gymnasium
 
         name = known(make.env, "threads")
-        if make.wrappers:
-            told = ", ".join(make.wrappers)
-            raise DeeprlError(f"env_backend threads: wrappers act on steps of one environment ({told}); use sync")
+        refuse_wrappers("threads", make.wrappers, "steps of one environment")
         layered = restorable.Layered(make, "captured")
         self._envs: list[Any] = [layered() for _ in range(n)]
         self.env_spec: EnvSpec = env_spec(self._envs[0])

@@ -24,7 +24,7 @@ from deeprl.core.spec import Transition
 from deeprl.core.tree import flatten, load_flat
 from deeprl.envs.device.base import to_bounds
 from deeprl.envs.device.population import mean_episodes
-from deeprl.envs.make import EnvFactory
+from deeprl.envs.make import EnvFactory, refuse_wrappers
 from deeprl.envs.mujoco.rules import known, rules_of, time_limit
 from deeprl.envs.spaces import env_spec
 from deeprl.envs.vector import Episode
@@ -62,17 +62,17 @@ class WarpEnvs:
 
     def __init__(self, make: EnvFactory, seeds: Sequence[int], envs_per_agent: int, execution: Execution):
         name = known(make.env, "warp")
-        if make.wrappers:
-            told = ", ".join(make.wrappers)
-            raise DeeprlError(f"env_backend warp: wrappers act on environments of Gymnasium ({told}); use sync")
+        refuse_wrappers("warp", make.wrappers)
         self._wp, self._mjw = _packages()
         env: Any = make()
         self._base = env.unwrapped
         self.spec, self.rules, limit = env_spec(env), rules_of(env, name), time_limit(env)
         self.limit = 0 if limit is None else limit._max_episode_steps
         self.agents, self.width, self._steps = len(seeds), envs_per_agent, 0
-        self._keys, self._places = rng.Streams(seeds, execution.device), torch.arange(envs_per_agent)
-        self._places = self._places.to(execution.device)
+        self._keys, self._places = (
+            rng.Streams(seeds, execution.device),
+            torch.arange(envs_per_agent, device=execution.device),
+        )
         self._wp_device = self._wp.device_from_torch(torch.device(execution.device))
         begun = self._base.init_qpos, self._base.init_qvel
         self._begun = [torch.tensor(x).float().to(execution.device) for x in begun]
