@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     {"make_data"},
     {"reporting"},
     {"launch"},
+    {"tuning"},
     {"commands"},
     {"cli", "__main__"},
 ]
