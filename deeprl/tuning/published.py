@@ -1,4 +1,4 @@
-"""Search spaces of the algorithms, with their sources. All of them are per-agent settings, so that trials train together.
+"""Search spaces of the algorithms, with their sources. All are per-agent settings, so that trials train together.
 
 Ranges of learning rate, discount, target rate and exploration are those of rl-baselines3-zoo (`hyperparams_opt.py`),
 which has one learning rate for all networks, as have these. What only our algorithms have is searched around its
