@@ -7,7 +7,9 @@ a recipe.
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from deeprl.errors import DeeprlError, nearest
@@ -230,15 +232,17 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 
 def with_recipe(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which `recipe`, if it is there, has been replaced by those that it names.
+    """Settings in which `recipe`, if it is there, has been replaced by those that it names: ours, or a file `X.toml`.
 
-    Raises DeeprlError with the nearest names for a recipe that the algorithm does not have.
+    Raises DeeprlError with the nearest names for a recipe that the algorithm does not have, or of a file that is none.
     """
     settings = dict(values)
     name = settings.pop("recipe", None)
     if name is None:
         return settings
     known = RECIPES.get(algorithm, {})
+    if str(name).endswith(".toml"):
+        known = {name: read_recipe(name, algorithm)}
     if name not in known:
         has = f"{algorithm} has {', '.join(known)}" if known else f"{algorithm} has none"
         raise DeeprlError(f"recipe: unknown recipe {name!r}{nearest(str(name), known)}; {has}")
@@ -246,3 +250,21 @@ def with_recipe(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if named and isinstance(named, Mapping):  # action_repeat stays when a camera is named, and goes where {} is
         settings["env_kwargs"] = {**known[name].settings.get("env_kwargs", {}), **named}
     return known[name].settings | settings
+
+
+def read_recipe(path: str | Path, algorithm: str) -> Recipe:
+    """A recipe from a file such as `deeprl tune` writes: algorithm, source, and a table of settings.
+
+    Raises DeeprlError, naming the file, for one that cannot be read or is of another algorithm.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DeeprlError(f"recipe: {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DeeprlError(f"recipe: {path}: {error}") from error
+    if content.get("algorithm") != algorithm:
+        raise DeeprlError(f"recipe: {path} is of {content.get('algorithm', 'no algorithm')}, not of {algorithm}")
+    if not isinstance(content.get("settings"), dict):
+        raise DeeprlError(f"recipe: {path} has no table [settings]")
+    return Recipe(content["settings"], str(content.get("source", "")))

@@ -19,6 +19,7 @@ _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
   deeprl train sac --env HalfCheetah-v5 --seeds 0-63 --dry-run
   deeprl sweep benchmarks/sweeps/demo.toml
+  deeprl tune sac --env Pendulum-v1 --steps 10_000 --eval-every 1_000 --trials 16
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
 
 exit status:
@@ -38,10 +39,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     before, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        if words[:1] == ["train"] and not (len(words) > 1 and words[1] in ("-h", "--help")):
-            from deeprl.commands import train
-
-            return train.run(words[1:])  # its settings are those of the algorithm, which another parser reads
+        if words[:1] in (["train"], ["tune"]) and words[1:2] not in (["-h"], ["--help"]):
+            # Their settings are those of the algorithm, which another parser reads.
+            return int(importlib.import_module(f"deeprl.commands.{words[0]}").run(words[1:]))
         options = _parser().parse_args(words)
         return int(options.run(options) or 0)
     except DeeprlError as error:
@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", "train a population (`deeprl train sac --help` lists its settings)")
     train.add_argument("algorithm", help="a name from `deeprl list`")
+    tune = command("tune", "search for settings, and test them on other seeds (`deeprl tune sac --help`)")
+    tune.add_argument("algorithm", help="a name from `deeprl list`")
     resume = command("resume", "continue a run from its newest checkpoint")
     resume.add_argument("run_dir")
     resume.add_argument("--dataset", nargs="+", metavar="PATH", help="where its datasets lie now, if they have moved")

@@ -16,24 +16,30 @@ def run(words: list[str]) -> int:
     """Train as the words after `deeprl train` say: the algorithm, then settings of its own and `_own_options`."""
     if not words or words[0].startswith("-"):
         raise DeeprlError(f"train: name an algorithm first; known: {', '.join(deeprl.ALGORITHMS)}")
+    settings, options = _own_options(words[1:])
+    text = "With --dry-run: tell how much memory the run would take, and do nothing else.\n"
+    module, config = read_settings("train", words[0], settings, options.recipe, text)
+    return _dry_run(module, config) if options.dry_run else trained(module.train(config))
+
+
+def read_settings(command: str, algorithm: str, words: list[str], recipe: str | None, text: str) -> tuple[Any, Any]:
+    """The module of an algorithm, and the settings that the words say. text: what `--help` says of the command."""
     from deeprl.run.trained import algorithm_module
 
-    module = algorithm_module(words[0])
+    module = algorithm_module(algorithm)
     import tyro
 
     from deeprl.config import build
     from deeprl.recipes import with_recipe
 
-    settings, options = _own_options(words[1:])
-    text = (
-        "With --dry-run: tell how much memory the run would take, and do nothing else.\n"
-        f"With --recipe NAME: the defaults of a published experiment; {_recipes(words[0])}.\n\n{module.__doc__}"
-    )
-    default = build(module.Config, with_recipe(words[0], {"recipe": options.recipe}))
-    config = tyro.cli(module.Config, args=settings, prog=f"deeprl train {words[0]}", description=text, default=default)
+    text += f"With --recipe NAME: the defaults of a published experiment; {_recipes(algorithm)}.\n"
+    text += f"With --recipe FILE.toml: those of a file, such as deeprl tune writes.\n\n{module.__doc__}"
+    default = build(module.Config, with_recipe(algorithm, {"recipe": recipe}))
+    prog = f"deeprl {command} {algorithm}"
+    config = tyro.cli(module.Config, args=words, prog=prog, description=text, default=default)
     if config.env_kwargs:
         config = dataclasses.replace(config, env_kwargs={**default.env_kwargs, **config.env_kwargs})
-    return _dry_run(module, config) if options.dry_run else trained(module.train(config))
+    return module, config
 
 
 def _own_options(words: list[str]) -> tuple[list[str], argparse.Namespace]:

@@ -25,10 +25,10 @@ except ImportError:  # Windows
 
 
 class Lock:
-    """The lock of a run directory, held from `acquire` to `release`."""
+    """The lock of a run directory, or of another, held from `acquire` to `release`."""
 
-    def __init__(self, directory: Path):
-        self.path = directory / "run.lock"
+    def __init__(self, directory: Path, name: str = "run.lock"):
+        self.path = directory / name
         self._file: int | None = None
 
     def acquire(self) -> str:

@@ -1,0 +1,113 @@
+"""Tune an algorithm: search with some seeds, then train what was found, and the default, with others.
+
+    deeprl tune sac --env Pendulum-v1 --steps 10_000 --trials 32 --tuning-seeds 0-2 --test-seeds 100-109 --out DIR
+
+What a search finds is better on its tuning seeds than on others, for it was chosen by them; so only the test counts
+(Eimer et al. 2023, "Hyperparameters in Reinforcement Learning and How To Tune Them").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deeprl.config.runs import defaults
+from deeprl.core.footprint import rehearse
+from deeprl.errors import DeeprlError
+from deeprl.run.progress import show
+from deeprl.run.trained import algorithm_module
+from deeprl.tuning.spaces import require_inside
+from deeprl.tuning.study import Plan, Study, StudyStopped, Told, best_of
+from deeprl.tuning.trials import Cost, Group, Score, Trial, groups
+
+_RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_minutes", "keep_checkpoints"}
+
+
+class Tuned(NamedTuple):
+    """What a study has found.
+
+    winner: the best trial on the tuning seeds; settings: those that it chooses; test, default: scores of winner and
+    default on the test seeds; search, retest: what they cost; recipe: the winner as a file for `--recipe`.
+    """
+
+    winner: Told
+    settings: Mapping[str, Any]
+    test: Score
+    default: Score
+    search: Cost
+    retest: Cost
+    recipe: Path
+
+
+def tune(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
+    """Search, test, and write what was found; called again, it goes on where it was.
+
+    storage: path of an Optuna journal, or URL of a database; by default a journal in `out`. Returns None where another
+    process has trials left to finish: the last one tests.
+
+    Raises DeeprlError for what is wrong with space, settings or storage, before anything is trained, and where every
+    trial failed; KeyboardInterrupt where a signal or `max_hours` has stopped it.
+    """
+    folder = Path(out)
+    require_inside(plan.space, plan.base)
+    needs = rehearse(algorithm_module(plan.algorithm).train, plan.base)
+    dataclasses.replace(needs, agents=plan.batch * len(plan.tuning_seeds)).require()
+    study = Study(plan, folder, storage)
+    if not study.run():
+        show(f"{out}: the last trials are with another process, which will test the winner")
+        return None
+    winner = best_of(study.told())
+    if winner is None:
+        raise DeeprlError(f"{out}: every trial failed: an agent of each diverged; see the runs in {out}/batches")
+    found = _tested(plan, folder, winner)
+    write_recipe(found.recipe, plan, winner)
+    return found
+
+
+def _tested(plan: Plan, folder: Path, winner: Told) -> Tuned:
+    """Train winner and default with the test seeds."""
+    default = {name: json.loads(json.dumps(getattr(plan.base, name))) for name in winner.settings}
+    both = [Trial(0, winner.settings), Trial(1, default)]
+    here = groups(plan.algorithm, plan.base, both, plan.test_seeds, folder / "test")
+    show(f"winner, trial {winner.number}, and default with {len(plan.test_seeds)} test seeds")
+    for group in here:
+        if not group.train(plan.base.steps):
+            raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
+    scores = {number: score for group in here for number, score in group.scores(plan.last).items()}
+    retest = sum((group.cost() for group in here), Cost())
+    return Tuned(
+        winner, winner.settings, scores[0], scores[1], search_cost(plan, folder), retest, folder / "winner.toml"
+    )
+
+
+def search_cost(plan: Plan, folder: Path) -> Cost:
+    """Of all batches that lie in the directory of a study."""
+    total = Cost()
+    for file in sorted(folder.glob("batches/*/batch.json")):
+        listed = json.loads(file.read_text(encoding="utf-8"))["trials"]
+        trials = [Trial(t["number"], plan.space.settings(t["point"], plan.base.steps)) for t in listed]
+        here: list[Group] = groups(plan.algorithm, plan.base, trials, plan.tuning_seeds, file.parent)
+        total = sum((group.cost() for group in here), total)
+    return total
+
+
+def write_recipe(path: Path, plan: Plan, winner: Told) -> None:
+    """The settings of a winner that are not the algorithm's defaults, as a file for `--recipe`."""
+    usual = defaults(type(plan.base))
+    base = {k: json.loads(json.dumps(getattr(plan.base, k))) for k in usual if k not in _RECORDS}
+    chosen = {k: v for k, v in (base | dict(winner.settings)).items() if v != usual[k] or k in winner.settings}
+    source = f"winner of {plan.trials} trials, tuning seeds {list(plan.tuning_seeds)}, {plan.base.steps} steps each"
+    lines = [f"algorithm = {_toml(plan.algorithm)}", f"source = {_toml(source)}", "", "[settings]"]
+    lines += [f"{name} = {_toml(value)}" for name, value in chosen.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
