@@ -30,6 +30,7 @@ RECORD_ONLY = {
     "command": "how it was asked for",
     "execution": "how it was computed: other rounding; its precision is a setting",
     "changes": "other conditions after a resume; those of its precision count",
+    "gathered": "in which run its first steps were made, which is the same to an agent",
 }
 # The same of the settings in `config`.
 SETTINGS_ONLY = {

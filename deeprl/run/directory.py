@@ -207,7 +207,7 @@ def write_about(
         "custom_net": custom_net,
         "config": dataclasses.asdict(config),
         "config_hash": config_hash(algorithm, config),
-        "members": _members(config),
+        "members": members_of(config),
         "spec": dataclasses.asdict(spec),
         "evaluated_in": dataclasses.asdict(make_env) if make_env else None,
         "execution": dataclasses.asdict(execution),
@@ -216,7 +216,7 @@ def write_about(
     write_json(directory / "config.json", about | provenance.provenance_of(execution.device, execution.threads))
 
 
-def _members(config: RunConfig) -> list[dict[str, Any]]:
+def members_of(config: RunConfig) -> list[dict[str, Any]]:
     """The agents, each with the settings in which they differ."""
     varied = config.varied()
     return [
@@ -242,7 +242,7 @@ def note_made_of(directory: Path, config: RunConfig, made_of: Mapping[str, Any])
     about = read_about(directory)
     if "datasets" in made_of and about.get("datasets") != made_of["datasets"]:
         settings = about["config"] | {"dataset": getattr(config, "dataset", "")}
-        new = {"config": settings, "members": _members(config), "datasets": made_of["datasets"]}
+        new = {"config": settings, "members": members_of(config), "datasets": made_of["datasets"]}
         write_json(directory / "config.json", about | new)
 
 
