@@ -20,6 +20,8 @@ _OWN = """options of a search, beside the settings of the algorithm, which all t
   --batch N             trials that are drawn, and train, together (default 8)
   --objective NAME      mean or iqm over the tuning seeds (default mean)
   --last N              of the mean of so many last evaluations (default 3)
+  --scheduler NAME      none, or halving: many trials for few steps, the better ones for more (default none)
+  --eta N, --rungs N    of halving: one in eta goes on, at each of so many rungs (default 3, 3)
   --storage PLACE       an Optuna journal, or the URL of a database (default DIR/journal.log)
   --out DIR             the study (default runs/tune/ALGORITHM/ENV); called again, it goes on
 """
@@ -62,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--batch", type=int, default=8)
     option("--objective", choices=("mean", "iqm"), default="mean")
     option("--last", type=int, default=3)
+    option("--scheduler", choices=("none", "halving"), default="none")
+    option("--eta", type=int, default=3)
+    option("--rungs", type=int, default=3)
     option("--storage", default="")
     option("--recipe")
     option("--out")

@@ -27,10 +27,13 @@ from deeprl.errors import DeeprlError, InUseError, first_line
 from deeprl.run.directory import EXECUTION, write_json
 from deeprl.run.lock import Lock
 from deeprl.run.progress import show
+from deeprl.tuning.batches import Batch, Batches
+from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.spaces import Choice, Space
-from deeprl.tuning.trials import Score, Trial, groups
+from deeprl.tuning.trials import Cost
 
 SAMPLERS = ("random", "tpe", "gp", "qmc", "cmaes", "nsga2")
+_LIVE = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
 _LOST = timedelta(minutes=10)  # after which a trial that nobody claims was drawn by a process that has ended
 
 
@@ -39,7 +42,8 @@ class Plan:
     """What is searched, and how.
 
     base: settings of every trial; trials: how many; batch: trials in a population; last: evaluations whose mean is the
-    value of a seed; objective: `mean` or `iqm` over the tuning seeds; sampler: one of `SAMPLERS`.
+    value of a seed; objective: `mean` or `iqm` over the tuning seeds; sampler: one of `SAMPLERS`. scheduler: `none`, or
+    `halving` with so many rungs, at each of which one in `eta` goes on (`tuning.halving`).
     """
 
     algorithm: str
@@ -53,6 +57,9 @@ class Plan:
     seed: int = 0
     objective: str = "mean"
     last: int = 3
+    scheduler: str = "none"
+    eta: int = 3
+    rungs: int = 3
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.tuning_seeds) & set(self.test_seeds)):
@@ -66,10 +73,20 @@ class Plan:
             seeds = getattr(self, name)
             if not seeds or len(set(seeds)) < len(seeds):
                 raise DeeprlError(f"{name}: one of each is needed, not {list(seeds)}")
+        if self.eta < 2 or self.rungs < 2:
+            raise DeeprlError(f"eta and rungs: 2 or more each, not {self.eta} and {self.rungs}")
         if self.base.eval_episodes < 1:
             raise DeeprlError("eval_episodes: 0 never evaluates; a search needs returns")
         if self.last > (count := evaluations(self.base)):
             raise DeeprlError(f"last: the mean of {self.last} evaluations, and a run has {count}; see eval_every")
+        _ = self.until  # whether there are such rungs
+
+    @property
+    def until(self) -> tuple[int, ...]:
+        """The steps of each rung."""
+        if self.scheduler == "none":
+            return (self.base.steps,)
+        return rungs_of(self.base.steps, self.base.eval_every, self.eta, self.rungs)
 
     def plain(self) -> dict[str, Any]:
         """As it stands in `study.json`."""
@@ -84,12 +101,15 @@ def evaluations(config: RunConfig) -> int:
 
 
 class Told(NamedTuple):
-    """A trial that has come to its end. value: None where an agent diverged; seeds: the value of each tuning seed."""
+    """A trial that has come to its end. state: complete, pruned, or failed, as an agent diverged; value: None of the
+    latter; seeds: the value of each tuning seed; steps: how far it has come."""
 
     number: int
     settings: Mapping[str, Any]
+    state: str
     value: float | None
     seeds: tuple[float | None, ...]
+    steps: int
 
 
 class StudyStopped(KeyboardInterrupt):
@@ -107,6 +127,7 @@ class Study:
         self._home = hashlib.sha256(place.encode()).hexdigest()[:12] if storage else "here"
         self._study = _opened(plan, out, storage)
         self._known = {name: _distribution(p) for name, p in plan.space.parameters.items()}
+        self._batches = Batches(out, plan.algorithm, plan.base, plan.space, plan.tuning_seeds)
 
     def run(self) -> bool:
         """Train what is left. Returns whether all trials are through; another process may be at some of them.
@@ -115,19 +136,19 @@ class Study:
         """
         while True:
             with contextlib.ExitStack() as held:
-                folder = self._next(held)
-                if folder is None:
+                batch = self._next(held)
+                if batch is None:
                     return not self._in_state("RUNNING")
-                self._train(folder)
+                self._train(batch)
 
     def told(self) -> list[Told]:
         """The trials that have come to their end, by number."""
-        seeds = self._study.user_attrs
-        return [
-            Told(t.number, self._settings(t.params), t.value, tuple(seeds[f"seeds {t.number}"]))
-            for t in self._in_state("COMPLETE", "FAIL")
-            if f"seeds {t.number}" in seeds
-        ]
+        names, found = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}, []
+        for trial in self._in_state(*names):
+            seeds, steps = self._study.user_attrs[f"trial {trial.number}"]
+            state, settings = names[trial.state.name], self._settings(trial.params)
+            found.append(Told(trial.number, settings, state, trial.value, tuple(seeds), steps))
+        return found
 
     def importance(self) -> dict[str, float]:
         """The share of each parameter in the differences between trials (PED-ANOVA); empty where it cannot be told."""
@@ -138,23 +159,23 @@ class Study:
         except (ValueError, RuntimeError):  # too few trials, or all alike
             return {}
 
+    def cost(self) -> Cost:
+        """Of the search, as far as its runs lie in this directory."""
+        return sum((g.cost() for batch in self._batches.all() for g in self._batches.groups(batch)), Cost())
+
     # --- one batch ---
 
-    def _next(self, held: contextlib.ExitStack) -> Path | None:
-        """A batch to work at, which stays ours until `held` is closed: one that was left, or a new one."""
+    def _next(self, held: contextlib.ExitStack) -> Batch | None:
+        """A batch to work at, which stays ours until `held` is closed: one that was left, of trials that go on, new."""
         with self._drawing():
-            waiting = {t.number for t in self._in_state("RUNNING")}
-            for folder in sorted(self.out.glob("batches/*/batch.json")):
-                if waiting & {t.number for t in self._trials(folder.parent)} and _taken(folder.parent, held):
-                    return folder.parent
-            drawn = self._drawn()
-            if not drawn:
-                return None
-            folder = self.out / "batches" / f"{drawn[0].number:04d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            _taken(folder, held)
-            write_json(folder / "batch.json", {"trials": [{"number": t.number, "point": t.params} for t in drawn]})
-            return folder
+            self._settle()
+            for batch in self._batches.all():
+                if batch.scores() is None and batch.take(held):
+                    return batch
+            found = self._going_on() or self._new()
+            if found is not None:
+                found.take(held)
+            return found
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -170,22 +191,62 @@ class Study:
         finally:
             lock.release()
 
-    def _drawn(self) -> list[Any]:
-        """Trials for a new batch: those that a process of this directory drew before it was killed, then new ones."""
-        known = {t.number for folder in self.out.glob("batches/*") for t in self._trials(folder)}
+    def _settle(self) -> None:
+        """Tell Optuna what has come of the trials of this directory, as far as it has not heard it."""
+        import optuna
+
+        states, waiting = optuna.trial.TrialState, {t.number: t for t in self._in_state("RUNNING")}
+        for batch in self._batches.all():
+            until = self.plan.until[batch.rung]
+            for number, score in (batch.scores() or {}).items():
+                if number in waiting and until not in waiting[number].intermediate_values:
+                    value = score.value(self.plan.objective)
+                    self._study.set_user_attr(f"trial {number}", [list(score.seeds), until])
+                    if value is None:
+                        self._study.tell(number, state=states.FAIL)
+                    elif until == self.plan.base.steps:
+                        self._study.tell(number, value)
+                    else:
+                        optuna.trial.Trial(self._study, waiting[number]._trial_id).report(value, until)
+            for number in filter(waiting.__contains__, batch.pruned):
+                self._study.tell(number, state=states.PRUNED)
+
+    def _going_on(self) -> Batch | None:
+        """The next batch of trials that go on to a higher rung, if they are due."""
+        batches, plan = self._batches.all(), self.plan
+        more = self._live() < plan.trials
+        due = None
+        for rung in range(len(plan.until) - 1):
+            here = [batch for batch in batches if batch.rung == rung]
+            decided = {n for b in batches if b.rung == rung + 1 for n in (*b.pruned, *(t.number for t in b.trials))}
+            values = {n: s.value(plan.objective) for b in here for n, s in (b.scores() or {}).items()}
+            more = more or any(batch.scores() is None for batch in here)
+            waiting = [n for n, value in values.items() if value is not None and n not in decided]
+            ranked, places = cohort(waiting, plan.batch, plan.eta, more)
+            if ranked:
+                due = rung + 1, *promoted({n: values[n] for n in ranked}, places)
+            more = more or bool(waiting)
+        if due is None:
+            return None
+        points = self._batches.points()
+        return self._batches.add({number: points[number] for number in due[1]}, due[0], due[2])
+
+    def _new(self) -> Batch | None:
+        """A batch of new trials, while there are any: first those that a process drew here before it was killed."""
+        known = self._batches.points()
         found = [t for t in self._in_state("RUNNING") if t.number not in known and self._ours(t)]
-        live = len(self._in_state("RUNNING", "COMPLETE", "FAIL"))
+        live = self._live()
         self._study.sampler = _sampler(self.plan, live - len(found), self._home)
         while len(found) < self.plan.batch and live < self.plan.trials:
             trial = self._study.ask(self._known)
             trial.set_user_attr("home", self._home)
-            numbers = [t.number for t in self._in_state("RUNNING", "COMPLETE", "FAIL")]
+            numbers = [t.number for t in self._in_state(*_LIVE)]
+            live = len(numbers)
             if numbers.index(trial.number) >= self.plan.trials:  # another machine was faster
                 self._discard(trial.number)
             else:
                 found.append(trial)
-            live = len(numbers)
-        return found
+        return self._batches.add({t.number: t.params for t in found}) if found else None
 
     def _ours(self, trial: Any) -> bool:
         """Whether a trial without a batch was drawn here; what nobody drew, as its process was killed, is discarded."""
@@ -202,57 +263,37 @@ class Study:
         self._study.set_user_attr(f"discarded {number}", True)
         self._study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
+    def _live(self) -> int:
+        return len(self._in_state(*_LIVE))
+
     def _in_state(self, *names: str) -> list[Any]:
         """Trials in one of these states, by number, without those that were discarded."""
         attributes = self._study.user_attrs
         found = [t for t in self._study.get_trials(deepcopy=False) if t.state.name in names]
         return [t for t in found if f"discarded {t.number}" not in attributes]
 
-    def _trials(self, folder: Path) -> list[Trial]:
-        """Of a batch; none of a folder that has none yet."""
-        file = folder / "batch.json"
-        listed = json.loads(file.read_text(encoding="utf-8"))["trials"] if file.exists() else []
-        return [Trial(t["number"], self._settings(t["point"])) for t in listed]
-
     def _settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         return self.plan.space.settings(point, self.plan.base.steps)
 
-    def _train(self, folder: Path) -> None:
-        trials, plan = self._trials(folder), self.plan
-        name = f"trials {trials[0].number} to {trials[-1].number} of {plan.trials}"
-        here = groups(plan.algorithm, plan.base, trials, plan.tuning_seeds, folder)
-        show(f"{name}: {sum(len(g.planned.config.seeds) for g in here)} agents x {plan.base.steps:,} steps")
+    def _train(self, batch: Batch) -> None:
+        plan, until = self.plan, self.plan.until[batch.rung]
+        here = self._batches.begin(batch)
+        agents = sum(len(group.planned.config.seeds) for group in here)
+        show(f"{batch.name} of {plan.trials}: {agents} agents, {until:,} steps")
         for group in here:
-            if not group.train(plan.base.steps):
+            if not group.train(until):
                 raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
-        for group in here:
-            for number, score in group.scores(plan.last).items():
-                self._tell(number, score)
+        batch.finish({number: score for group in here for number, score in group.scores(plan.last).items()})
+        with self._drawing():
+            self._settle()
         best = best_of(self.told())
-        show(f"{name}: best so far {'none' if best is None else f'{best.value:,.1f}, trial {best.number}'}")
-
-    def _tell(self, number: int, score: Score) -> None:
-        import optuna
-
-        value, states = score.value(self.plan.objective), optuna.trial.TrialState
-        self._study.set_user_attr(f"seeds {number}", list(score.seeds))
-        self._study.tell(number, value, states.FAIL if value is None else states.COMPLETE, skip_if_finished=True)
+        show(f"best so far: {'none' if best is None else f'trial {best.number}, {best.value:,.1f}'}")
 
 
 def best_of(told: Sequence[Told]) -> Told | None:
     """The trial with the largest value, the first of equal ones; None where all failed."""
-    whole = [t for t in told if t.value is not None]
+    whole = [t for t in told if t.state == "complete" and t.value is not None]
     return max(whole, key=lambda t: (t.value, -t.number)) if whole else None
-
-
-def _taken(folder: Path, held: contextlib.ExitStack) -> bool:
-    lock = Lock(folder, "batch.lock")
-    try:
-        lock.acquire()
-    except InUseError:
-        return False
-    held.callback(lock.release)
-    return True
 
 
 def _claim(plan: Plan, out: Path) -> None:

@@ -17,7 +17,7 @@ from deeprl.errors import DeeprlError
 from deeprl.launch.planned import Planned
 from deeprl.reporting.read import AgentRecord, read_runs
 from deeprl.reporting.stats import iqm
-from deeprl.run.directory import read_status
+from deeprl.run.directory import read_about, read_status
 from deeprl.run.trained import algorithm_module
 
 OBJECTIVES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda values: float(np.mean(values)), "iqm": iqm}
@@ -87,12 +87,13 @@ class Group:
         }
 
     def cost(self) -> Cost:
-        """Of the training so far."""
-        status = read_status(self.planned.directory)
-        with (self.planned.directory / "evaluations.csv").open(newline="", encoding="utf-8") as file:
-            lengths = [int(row["length"]) for row in csv.DictReader(file)]
-        agents = len(self.planned.config.seeds)
-        return Cost(int(status["step"]) * agents, len(lengths), sum(lengths), float(status.get("wall_s", 0.0)))
+        """Of the training so far, without what gathered agents had done before."""
+        folder = self.planned.directory
+        status, before = read_status(folder), read_about(folder).get("gathered", {"step": 0, "wall_s": 0.0})
+        with (folder / "evaluations.csv").open(newline="", encoding="utf-8") as file:
+            lengths = [int(row["length"]) for row in csv.DictReader(file) if int(row["step"]) > before["step"]]
+        steps = (int(status["step"]) - before["step"]) * len(self.planned.config.seeds)
+        return Cost(steps, len(lengths), sum(lengths), float(status.get("wall_s", 0.0)) - before["wall_s"])
 
 
 def _value(agent: AgentRecord, last: int) -> float | None:

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from deeprl.config.runs import defaults
 from deeprl.core.footprint import rehearse
 from deeprl.errors import DeeprlError
+from deeprl.run.directory import EXECUTION
 from deeprl.run.progress import show
 from deeprl.run.trained import algorithm_module
 from deeprl.tuning.spaces import require_inside
 from deeprl.tuning.study import Plan, Study, StudyStopped, Told, best_of
-from deeprl.tuning.trials import Cost, Group, Score, Trial, groups
+from deeprl.tuning.trials import Cost, Score, Trial, groups
 
-_RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_minutes", "keep_checkpoints"}
+_RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_minutes", "keep_checkpoints", *EXECUTION}
 
 
 class Tuned(NamedTuple):
@@ -62,12 +63,12 @@ def tune(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
     winner = best_of(study.told())
     if winner is None:
         raise DeeprlError(f"{out}: every trial failed: an agent of each diverged; see the runs in {out}/batches")
-    found = _tested(plan, folder, winner)
+    found = _tested(plan, folder, winner, study.cost())
     write_recipe(found.recipe, plan, winner)
     return found
 
 
-def _tested(plan: Plan, folder: Path, winner: Told) -> Tuned:
+def _tested(plan: Plan, folder: Path, winner: Told, search: Cost) -> Tuned:
     """Train winner and default with the test seeds."""
     default = {name: json.loads(json.dumps(getattr(plan.base, name))) for name in winner.settings}
     both = [Trial(0, winner.settings), Trial(1, default)]
@@ -78,27 +79,15 @@ def _tested(plan: Plan, folder: Path, winner: Told) -> Tuned:
             raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
     scores = {number: score for group in here for number, score in group.scores(plan.last).items()}
     retest = sum((group.cost() for group in here), Cost())
-    return Tuned(
-        winner, winner.settings, scores[0], scores[1], search_cost(plan, folder), retest, folder / "winner.toml"
-    )
-
-
-def search_cost(plan: Plan, folder: Path) -> Cost:
-    """Of all batches that lie in the directory of a study."""
-    total = Cost()
-    for file in sorted(folder.glob("batches/*/batch.json")):
-        listed = json.loads(file.read_text(encoding="utf-8"))["trials"]
-        trials = [Trial(t["number"], plan.space.settings(t["point"], plan.base.steps)) for t in listed]
-        here: list[Group] = groups(plan.algorithm, plan.base, trials, plan.tuning_seeds, file.parent)
-        total = sum((group.cost() for group in here), total)
-    return total
+    return Tuned(winner, winner.settings, scores[0], scores[1], search, retest, folder / "winner.toml")
 
 
 def write_recipe(path: Path, plan: Plan, winner: Told) -> None:
     """The settings of a winner that are not the algorithm's defaults, as a file for `--recipe`."""
     usual = defaults(type(plan.base))
     base = {k: json.loads(json.dumps(getattr(plan.base, k))) for k in usual if k not in _RECORDS}
-    chosen = {k: v for k, v in (base | dict(winner.settings)).items() if v != usual[k] or k in winner.settings}
+    named = {"env", "dataset", *winner.settings}
+    chosen = {k: v for k, v in (base | dict(winner.settings)).items() if v != usual[k] or (k in named and v)}
     source = f"winner of {plan.trials} trials, tuning seeds {list(plan.tuning_seeds)}, {plan.base.steps} steps each"
     lines = [f"algorithm = {_toml(plan.algorithm)}", f"source = {_toml(source)}", "", "[settings]"]
     lines += [f"{name} = {_toml(value)}" for name, value in chosen.items()]
