@@ -50,7 +50,7 @@ types: .venv/dev
 
 peers: .peers/sb3/.done .peers/sbx/.done .peers/d3rlpy/.done  ## what benchmarks/speed.py compares with
 SIMULATORS := "gymnasium[mujoco]==1.4.0" mujoco==4.0.0
-.peers/sb3/.done: PEER = $(SIMULATORS) minatar==1.0.15 stable-baselines3==2.9.2
+.peers/sb3/.done: PEER = $(SIMULATORS) minatar==1.0.15 stable-baselines3==2.9.2 optuna==5.0.0
 .peers/sbx/.done: PEER = $(SIMULATORS) sbx-rl==0.28.0
 .peers/d3rlpy/.done: PEER = d3rlpy==2.8.1 mujoco==4.0.0 imageio
 environments: .peers/environments/.done  ## what benchmarks/environments.py tries

@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
         raise DeeprlError("seeds: a search has --tuning-seeds and --test-seeds")
     from deeprl.commands.train import read_settings
     from deeprl.tuning.published import published_space
-    from deeprl.tuning.report import told
+    from deeprl.tuning.report import told, write_pages
     from deeprl.tuning.spaces import read_space
     from deeprl.tuning.study import Plan
     from deeprl.tuning.tune import tune
@@ -49,6 +49,7 @@ def run(words: list[str]) -> int:
     found = tune(plan, options.out or f"runs/tune/{words[0]}/{base.task}", options.storage)
     if found is not None:
         show(told(found))
+        show(f"recipe: {found.recipe}\nreport: {write_pages(found, plan)}")
     return 0
 
 

@@ -37,8 +37,12 @@ class Score(NamedTuple):
 
     def value(self, objective: str) -> float | None:
         """The number that is searched for, over the seeds; None where an agent diverged: the trial failed."""
-        found = [value for value in self.seeds if value is not None]
-        return OBJECTIVES[objective](found) if len(found) == len(self.seeds) else None
+        return OBJECTIVES[objective](self.whole) if len(self.whole) == len(self.seeds) else None
+
+    @property
+    def whole(self) -> list[float]:
+        """Of the seeds whose agents did not diverge."""
+        return [value for value in self.seeds if value is not None]
 
 
 class Cost(NamedTuple):

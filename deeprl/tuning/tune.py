@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from deeprl.config.runs import defaults
 from deeprl.core.footprint import rehearse
-from deeprl.errors import DeeprlError
+from deeprl.errors import DeeprlError, InUseError
 from deeprl.run.directory import EXECUTION
 from deeprl.run.progress import show
 from deeprl.run.trained import algorithm_module
@@ -30,17 +30,23 @@ _RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_min
 class Tuned(NamedTuple):
     """What a study has found.
 
-    winner: the best trial on the tuning seeds; settings: those that it chooses; test, default: scores of winner and
-    default on the test seeds; search, retest: what they cost; recipe: the winner as a file for `--recipe`.
+    winner: the best trial on the tuning seeds; test, default: scores of its settings and of the default on the test
+    seeds; told: all trials; importance: of the parameters; search, retest: what they cost.
     """
 
+    folder: Path
     winner: Told
-    settings: Mapping[str, Any]
     test: Score
     default: Score
+    told: list[Told]
+    importance: dict[str, float]
     search: Cost
     retest: Cost
-    recipe: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The winner as a file for `--recipe`."""
+        return self.folder / "winner.toml"
 
 
 def tune(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
@@ -63,12 +69,16 @@ def tune(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
     winner = best_of(study.told())
     if winner is None:
         raise DeeprlError(f"{out}: every trial failed: an agent of each diverged; see the runs in {out}/batches")
-    found = _tested(plan, folder, winner, study.cost())
+    try:
+        found = _tested(plan, folder, study, winner)
+    except InUseError as error:
+        show(f"{out}: the test is left to another process ({error})")
+        return None
     write_recipe(found.recipe, plan, winner)
     return found
 
 
-def _tested(plan: Plan, folder: Path, winner: Told, search: Cost) -> Tuned:
+def _tested(plan: Plan, folder: Path, study: Study, winner: Told) -> Tuned:
     """Train winner and default with the test seeds."""
     default = {name: json.loads(json.dumps(getattr(plan.base, name))) for name in winner.settings}
     both = [Trial(0, winner.settings), Trial(1, default)]
@@ -79,7 +89,8 @@ def _tested(plan: Plan, folder: Path, winner: Told, search: Cost) -> Tuned:
             raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
     scores = {number: score for group in here for number, score in group.scores(plan.last).items()}
     retest = sum((group.cost() for group in here), Cost())
-    return Tuned(winner, winner.settings, scores[0], scores[1], search, retest, folder / "winner.toml")
+    test, usual = scores[0], scores[1]
+    return Tuned(folder, winner, test, usual, study.told(), study.importance(), study.cost(), retest)
 
 
 def write_recipe(path: Path, plan: Plan, winner: Told) -> None:
