@@ -37,7 +37,7 @@ from deeprl.tuning.published import published_space
 from deeprl.tuning.report import drop, gain, write_pages
 from deeprl.tuning.study import Plan, Study
 from deeprl.tuning.trials import Score, Trial, groups
-from deeprl.tuning.tune import tune
+from deeprl.tuning.tune import search
 
 COLUMNS = (
     *(
@@ -114,7 +114,7 @@ def folder_of(options: Options, way: str) -> Path:
 def searched(options: Options) -> None:
     way = options.search + (" halving" if options.halving else "")
     plan, folder = plan_of(options, options.search), folder_of(options, way.replace(" ", "-"))
-    found = tune(plan, folder)
+    found = search(plan, folder)
     if found is None:
         return
     print(write_pages(found, plan))

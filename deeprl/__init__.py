@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from deeprl.api import load as load
     from deeprl.api import train as train
     from deeprl.reporting.table import results as results
+    from deeprl.tuning.tune import tune as tune
 
 
 def __getattr__(name: str) -> Any:
@@ -131,7 +132,11 @@ def __getattr__(name: str) -> Any:
         from deeprl.reporting.table import results
 
         return results
+    if name == "tune":
+        from deeprl.tuning.tune import tune
+
+        return tune
     raise AttributeError(f"module 'deeprl' has no attribute {name!r}")
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "dry_run", "load", "results", "train"]
+__all__ = ["ALGORITHMS", "Algorithm", "dry_run", "load", "results", "train", "tune"]

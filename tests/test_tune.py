@@ -19,7 +19,7 @@ from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.spaces import Space, space_of
 from deeprl.tuning.study import Plan, Study, best_of
 from deeprl.tuning.trials import Group, Score, Trial, groups
-from deeprl.tuning.tune import tune
+from deeprl.tuning.tune import search
 
 TINY = {
     "env": "CartPole-v1",
@@ -247,5 +247,5 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(DeeprlError) as raised:
-        tune(plan_of(), tmp_path / "study", "nobody://user:secret@host/db")
+        search(plan_of(), tmp_path / "study", "nobody://user:secret@host/db")
     assert "secret" not in str(raised.value)

@@ -39,14 +39,14 @@ def run(words: list[str]) -> int:
     from deeprl.tuning.report import told, write_pages
     from deeprl.tuning.spaces import read_space
     from deeprl.tuning.study import Plan
-    from deeprl.tuning.tune import tune
+    from deeprl.tuning.tune import search
 
     module, base = read_settings("tune", words[0], settings, options.recipe, _OWN)
     kind = module.Config
     space = read_space(options.space, kind) if options.space else published_space(words[0], kind)
     names = {f.name for f in dataclasses.fields(Plan)} - {"algorithm", "base", "space"}
     plan = Plan(words[0], base, space, **{name: getattr(options, name) for name in names})
-    found = tune(plan, options.out or f"runs/tune/{words[0]}/{base.task}", options.storage)
+    found = search(plan, options.out or f"runs/tune/{words[0]}/{base.task}", options.storage)
     if found is not None:
         show(told(found))
         show(f"recipe: {found.recipe}\nreport: {write_pages(found, plan)}")

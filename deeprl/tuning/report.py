@@ -25,7 +25,7 @@ from deeprl.reporting.wording import interval_text, number_text, with_interval
 from deeprl.run.directory import write_json
 from deeprl.run.provenance import provenance_of
 from deeprl.tuning.study import Plan, Told
-from deeprl.tuning.trials import Cost, Score
+from deeprl.tuning.trials import Score
 from deeprl.tuning.tune import Tuned
 
 METHOD = (
@@ -34,7 +34,7 @@ METHOD = (
     "The winner was chosen by the tuning seeds, so that its value on them is too good by as much as it was lucky: the "
     "drop. What it is worth is its mean on the test seeds, which no trial has seen.",
     "Intervals: 95 %, Student's t for means, Welch's t for differences; p is two-sided.",
-    "Importance: the share of each parameter in what sets good trials apart (PED-ANOVA, by Optuna), of completed trials.",
+    "Importance: the share of each parameter in what sets good trials apart (PED-ANOVA, by Optuna), of whole trials.",
     "Steps are those of one agent, times agents. Evaluations are counted apart: an agent that learns from a dataset "
     "meets its environment in these alone.",
 )
@@ -130,7 +130,8 @@ def _page(found: Tuned, plan: Plan, picture: bytes, about: dict[str, Any]) -> st
     parts = [
         f"<h1>Tuning: {escape(title)}</h1>\n<p>{escape(_sentence(found, plan))}</p>",
         f"<h2>Test</h2>\n{html_table(('What', 'Mean', '95 % interval', 'Seeds'), _score_rows(found, plan))}",
-        f"<h2>Winner: trial {found.winner.number}</h2>\n{html_table(('Setting', 'Winner', 'Default'), _setting_rows(found, plan))}",
+        f"<h2>Winner: trial {found.winner.number}</h2>",
+        html_table(("Setting", "Winner", "Default"), _setting_rows(found, plan)),
         f'<h2>Trials</h2>\n<figure><img src="data:image/png;base64,{image}" alt="Value of each trial"></figure>',
         html_table(("Parameter", "Importance"), importance) if importance else "",
         f"<details><summary>All trials</summary>{html_table(_TRIAL, _trial_rows(found.told))}</details>",
@@ -151,7 +152,8 @@ def _sentence(found: Tuned, plan: Plan) -> str:
     difference = gain(found)
     said = verdict(difference, difference.p)
     what = {"better": "is better than", "worse": "is worse than", "not shown": "is not shown to differ from"}[said]
-    return f"On {len(plan.test_seeds)} test seeds the winner of {plan.trials} trials {what} the default: {_difference(difference)}."
+    whose = f"On {len(plan.test_seeds)} test seeds the winner of {plan.trials} trials"
+    return f"{whose} {what} the default: {_difference(difference)}."
 
 
 def _score_rows(found: Tuned, plan: Plan) -> Iterable[Sequence[Any]]:
@@ -221,7 +223,8 @@ def _shown(score: Score) -> str:
     diverged = f", {len(score.seeds) - len(values)} diverged" if len(values) < len(score.seeds) else ""
     if not values:
         return "nothing: all diverged"
-    return f"{number_text(float(np.mean(values)))} ({interval_text(*mean_interval(values))}, {len(values)} seeds{diverged})"
+    mean = number_text(float(np.mean(values)))
+    return f"{mean} ({interval_text(*mean_interval(values))}, {len(values)} seeds{diverged})"
 
 
 def _plain(value: Any) -> str:

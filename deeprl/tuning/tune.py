@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deeprl.config import build, setting
 from deeprl.config.runs import defaults
 from deeprl.core.footprint import rehearse
 from deeprl.errors import DeeprlError, InUseError
+from deeprl.recipes import with_recipe
 from deeprl.run.directory import EXECUTION
 from deeprl.run.progress import show
 from deeprl.run.trained import algorithm_module
-from deeprl.tuning.spaces import require_inside
+from deeprl.tuning.published import published_space
+from deeprl.tuning.spaces import read_space, require_inside, space_of
 from deeprl.tuning.study import Plan, Study, StudyStopped, Told, best_of
 from deeprl.tuning.trials import Cost, Score, Trial, groups
 
+Seeds = str | int | Sequence[int]
 _RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_minutes", "keep_checkpoints", *EXECUTION}
 
 
@@ -49,11 +53,55 @@ class Tuned(NamedTuple):
         return self.folder / "winner.toml"
 
 
-def tune(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
-    """Search, test, and write what was found; called again, it goes on where it was.
+def tune(
+    algorithm: str,
+    *,
+    out: str | Path,
+    space: str | Path | Mapping[str, Any] | None = None,
+    storage: str = "",
+    trials: int = 32,
+    tuning_seeds: Seeds = "0-2",
+    test_seeds: Seeds = "100-109",
+    batch: int = 8,
+    sampler: str = "tpe",
+    search_seed: int = 0,
+    objective: str = "mean",
+    last: int = 3,
+    scheduler: str = "none",
+    eta: int = 3,
+    rungs: int = 3,
+    **settings: Any,
+) -> Tuned | None:
+    """Search for settings of an algorithm, and test what was found; the Python face of `deeprl tune`.
+
+    settings: those of every trial, as `deeprl.train` takes them. space: a TOML file, its content, or None for the
+    algorithm's own (`deeprl.tuning.published`). The rest is explained at `Plan` and `search`, and by
+    `deeprl tune sac --help`. Writes `out/report/`, too. Raises as `search` does.
+    """
+    from deeprl.tuning.report import write_pages
+
+    kind = algorithm_module(algorithm).Config
+    if "seeds" in settings:
+        raise DeeprlError("seeds: a search has tuning_seeds and test_seeds")
+    base = build(kind, with_recipe(algorithm, settings))
+    if isinstance(space, Mapping):
+        chosen = space_of(space, kind, "given by hand")
+    else:
+        chosen = read_space(space, kind) if space else published_space(algorithm, kind)
+    seeds = [setting(kind, "seeds", each) for each in (tuning_seeds, test_seeds)]
+    rest = (batch, sampler, search_seed, objective, last, scheduler, eta, rungs)
+    plan = Plan(algorithm, base, chosen, trials, *seeds, *rest)
+    found = search(plan, out, storage)
+    if found is not None:
+        write_pages(found, plan)
+    return found
+
+
+def search(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
+    """Search, test, and write the winner as a recipe; called again, it goes on where it was.
 
     storage: path of an Optuna journal, or URL of a database; by default a journal in `out`. Returns None where another
-    process has trials left to finish: the last one tests.
+    process has trials left to finish, or is at the test.
 
     Raises DeeprlError for what is wrong with space, settings or storage, before anything is trained, and where every
     trial failed; KeyboardInterrupt where a signal or `max_hours` has stopped it.
