@@ -133,8 +133,9 @@ def programs() -> Path | None:
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """A server for as long as the context lasts; its URL."""
-    where = programs()
-    assert where is not None
+    found = programs()
+    assert found is not None
+    where = str(found)
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # the server refuses to be root's
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -144,9 +145,9 @@ def postgresql() -> Iterator[str]:
             shutil.chown(place, "postgres")
         data = f"{place}/data"
         subprocess.run(
-            [*user, where / "initdb", "-D", data, "-U", "deeprl", "-A", "trust"], check=True, stdout=subprocess.DEVNULL
+            [*user, f"{where}/initdb", "-D", data, "-U", "deeprl", "-A", "trust"], check=True, stdout=subprocess.DEVNULL
         )
-        control = [*user, where / "pg_ctl", "-D", data, "-w", "-l", f"{place}/log"]
+        control = [*user, f"{where}/pg_ctl", "-D", data, "-w", "-l", f"{place}/log"]
         subprocess.run(
             [*control, "-o", f"-p {port} -k {place} -h 127.0.0.1", "start"], check=True, stdout=subprocess.DEVNULL
         )

@@ -103,7 +103,11 @@ def plan_of(options: Options, sampler: str) -> Plan:
     kind = algorithm_module(algorithm).Config
     plan = Plan(algorithm, build(kind, settings), published_space(algorithm, kind))
     scheduler = "halving" if options.halving else "none"
-    shared = {"trials": options.trials, "tuning_seeds": options.tuning_seeds, "test_seeds": options.test_seeds}
+    shared: dict[str, Any] = {
+        "trials": options.trials,
+        "tuning_seeds": options.tuning_seeds,
+        "test_seeds": options.test_seeds,
+    }
     return dataclasses.replace(plan, **shared, sampler=sampler, scheduler=scheduler, seed=options.search_seed)
 
 
@@ -136,8 +140,7 @@ def one_by_one(options: Options) -> None:
     plan = plan_of(options, "tpe")
     study = Study(plan, folder_of(options, "tpe"))  # whose search is through
     first = sorted(study.told(), key=lambda t: t.number)[: options.timed]
-    compile_ = "off" if options.alone == "eager" else "on"
-    base = dataclasses.replace(plan.base, compile=compile_)
+    base = dataclasses.replace(plan.base, compile="off" if options.alone == "eager" else "on")
     seconds, scores = 0.0, []
     for trial in first:
         values: list[float | None] = []

@@ -18,6 +18,7 @@ import gymnasium
 import optuna
 import torch
 from optuna.distributions import FloatDistribution
+from optuna.storages.journal import JournalFileBackend
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -29,7 +30,7 @@ def main(part: str, folder: Path, worker: int) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked = json.loads((folder / "asked.json").read_text())
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+    backend = JournalFileBackend(str(folder / "journal.log"))
     evaluations = asked["settings"]["steps"] // asked["settings"]["eval_every"]
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),

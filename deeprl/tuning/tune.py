@@ -89,8 +89,10 @@ def tune(
     else:
         chosen = read_space(space, kind) if space else published_space(algorithm, kind)
     seeds = [setting(kind, "seeds", each) for each in (tuning_seeds, test_seeds)]
-    rest = (batch, sampler, search_seed, objective, last, scheduler, eta, rungs)
-    plan = Plan(algorithm, base, chosen, trials, *seeds, *rest)
+    plan = Plan(
+        *(algorithm, base, chosen, trials, seeds[0], seeds[1]),
+        *(batch, sampler, search_seed, objective, last, scheduler, eta, rungs),
+    )
     found = search(plan, out, storage)
     if found is not None:
         write_pages(found, plan)
