@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from deeprl.reporting.curves import picture, read_published
+from deeprl.reporting.curves import labelled, picture, read_published
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     for env, curves in ours.items():
         path = Path(f"{args.png}_{re.sub('[^a-z0-9]+', '_', env.rpartition('/')[2].lower())}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn, left_out = picture(env, curves, order, others.get(env, {}), args.unit)
+        drawn, left_out = picture(env, curves, order, labelled(others.get(env, {}), "published"), args.unit)
         path.write_bytes(drawn)
         print(path, *left_out, sep="\n")
 

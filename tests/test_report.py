@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Text
 
 from deeprl.errors import DeeprlError
-from deeprl.reporting.curves import _short, plain, read_published
+from deeprl.reporting.curves import plain, read_published, short
 from deeprl.reporting.report import _file_name, write_report
 from deeprl.reporting.table import results
 
@@ -68,7 +68,8 @@ def test_report_writes_all_files(sweep):
     assert write_report(sweep) == sweep / "report" / "index.html"
     names = {path.name for path in (sweep / "report").iterdir()}
     assert names == {
-        "index.html", "summary.csv", "config.json", "curve_Hopper-v5.png", "curve_dmc-walker-run.png"
+        "index.html", "summary.csv", "evaluation_seeds.csv", "config.json", "curve_Hopper-v5.png",
+        "curve_dmc-walker-run.png", "over_all_tasks_bars.png", "over_all_tasks_profiles.png",
     }  # fmt: skip
     for path in (sweep / "report").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -90,7 +91,7 @@ def test_names_are_drawn_as_they_are_not_as_formulas(name, tmp_path):
     published = tmp_path / "published.csv"
     lines = "".join(f"{name},Own{name}-v0,{seed},{step},{seed}\n" for seed in (0, 1) for step in (5_000, 20_000))
     published.write_text("algorithm,env,seed,step,return\n" + lines, encoding="utf-8")
-    write_report(tmp_path / "runs", published=published)
+    write_report(tmp_path / "runs", published=[published])
     assert len(list((tmp_path / "runs" / "report").glob("curve_*.png"))) == 1
     assert Text()._preprocess_math(plain(name)) == (name, False)
 
@@ -203,8 +204,9 @@ def test_page_holds_everything_and_asks_the_net_for_nothing(sweep):
     page = write_report(sweep).read_text()
     assert not re.search(r"http|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 2
-    for source, name in zip(sources, ("curve_Hopper-v5.png", "curve_dmc-walker-run.png"), strict=True):
+    pictures = "over_all_tasks_bars", "over_all_tasks_profiles", "curve_Hopper-v5", "curve_dmc-walker-run"
+    assert len(sources) == 4
+    for source, name in zip(sources, (f"{picture}.png" for picture in pictures), strict=True):
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1]) == (sweep / "report" / name).read_bytes()
     assert 'name="viewport"' in page
@@ -235,18 +237,18 @@ def test_directory_without_runs_raises_its_name(tmp_path):
 
 
 def test_file_names_of_similar_environments_differ():
-    assert _file_name("a/b", []) == "curve_a-b.png"
-    assert _file_name("A b", ["curve_a-b.png"]) == "curve_A-b_2.png"
+    assert _file_name("curve_a/b", []) == "curve_a-b.png"
+    assert _file_name("curve_A b", ["curve_a-b.png"]) == "curve_A-b_2.png"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (500, "500"), (2500, "2.5k"), (1_000_000, "1M"), (-1500, "\N{MINUS SIGN}1.5k")]
 )
 def test_tick_labels_are_short(value, text):
-    assert _short(value) == text
+    assert short(value) == text
 
 
-@pytest.mark.parametrize("module", ["stats", "read", "curves", "report"])
+@pytest.mark.parametrize("module", ["stats", "pairwise", "peers", "comparison", "read", "curves", "panels", "report"])
 def test_module_imports_no_torch_and_matplotlib_only_inside_functions(module):
     source = importlib.util.find_spec(f"deeprl.reporting.{module}").origin
     lines = Path(source).read_text().splitlines()
@@ -291,7 +293,7 @@ def test_published_curves_are_drawn_where_the_environment_is_ours(sweep, tmp_pat
     names = ("curve_Hopper-v5.png", "curve_dmc-walker-run.png")
     write_report(sweep)
     plain = [(sweep / "report" / name).read_bytes() for name in names]
-    write_report(sweep, published=tmp_path / "theirs.csv")
+    write_report(sweep, published=[tmp_path / "theirs.csv"])
     beside = [(sweep / "report" / name).read_bytes() for name in names]
     assert plain[0] != beside[0]
     assert plain[1] == beside[1]
@@ -329,7 +331,7 @@ def drawn(monkeypatch):
 def test_curves_without_a_common_step_are_single_seeds(sweep, tmp_path, monkeypatch):
     (tmp_path / "theirs.csv").write_text(PUBLISHED.replace("Theirs,Hopper-v5,1,10000", "Theirs,Hopper-v5,1,10001"))
     found = drawn(monkeypatch)
-    write_report(sweep, published=tmp_path / "theirs.csv")
+    write_report(sweep, published=[tmp_path / "theirs.csv"])
     assert found["Theirs, published (n = 2, no step in common)"] == 1  # up to the last step of ours, 20,000
     assert found["sac (n = 3)"] == 4
 
@@ -337,15 +339,15 @@ def test_curves_without_a_common_step_are_single_seeds(sweep, tmp_path, monkeypa
 def test_published_curves_that_begin_after_ours_are_told_and_not_in_the_legend(sweep, tmp_path, monkeypatch):
     (tmp_path / "theirs.csv").write_text(PUBLISHED.replace(",10000,", ",80000,"))
     found = drawn(monkeypatch)
-    page = write_report(sweep, published=tmp_path / "theirs.csv").read_text()
+    page = write_report(sweep, published=[tmp_path / "theirs.csv"]).read_text()
     assert not [label for label in found if "published" in label]
     assert "Hopper-v5: Theirs, published, is not drawn: it begins at 80,000, ours ends at 20,000." in page
 
 
 def test_a_file_without_a_curve_of_our_environments_is_told(sweep, tmp_path):
     (tmp_path / "theirs.csv").write_text(PUBLISHED.replace("Hopper", "Swimmer"))
-    page = write_report(sweep, published=tmp_path / "theirs.csv").read_text()
-    assert "has no curve of these environments; it has Swimmer-v5, Walker2d-v5." in page
+    page = write_report(sweep, published=[tmp_path / "theirs.csv"]).read_text()
+    assert "Others: there is no curve of these environments; there are curves of Swimmer-v5, Walker2d-v5." in page
 
 
 def test_cells_of_several_versions_or_references_are_noted(tmp_path):

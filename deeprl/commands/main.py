@@ -21,6 +21,7 @@ _EPILOG = """examples:
   deeprl sweep benchmarks/sweeps/demo.toml
   deeprl tune sac --env Pendulum-v1 --steps 10_000 --eval-every 1_000 --trials 16
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
+  deeprl compare before=runs/before after=runs/after
 
 exit status:
   0 fine; 2 bad input; 3 done, but agents diverged; 130, 143 and 129 ended by Ctrl-C, SIGTERM and a
@@ -105,14 +106,43 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
     sweep = command("sweep", "train all experiments of a TOML file and write one report; resumable")
     sweep.add_argument("file")
-    report = command("report", "write the report of all runs below a directory")
-    report.add_argument("directory")
-    report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
-    report.add_argument("--published", metavar="FILE", help="draw the curves of this CSV file beside them")
-    report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
+    _add_report(command("report", "write the report of all runs below a directory"))
+    _add_compare(command("compare", "compare algorithms: differences with intervals, and what they show"))
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("directory")
+    report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
+    report.add_argument(
+        "--published", nargs="+", default=[], metavar="FILE", help="show curves of CSV files beside them"
+    )
+    report.add_argument(
+        "--peer",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="show what another library recorded: stable-baselines3's evaluations.npz or monitor.csv, events of"
+        " TensorBoard (CleanRL), a CSV export of W&B, or a folder of these; NAME@ENVIRONMENT=PATH where none is told",
+    )
+    report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "sources",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="runs, a directory of runs, a CSV file of benchmark rows or published curves, or what another library"
+        " recorded (see --peer of report); the first one is the reference",
+    )
+    compare.add_argument(
+        "--at", type=int, metavar="STEP", help="compare the policies of this step (default: the final ones)"
+    )
+    compare.add_argument("--csv", help="write a row for each verdict to this file")
+    compare.add_argument("--png", help="draw means, and the IQM over all tasks, with their intervals")
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprl.envs.bounds import UNBOUNDED, Bounds, return_bounds
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell
 from deeprl.reporting.read import Pairs, Pretraining
@@ -49,12 +50,24 @@ def read_published(path: str | Path) -> dict[str, Published]:
     return {env: {name: list(seeds.values()) for name, seeds in names.items()} for env, names in found.items()}
 
 
+def known_bounds(cells: Mapping[Cell, Pairs]) -> Bounds:
+    """What returns of all these cells can be, infinite where that is not known."""
+    found = []
+    for pairs in cells.values():
+        for run, _ in pairs:
+            place = run.info.get("evaluated_in") or run.info["config"]
+            given = place.get("env_kwargs"), place.get("wrappers") or ()
+            found.append(return_bounds(str(place.get("env", "")), *given))
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
 def plain(text: str) -> str:
     """A name as it is drawn: without a formula between its dollar signs, which matplotlib would look for."""
     return text.replace("$", r"\$")
 
 
-def _short(value: float | int, _position: float | int | None = None) -> str:
+def short(value: float | int, _position: float | int | None = None) -> str:
+    """The label of a tick: 2,500 as 2.5k."""
     for unit, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:g}{suffix}".replace("-", "\N{MINUS SIGN}")
@@ -71,9 +84,9 @@ def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: P
         cell.name: [{at.step: at.mean for at in agent.evaluations} for _, agent in pairs]
         for cell, pairs in cells.items()
     }
-    unit = next(iter(cells.values()))[0][0].unit.name
+    unit, bounds = next(iter(cells.values()))[0][0].unit.name, known_bounds(cells)
     if not any(agent.pretraining for pairs in cells.values() for _, agent in pairs):
-        return picture(env, curves, order, published, unit)
+        return picture(env, curves, order, published, unit, bounds=bounds)
     far = -max(max(curve) for online in curves.values() for curve in online)  # as far left as right
     recorded = {run.name: run.q() for pairs in cells.values() for run, _ in pairs}
     q: Published = {}
@@ -87,7 +100,7 @@ def figure(env: str, cells: Mapping[Cell, Pairs], order: list[str], published: P
             cut.append(
                 f"{env}, {cell.name}: offline steps {first:,} to {far:,} are not drawn: there are {-far:,} online."
             )
-    drawn, left_out = picture(env, curves, order, published, unit, q)
+    drawn, left_out = picture(env, curves, order, published, unit, q, bounds=bounds)
     return drawn, cut + left_out
 
 
@@ -103,23 +116,23 @@ def picture(
     unit: str,
     q: Published | None = None,
     values: str = "Q-value in training",
+    bounds: Bounds = UNBOUNDED,
 ) -> tuple[bytes, list[str]]:
     """PNG of our curves, and in grey those of others up to the last step of ours; lines about what is not drawn.
 
     q: curves of Q-values by name, for a second panel, where some of ours begin with offline steps, which are negative;
-    values: what they are.
+    values: what they are. published: as `labelled` names them. bounds: of all returns, which no band leaves.
     """
     below = {name: curves for name, curves in (q or {}).items() if any(curves)}
     columns = 1 if max(map(len, ours)) > 30 else 2  # of the legend
     page = new_page(6.8 if below else 4.2, math.ceil((len(ours) + len(published)) / columns))
     panels = page.subplots(2 if below else 1, sharex=True, squeeze=False)[:, 0]
-    drawn = {name for name, curves in ours.items() if _draw_ours(panels[0], name, curves, order)}
+    drawn = {name for name, curves in ours.items() if _draw_ours(panels[0], name, curves, order, bounds)}
     left_out = [f"{env}, {name}: no finite return, so no curve." for name in ours if name not in drawn]
-    left_out += _draw_published(
-        panels[0], env, published, max(max(curve) for curves in ours.values() for curve in curves)
-    )
+    reached = max(max(curve) for curves in ours.values() for curve in curves)
+    left_out += _draw_published(panels[0], env, published, reached, bounds)
     for name, curves in below.items():
-        _draw_ours(panels[1], name, curves, order, named=name not in drawn)
+        _draw_ours(panels[1], name, curves, order, UNBOUNDED, named=name not in drawn)
     panels[0].set_title(plain(env), fontweight="bold")
     for axes, what in zip(panels, ("Evaluation return", values), strict=False):
         style_axes(axes, what)
@@ -130,19 +143,20 @@ def picture(
     return as_png(page, columns), left_out
 
 
-def new_page(height: float, rows: int) -> Any:
-    """An empty figure, of a height in inches beside the rows of its legend."""
+def new_page(height: float, rows: int, width: float = 7.0) -> Any:
+    """An empty figure, of a width and a height in inches beside the rows of its legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(7.0, height + 0.22 * rows), dpi=150, layout="constrained")
+    page = Figure(figsize=(width, height + 0.22 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(page)  # attaches itself
     return page
 
 
 def as_png(page: Any, columns: int = 2) -> bytes:
-    """A figure with its legend below."""
-    page.legend(loc="outside lower center", ncols=columns, frameon=False)
+    """A figure with its legend below, of so many columns; 0: none."""
+    if columns:
+        page.legend(loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     page.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -150,8 +164,8 @@ def as_png(page: Any, columns: int = 2) -> bytes:
 
 def style_axes(axes: Any, what: str) -> None:
     axes.set_ylabel(what)
-    axes.xaxis.set_major_formatter(_short)
-    axes.yaxis.set_major_formatter(_short)
+    axes.xaxis.set_major_formatter(short)
+    axes.yaxis.set_major_formatter(short)
     axes.grid(True, color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -166,8 +180,9 @@ def _mark_switch(axes: Any) -> None:
         axes.text(0, 0.99, text, color="#444444", fontsize="small", **place)
 
 
-def _draw_ours(axes: Any, name: str, curves: list[Curve], order: list[str], named: bool = True) -> bool:
-    return draw_curves(axes, name if named else "", f"n = {len(curves)}", curves, *style_of(order.index(name)))
+def _draw_ours(axes: Any, name: str, curves: list[Curve], order: list[str], bounds: Bounds, named: bool = True) -> bool:
+    how = style_of(order.index(name))
+    return draw_curves(axes, name if named else "", f"n = {len(curves)}", curves, *how, bounds=bounds)
 
 
 def style_of(number: int) -> tuple[str, str]:
@@ -175,27 +190,37 @@ def style_of(number: int) -> tuple[str, str]:
     return COLOURS[number % 7], LINES[number // 7 % 4]
 
 
-def _draw_published(axes: Any, env: str, published: Published, reached: int) -> list[str]:
+def labelled(published: Published, kind: str) -> Published:
+    """Curves of others by the names that pictures and tables give them: `name, published`."""
+    return {f"{name}, {kind}": seeds for name, seeds in published.items()}
+
+
+def _draw_published(axes: Any, env: str, published: Published, reached: int, bounds: Bounds) -> list[str]:
     """Curves of others up to a step. Returns lines about those of which there is nothing to draw."""
     left_out = []
     for k, (name, seeds) in enumerate(sorted(published.items())):
         upto = [{step: value for step, value in curve.items() if step <= reached} for curve in seeds]
         how = "#777777", LINES[k % 4], MARKERS[k % 5]
-        if not draw_curves(axes, f"{name}, published", f"n = {len(seeds)}", upto, *how):
+        if not draw_curves(axes, name, f"n = {len(seeds)}", upto, *how, bounds=bounds):
             begins = min(step for curve in seeds for step in curve)
-            left_out.append(
-                f"{env}: {name}, published, is not drawn: it begins at {begins:,}, ours ends at {reached:,}."
-            )
+            left_out.append(f"{env}: {name}, is not drawn: it begins at {begins:,}, ours ends at {reached:,}.")
     return left_out
 
 
 def draw_curves(
-    axes: Any, name: str, count: str, curves: Sequence[Mapping[int, float]], colour: str, line: str, marker: str = ""
+    axes: Any,
+    name: str,
+    count: str,
+    curves: Sequence[Mapping[int, float]],
+    colour: str,
+    line: str,
+    marker: str = "",
+    bounds: Bounds = UNBOUNDED,
 ) -> bool:
     """Seeds, their mean and its band where they have steps in common. Returns whether there was anything to draw.
 
-    name: in the legend, or empty for none. marker: of the curve of others, whose single seeds are only drawn where
-    there is no mean.
+    name: in the legend with a count, or empty for none. marker: of the curve of others, whose single seeds are only
+    drawn where there is no mean. bounds: which the band does not leave; the mean is drawn as it is.
     """
     curves = [{step: value for step, value in curve.items() if math.isfinite(value)} for curve in curves]
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
@@ -208,9 +233,10 @@ def draw_curves(
     if not common:
         return bool(alone)
     mean, low, high = mean_band(np.array([[curve[s] for s in common] for curve in curves]))
+    low, high = np.minimum(np.maximum(low, bounds[0]), mean), np.maximum(np.minimum(high, bounds[1]), mean)
     # A cell of one evaluation is a point, which no line shows.
     marker = marker or ("o" if len(common) == 1 else "")
-    label = plain(f"{name} ({count})") if name else None
+    label = plain(f"{name} ({count})" if count else name) if name else None
     axes.plot(common, mean, linewidth=2.0, marker=marker, label=label, **style)
     if len(common) == 1:
         axes.errorbar(common, mean, [[mean[0] - low[0]], [high[0] - mean[0]]], color=colour, capsize=3)

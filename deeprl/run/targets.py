@@ -17,8 +17,8 @@ from deeprl.errors import DeeprlError
 # What a run has in its directory, or will have.
 _OF_RUNS = {"config.json", "status.json", "metrics.csv", "evaluations.csv", "config.tmp", "status.tmp", "run.lock"}
 _OF_RUNS |= {"pretraining.csv", "checkpoints", "snapshots", "tensorboard"}
-_OF_REPORTS = {"index.html", "summary.csv", "config.json"}  # and curve_*.png
-_CURVES = "curve_*.png"
+_OF_REPORTS = {"index.html", "summary.csv", "evaluation_seeds.csv", "config.json"}
+_PICTURES = ("curve_*.png", "over_all_tasks_*.png")  # and these
 _TITLE = b": deeprl report</title>"  # of the page of a report, in its first lines
 _FILMS = (".gif", ".mp4")
 
@@ -40,8 +40,10 @@ def is_report(directory: Path) -> bool:
     if page.is_file():
         with page.open("rb") as file:
             return _TITLE in file.read(2_000)
-    names = [path for path in directory.iterdir() if path.name not in _OF_REPORTS and not path.match(_CURVES)]
-    return not names and _told(directory / "summary.csv", ("algorithm", "env", "label"))
+    others = [path for path in directory.iterdir() if path.name not in _OF_REPORTS]
+    return all(any(map(path.match, _PICTURES)) for path in others) and _told(
+        directory / "summary.csv", ("algorithm", "env", "label")
+    )
 
 
 def check_report(directory: str | Path) -> None:
@@ -63,8 +65,9 @@ def begin_report(directory: Path) -> None:
     """
     check_report(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for picture in directory.glob(_CURVES):
-        picture.unlink()
+    for pattern in _PICTURES:
+        for picture in directory.glob(pattern):
+            picture.unlink()
 
 
 def check_sweep(directory: str | Path) -> None:
