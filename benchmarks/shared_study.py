@@ -63,7 +63,7 @@ def main(options: Options) -> None:
         sys.exit(f"skipped: {missing}")
     with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as closing:
         folder = Path(place)
-        (folder / "space.toml").write_text(SPACE)
+        (folder / "space.toml").write_text(SPACE, encoding="utf-8")
         url = closing.enter_context(postgresql()) if options.storage == "postgresql" else ""
         begun = time.monotonic()
         outs = [folder / ("two" if url and i else "one") for i in range(2)]
@@ -103,7 +103,7 @@ def judged(folder: Path, outs: list[Path], url: str, trials: int) -> dict[str, A
         trial["number"]
         for out in dict.fromkeys(outs)
         for file in out.glob("batches/*/batch.json")
-        for trial in json.loads(file.read_text())["trials"]
+        for trial in json.loads(file.read_text(encoding="utf-8"))["trials"]
     ]
     points = [json.dumps(t.params, sort_keys=True) for t in kept]
     return {

@@ -176,9 +176,9 @@ def by_the_peer(options: Options) -> None:
         "test_seeds": options.test_seeds,
         "default": {k: getattr(plan_of(options, "tpe").base, p.settings[0]) for k, p in space.parameters.items()},
     }
-    (folder / "asked.json").write_text(json.dumps(asked))
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     clock = folder / "seconds.json"
-    seconds = json.loads(clock.read_text()) if clock.exists() else {"search": 0.0, "test": 0.0}
+    seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else {"search": 0.0, "test": 0.0}
     python = str(Path(".peers/sb3/bin/python").absolute())
     for part in ("search", "test"):
         begun = time.monotonic()
@@ -188,10 +188,10 @@ def by_the_peer(options: Options) -> None:
         ]
         codes = [worker.wait() for worker in workers]
         seconds[part] += time.monotonic() - begun
-        clock.write_text(json.dumps(seconds))
+        clock.write_text(json.dumps(seconds), encoding="utf-8")
         if any(codes):
             sys.exit("the peer was stopped; the same command goes on")
-    found = json.loads((folder / "found.json").read_text())
+    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     row = {"way": "peer, tpe and median pruner", "timed": asked["trials"], "seconds": round(seconds["search"], 1)}
     row |= {"settings": json.dumps(found["winner"]), "trials": asked["trials"], "seeds": 1, "tuning": found["tuning"]}
     tested = {name: Score(tuple(found[name])) for name in ("test", "default")}

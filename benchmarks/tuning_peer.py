@@ -29,7 +29,7 @@ LAST = 3  # evaluations whose mean is a test score, as in our search
 def main(part: str, folder: Path, worker: int) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked = json.loads((folder / "asked.json").read_text())
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     backend = JournalFileBackend(str(folder / "journal.log"))
     evaluations = asked["settings"]["steps"] // asked["settings"]["eval_every"]
     study = optuna.create_study(
@@ -78,14 +78,14 @@ def test(study: Any, asked: dict[str, Any], folder: Path, worker: int) -> None:
     for name, settings, seed in jobs[worker::2]:
         file = folder / f"{name}_{seed}.json"
         if not file.exists():
-            file.write_text(json.dumps(run(asked, settings, seed)[-LAST:]))
+            file.write_text(json.dumps(run(asked, settings, seed)[-LAST:]), encoding="utf-8")
     files = {name: [folder / f"{name}_{seed}.json" for seed in asked["test_seeds"]] for name in ("test", "default")}
     if all(file.exists() for each in files.values() for file in each):
         found: dict[str, Any] = {"winner": winner, "tuning": study.best_value}
         for name, each in files.items():
-            values = [json.loads(file.read_text()) for file in each]
+            values = [json.loads(file.read_text(encoding="utf-8")) for file in each]
             found[name] = [sum(value) / len(value) for value in values]
-        (folder / "found.json").write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def bounds(table: dict[str, Any]) -> tuple[float, float]:

@@ -85,7 +85,8 @@ def _td(value: Any) -> str:
     return f"<td>{escape(str(value))}</td>"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table that scrolls by itself where it is wider than the page; numbers right, texts escaped."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = ""
     for row in rows:
@@ -180,19 +181,19 @@ def _sections(contents: Contents) -> Iterable[str]:
         told = f"<p>Scores are normalised by {escape(contents.how)}.</p>"
         yield f"<h2>Over all tasks</h2>\n{told}\n{_images(contents.all_tasks)}"
     if contents.others:
-        yield f"<h2>Beside others</h2>\n{_table(OTHERS_HEADER, contents.others)}"
+        yield f"<h2>Beside others</h2>\n{html_table(OTHERS_HEADER, contents.others)}"
     single = _images(contents.curves)
     single = _folded("Each task alone", single) if len(contents.curves) >= _MANY else single
     yield f"<h2>Learning curves</h2>\n{_images(contents.many)}{single}"
     if contents.periods:
-        yield f"<h2>Decision periods</h2>\n{_table(PERIOD_HEADER, contents.periods)}"
-    yield f"<h2>Checklist</h2>\n{_list(FACTS)}\n{_table(HEADER, checklist_rows(contents.cells))}"
+        yield f"<h2>Decision periods</h2>\n{html_table(PERIOD_HEADER, contents.periods)}"
+    yield f"<h2>Checklist</h2>\n{_list(FACTS)}\n{html_table(HEADER, checklist_rows(contents.cells))}"
 
 
 def page_of(contents: Contents) -> str:
     """The HTML of a report."""
     title, runs, cells = escape(contents.title), contents.runs, contents.cells
-    full = _table(SUMMARY_HEADER, _summary_rows(cells, contents.summary))
+    full = html_table(SUMMARY_HEADER, _summary_rows(cells, contents.summary))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -205,9 +206,9 @@ def page_of(contents: Contents) -> str:
 {_folded("All columns: steps, spread, scores, times", full)}
 {chr(10).join(_sections(contents))}
 <h2>Seeds</h2>
-{_table(SEED_HEADER, _seed_rows(cells))}
+{html_table(SEED_HEADER, _seed_rows(cells))}
 <h2>Runs</h2>
-{_table(RUN_HEADER, _run_rows(runs))}
+{html_table(RUN_HEADER, _run_rows(runs))}
 <h2>How the numbers were computed</h2>
 {_list(METHOD)}
 </body></html>

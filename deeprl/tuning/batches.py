@@ -21,7 +21,7 @@ from deeprl.tuning.spaces import Point, Space
 from deeprl.tuning.trials import Group, Score, Trial, groups
 
 
-class Batch(NamedTuple):
+class TrialBatch(NamedTuple):
     """Trials that train together. rung: 0, or higher of trials that go on; pruned: those of which these were better."""
 
     folder: Path
@@ -62,11 +62,11 @@ class Batches:
     def __init__(self, out: Path, algorithm: str, base: RunConfig, space: Space, seeds: Sequence[int]):
         self._out, self._algorithm, self._base, self._space, self._seeds = out, algorithm, base, space, seeds
 
-    def all(self) -> list[Batch]:
+    def all(self) -> list[TrialBatch]:
         """In the order in which they were drawn."""
         return [self._read(file) for file in sorted(self._out.glob("batches/*/batch.json"))]
 
-    def add(self, points: Mapping[int, Point], rung: int = 0, pruned: Sequence[int] = ()) -> Batch:
+    def add(self, points: Mapping[int, Point], rung: int = 0, pruned: Sequence[int] = ()) -> TrialBatch:
         """A new one of these trials. Not to be called by two processes at the same time."""
         folder = self._out / "batches" / f"{len(self.all()):04d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,11 +79,11 @@ class Batches:
         files = sorted(self._out.glob("batches/*/batch.json"))
         return {trial["number"]: trial["point"] for file in files for trial in _content(file)["trials"]}
 
-    def groups(self, batch: Batch) -> list[Group]:
+    def groups(self, batch: TrialBatch) -> list[Group]:
         """Its populations."""
         return groups(self._algorithm, self._base, batch.trials, self._seeds, batch.folder)
 
-    def begin(self, batch: Batch) -> list[Group]:
+    def begin(self, batch: TrialBatch) -> list[Group]:
         """Its populations; those of trials that go on are gathered from where these stand, if that is not done yet."""
         here = self.groups(batch)
         new = [group for group in here if not (group.planned.directory / "config.json").exists()]
@@ -94,10 +94,10 @@ class Batches:
                 gather(_origins(group, of), group.planned.config)
         return here
 
-    def _read(self, file: Path) -> Batch:
+    def _read(self, file: Path) -> TrialBatch:
         content = _content(file)
         trials = [Trial(t["number"], self._space.settings(t["point"], self._base.steps)) for t in content["trials"]]
-        return Batch(file.parent, content["rung"], tuple(trials), tuple(content["pruned"]))
+        return TrialBatch(file.parent, content["rung"], tuple(trials), tuple(content["pruned"]))
 
 
 def _origins(group: Group, of: Mapping[int, Group]) -> list[Origin]:

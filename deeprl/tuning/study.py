@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,7 +29,7 @@ from deeprl.errors import DeeprlError, InUseError, first_line
 from deeprl.run.directory import EXECUTION, write_json
 from deeprl.run.lock import Lock
 from deeprl.run.progress import show
-from deeprl.tuning.batches import Batch, Batches
+from deeprl.tuning.batches import TrialBatch, Batches
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.spaces import Choice, Space
 from deeprl.tuning.trials import Cost
@@ -155,7 +157,9 @@ class Study:
         import optuna
 
         try:
-            return dict(optuna.importance.get_param_importances(self._study))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of few trials
+                return dict(optuna.importance.get_param_importances(self._study))
         except (ValueError, RuntimeError):  # too few trials, or all alike
             return {}
 
@@ -165,7 +169,7 @@ class Study:
 
     # --- one batch ---
 
-    def _next(self, held: contextlib.ExitStack) -> Batch | None:
+    def _next(self, held: contextlib.ExitStack) -> TrialBatch | None:
         """A batch to work at, which stays ours until `held` is closed: one that was left, of trials that go on, new."""
         with self._drawing():
             self._settle()
@@ -211,7 +215,7 @@ class Study:
             for number in filter(waiting.__contains__, batch.pruned):
                 self._study.tell(number, state=states.PRUNED)
 
-    def _going_on(self) -> Batch | None:
+    def _going_on(self) -> TrialBatch | None:
         """The next batch of trials that go on to a higher rung, if they are due."""
         batches, plan = self._batches.all(), self.plan
         more = self._live() < plan.trials
@@ -231,7 +235,7 @@ class Study:
         points = self._batches.points()
         return self._batches.add({number: points[number] for number in due[1]}, due[0], due[2])
 
-    def _new(self) -> Batch | None:
+    def _new(self) -> TrialBatch | None:
         """A batch of new trials, while there are any: first those that a process drew here before it was killed."""
         known = self._batches.points()
         found = [t for t in self._in_state("RUNNING") if t.number not in known and self._ours(t)]
@@ -275,7 +279,7 @@ class Study:
     def _settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         return self.plan.space.settings(point, self.plan.base.steps)
 
-    def _train(self, batch: Batch) -> None:
+    def _train(self, batch: TrialBatch) -> None:
         plan, until = self.plan, self.plan.until[batch.rung]
         here = self._batches.begin(batch)
         agents = sum(len(group.planned.config.seeds) for group in here)
@@ -369,20 +373,24 @@ def _without_password(storage: str) -> str:
 
 def _sampler(plan: Plan, before: int, home: str) -> Any:
     """A sampler for the next batch, whose draws follow from what has been drawn before."""
+    import optuna
     from optuna import samplers
 
     text = json.dumps([plan.seed, before, home])
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-    if plan.sampler == "qmc":  # goes on in one sequence, whose place the storage keeps
-        return samplers.QMCSampler(seed=plan.seed, scramble=True, warn_independent_sampling=False)
-    kinds = {
+    kinds: dict[str, Any] = {
+        "qmc": functools.partial(samplers.QMCSampler, scramble=True),
         "random": samplers.RandomSampler,
         "tpe": samplers.TPESampler,
         "gp": samplers.GPSampler,
         "cmaes": samplers.CmaEsSampler,
         "nsga2": samplers.NSGAIISampler,
     }
-    return kinds[plan.sampler](seed=seed)
+    if plan.sampler == "qmc":
+        seed = plan.seed  # it goes on in one sequence, whose place the storage keeps
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return kinds[plan.sampler](seed=seed)
 
 
 def _distribution(parameter: Any) -> Any:

@@ -27,7 +27,7 @@ from deeprl.tuning.spaces import read_space, require_inside, space_of
 from deeprl.tuning.study import Plan, Study, StudyStopped, Told, best_of
 from deeprl.tuning.trials import Cost, Score, Trial, groups
 
-Seeds = str | int | Sequence[int]
+_Seeds = str | int | Sequence[int]
 _RECORDS = {"seeds", "out", "label", "tensorboard", "max_hours", "checkpoint_minutes", "keep_checkpoints", *EXECUTION}
 
 
@@ -60,8 +60,8 @@ def tune(
     space: str | Path | Mapping[str, Any] | None = None,
     storage: str = "",
     trials: int = 32,
-    tuning_seeds: Seeds = "0-2",
-    test_seeds: Seeds = "100-109",
+    tuning_seeds: _Seeds = "0-2",
+    test_seeds: _Seeds = "100-109",
     batch: int = 8,
     sampler: str = "tpe",
     search_seed: int = 0,
@@ -90,8 +90,20 @@ def tune(
         chosen = read_space(space, kind) if space else published_space(algorithm, kind)
     seeds = [setting(kind, "seeds", each) for each in (tuning_seeds, test_seeds)]
     plan = Plan(
-        *(algorithm, base, chosen, trials, seeds[0], seeds[1]),
-        *(batch, sampler, search_seed, objective, last, scheduler, eta, rungs),
+        algorithm,
+        base,
+        chosen,
+        trials=trials,
+        tuning_seeds=seeds[0],
+        test_seeds=seeds[1],
+        batch=batch,
+        sampler=sampler,
+        seed=search_seed,
+        objective=objective,
+        last=last,
+        scheduler=scheduler,
+        eta=eta,
+        rungs=rungs,
     )
     found = search(plan, out, storage)
     if found is not None:
