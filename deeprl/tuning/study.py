@@ -29,7 +29,7 @@ from deeprl.errors import DeeprlError, InUseError, first_line
 from deeprl.run.directory import EXECUTION, write_json
 from deeprl.run.lock import Lock
 from deeprl.run.progress import show
-from deeprl.tuning.batches import TrialBatch, Batches
+from deeprl.tuning.batches import Batches, TrialBatch
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.spaces import Choice, Space
 from deeprl.tuning.trials import Cost
