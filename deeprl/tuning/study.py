@@ -362,8 +362,15 @@ def _storage(place: str) -> Any:
 
     if "://" not in place:
         return JournalStorage(JournalFileBackend(place))
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
     wait = {"connect_timeout": 10} if place.startswith(("postgresql", "mysql")) else {}
-    return RDBStorage(place, engine_kwargs={"connect_args": wait, "pool_pre_ping": True})
+    how = {"connect_args": wait, "pool_pre_ping": True}
+    try:
+        return RDBStorage(place, engine_kwargs=how)
+    except (IntegrityError, ProgrammingError):  # another process was making the tables at the same moment
+        time.sleep(3.0)
+        return RDBStorage(place, engine_kwargs=how)
 
 
 def _without_password(storage: str) -> str:
