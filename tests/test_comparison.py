@@ -16,7 +16,7 @@ from deeprl.commands.main import main
 from deeprl.errors import DeeprlError
 from deeprl.reporting.comparison import ROW_COLUMNS, compare
 from deeprl.reporting.entrants import read_entrants
-from deeprl.reporting.overall import BY_RANGE, BY_REFERENCES, Sample, overall
+from deeprl.reporting.overall import BY_RANGE, BY_REFERENCES, Sample, over_steps, overall
 from deeprl.reporting.table import results, write_rows
 
 
@@ -269,8 +269,31 @@ def test_scores_within_a_comparison_are_by_hand_and_tasks_without_any_are_left_o
     # s: 0 to 10; t: -1 to 1; b has three runs on s: the first two count
     assert found.scores["a"].tolist() == [[0.0, 0.0], [0.5, 0.5]]
     assert found.scores["b"].tolist() == [[1.0, 1.0], [0.5, 0.5]]
+    assert found.spans == {"s": (0.0, 10.0), "t": (-1.0, 1.0)}
     assert found.notes == [
         "bad is left out over all tasks: a return is not finite.",
         "flat is left out over all tasks: all returns are equal.",
         "b has more than 2 runs on some tasks: over all tasks the first 2 of each count.",
     ]
+
+
+def test_scores_over_steps_are_at_common_steps_by_the_span_of_final_returns():
+    def curve(**returns: float) -> dict[int, Sample]:
+        return {int(step[1:]): Sample(ret) for step, ret in returns.items()}
+
+    curves = {
+        "a": {"s": [curve(_5=-10.0, _10=0.0)], "t": [curve(_5=0.0, _7=3.0, _10=2.0)]},
+        "b": {"s": [curve(_1=0.0, _5=5.0, _10=10.0), curve(_5=0.0)], "t": [curve(_5=3.0, _10=4.0)]},
+    }
+    finals = {n: {t: [seed[max(seed)] for seed in seeds] for t, seeds in own.items()} for n, own in curves.items()}
+    together = overall(finals)
+    assert together is not None
+    steps, tables = over_steps(together, curves)
+    # b's second seed on s has no partner on t; spans are 0 to 10 and 2 to 4
+    assert steps == [5, 10]
+    assert tables["a"].tolist() == [[[-1.0, 0.0], [-1.0, 0.0]]]
+    assert tables["b"].tolist() == [[[0.5, 1.0], [0.5, 1.0]]]
+    scored = {"a": {t: [{s: Sample(9.0, 10.0 * s) for s in (1, 2)}] for t in "st"}}
+    known = overall({"a": {t: [seeds[0][2]] for t, seeds in scored["a"].items()}})
+    assert known is not None
+    assert over_steps(known, scored)[1]["a"].tolist() == [[[0.1, 0.2], [0.1, 0.2]]]
