@@ -70,6 +70,7 @@ def test_report_writes_all_files(sweep):
     assert names == {
         "index.html", "summary.csv", "evaluation_seeds.csv", "config.json", "curve_Hopper-v5.png",
         "curve_dmc-walker-run.png", "over_all_tasks_bars.png", "over_all_tasks_profiles.png",
+        "over_all_tasks_efficiency.png",
     }  # fmt: skip
     for path in (sweep / "report").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -204,8 +205,9 @@ def test_page_holds_everything_and_asks_the_net_for_nothing(sweep):
     page = write_report(sweep).read_text()
     assert not re.search(r"http|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="([^"]*)"', page)
-    pictures = "over_all_tasks_bars", "over_all_tasks_profiles", "curve_Hopper-v5", "curve_dmc-walker-run"
-    assert len(sources) == 4
+    together = (f"over_all_tasks_{what}" for what in ("bars", "profiles", "efficiency"))
+    pictures = (*together, "curve_Hopper-v5", "curve_dmc-walker-run")
+    assert len(sources) == 5
     for source, name in zip(sources, (f"{picture}.png" for picture in pictures), strict=True):
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.split(",")[1]) == (sweep / "report" / name).read_bytes()

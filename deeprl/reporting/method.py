@@ -18,7 +18,8 @@ METHOD = (
     "Over all tasks: normalised scores of all runs on the tasks that all algorithms named there have; stratified "
     "bootstrap over runs, tasks fixed (50,000 resamples, of profiles 2,000). Median and mean are those of the means of "
     "tasks; the IQM cuts a quarter of all runs from each end; optimality gap: how far runs fall short of 1 on average, "
-    "what is beyond 1 counted as 1. Profile: the share of runs above each score (Agarwal et al. 2021).",
+    "what is beyond 1 counted as 1. Profile: the share of runs above each score; efficiency: the IQM at the "
+    "steps that all these runs have in common (Agarwal et al. 2021).",
     "Beside others: the greatest step that all seeds of the other have recorded and that ours have reached; of ours "
     "the last evaluation up to it. Difference of the means with Welch's 95 % t interval (Colas et al. 2018). A verdict "
     "needs an interval without 0 and a p value that is at most 0.05 after Holm's correction for the number of rows.",

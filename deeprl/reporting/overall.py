@@ -31,12 +31,16 @@ class Sample(NamedTuple):
 
 
 class Overall(NamedTuple):
-    """scores: by algorithm [runs, tasks]. how: what they are normalised by. notes: what was left out, and why."""
+    """scores: by algorithm [runs, tasks]. how: what they are normalised by. notes: what was left out, and why.
+
+    spans: the returns that are at 0 and 1 on each task; empty where scores are those of references.
+    """
 
     tasks: list[str]
     scores: dict[str, Array]
     how: str
     notes: list[str]
+    spans: dict[str, tuple[float, float]]
 
 
 class Estimate(NamedTuple):
@@ -71,6 +75,10 @@ def overall(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> Overall | 
         tasks = [task for task in tasks if task not in flat]
     if len(tasks) < 2 or (not scored and len(samples) < 2):
         return None
+    spans: dict[str, tuple[float, float]] = {}
+    for task in [] if scored else tasks:
+        returns = [one.ret for own in samples.values() for one in own[task]]
+        spans[task] = min(returns), max(returns)
     tables: dict[str, Array] = {}
     for name, own in samples.items():
         runs = min(len(own[task]) for task in tasks)
@@ -78,19 +86,50 @@ def overall(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> Overall | 
             notes.append(
                 f"{name} has more than {runs} runs on some tasks: over all tasks the first {runs} of each count."
             )
-        columns = [_normalised(own[task][:runs], samples, task, scored) for task in tasks]
+        columns = [[_normalised(one, spans.get(task)) for one in own[task][:runs]] for task in tasks]
         tables[name] = np.array(columns).T
-    return Overall(tasks, tables, BY_REFERENCES if scored else BY_RANGE, notes)
+    return Overall(tasks, tables, BY_REFERENCES if scored else BY_RANGE, notes, spans)
 
 
-def _normalised(
-    runs: Sequence[Sample], samples: Mapping[str, Mapping[str, Sequence[Sample]]], task: str, scored: bool
-) -> list[float]:
-    if scored:
-        return [one.score / 100.0 for one in runs]
-    returns = [one.ret for own in samples.values() for one in own[task]]
-    low, high = min(returns), max(returns)
-    return [(one.ret - low) / (high - low) for one in runs]
+def _normalised(sample: Sample, span: tuple[float, float] | None) -> float:
+    if span is None:
+        return sample.score / 100.0
+    return (sample.ret - span[0]) / (span[1] - span[0])
+
+
+SampleCurve = Mapping[int, Sample]  # by step
+
+
+def over_steps(
+    together: Overall, curves: Mapping[str, Mapping[str, Sequence[SampleCurve]]]
+) -> tuple[list[int], dict[str, Array]]:
+    """The steps that all runs of a table have in common, and by algorithm the scores [runs, tasks, steps] there.
+
+    curves: of every seed by algorithm and task, in the order of the samples that `together` was made of. Scores that
+    are not finite make a step no common one.
+    """
+    known = {
+        name: [curves[name][task][: len(table)] for task in together.tasks] for name, table in together.scores.items()
+    }
+    seeds = [seed for own in known.values() for task in own for seed in task]
+    steps = sorted(set.intersection(*({s for s, one in seed.items() if math.isfinite(one.ret)} for seed in seeds)))
+    spans = [together.spans.get(task) for task in together.tasks]
+    tables = {}
+    for name, own in known.items():
+        by_task = [
+            [[_normalised(seed[step], span) for step in steps] for seed in task]
+            for task, span in zip(own, spans, strict=True)
+        ]
+        tables[name] = np.array(by_task).swapaxes(0, 1)
+    return steps, tables
+
+
+def aggregates(scores: Mapping[str, Array]) -> dict[str, dict[str, Estimate]]:
+    """Every one of `AGGREGATES` by its title and algorithm, of scores [runs, tasks]."""
+    return {
+        title: {name: estimate(table, statistic) for name, table in scores.items()}
+        for title, statistic in AGGREGATES.items()
+    }
 
 
 def estimate(scores: Array, statistic: Callable[..., Any] = iqm) -> Estimate:

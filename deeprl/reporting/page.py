@@ -16,9 +16,10 @@ from deeprl.reporting.cells import Cell
 from deeprl.reporting.checklist import FACTS, HEADER, checklist_rows
 from deeprl.reporting.method import METHOD
 from deeprl.reporting.others import OTHERS_HEADER
+from deeprl.reporting.overall import Estimate
 from deeprl.reporting.read import Pairs, RunRecord
 from deeprl.reporting.summary import Rows
-from deeprl.reporting.wording import interval_text, number_text
+from deeprl.reporting.wording import interval_text, number_text, with_interval
 
 CSS = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --warn: #b45309; }
@@ -63,7 +64,8 @@ class Picture(NamedTuple):
 
 @dataclass
 class Contents:
-    """What a page shows. folder: where it will lie. all_tasks: pictures, and `how` scores were normalised there."""
+    """What a page shows. folder: where it will lie. Over all tasks: pictures, `aggregates` by title and algorithm, and
+    `how` scores were normalised there."""
 
     title: str
     folder: Path
@@ -74,6 +76,7 @@ class Contents:
     curves: list[Picture] = field(default_factory=list)
     many: list[Picture] = field(default_factory=list)
     all_tasks: list[Picture] = field(default_factory=list)
+    aggregates: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     how: str = ""
     others: Sequence[Sequence[Any]] = ()
     periods: Sequence[Sequence[Any]] = ()
@@ -159,6 +162,11 @@ def _seed_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:
             yield cell.env, cell.name, str(agent.seed), steps, final.mean, len(final.returns), remark, run.name
 
 
+def _aggregate_rows(found: Mapping[str, Mapping[str, Estimate]]) -> Iterable[Sequence[Any]]:
+    for name in next(iter(found.values())):
+        yield name, *(with_interval(*by_name[name]) for by_name in found.values())
+
+
 def _images(pictures: Sequence[Picture]) -> str:
     images = ""
     for title, png in pictures:
@@ -179,7 +187,8 @@ def _sections(contents: Contents) -> Iterable[str]:
     """What stands between the first table and the seeds."""
     if contents.all_tasks:
         told = f"<p>Scores are normalised by {escape(contents.how)}.</p>"
-        yield f"<h2>Over all tasks</h2>\n{told}\n{_images(contents.all_tasks)}"
+        table = _table(("Algorithm", *contents.aggregates), _aggregate_rows(contents.aggregates))
+        yield f"<h2>Over all tasks</h2>\n{told}\n{table}\n{_images(contents.all_tasks)}"
     if contents.others:
         yield f"<h2>Beside others</h2>\n{html_table(OTHERS_HEADER, contents.others)}"
     single = _images(contents.curves)

@@ -11,8 +11,8 @@ import numpy as np
 
 from deeprl.envs.bounds import UNBOUNDED, Bounds
 from deeprl.reporting.curves import Curve, as_png, draw_curves, new_page, plain, short, style_axes, style_of
-from deeprl.reporting.overall import AGGREGATES, Estimate, estimate
-from deeprl.reporting.stats import Array, profile_band
+from deeprl.reporting.overall import Estimate
+from deeprl.reporting.stats import Array, efficiency_curve, profile_band
 
 _COLUMNS = 3
 _LEVELS = 101  # thresholds of a profile
@@ -53,17 +53,6 @@ def _draw_interval(axes: Any, place: int, found: Estimate, colour: str) -> None:
     axes.plot([found.value] * 2, [place - 0.3, place + 0.3], color="black", linewidth=1.5)
 
 
-def aggregate_panels(scores: Mapping[str, Array], order: Sequence[str]) -> bytes:
-    """PNG of `overall.AGGREGATES` of normalised scores [runs, tasks], with 95 % intervals by stratified bootstrap."""
-    return interval_panels(
-        {
-            title: {name: estimate(s, statistic) for name, s in scores.items()}
-            for title, statistic in AGGREGATES.items()
-        },
-        order,
-    )
-
-
 def profile_picture(scores: Mapping[str, Array], order: Sequence[str]) -> bytes:
     """PNG of the performance profiles of normalised scores [runs, tasks] with their 95 % bands."""
     levels = np.linspace(*_span(scores), _LEVELS)
@@ -77,6 +66,20 @@ def profile_picture(scores: Mapping[str, Array], order: Sequence[str]) -> bytes:
         axes.fill_between(levels, least, most, color=colour, alpha=0.18, linewidth=0)
     style_axes(axes, "Share of runs above it")
     axes.set_xlabel("Normalised score")
+    return as_png(page)
+
+
+def efficiency_picture(steps: Sequence[int], tables: Mapping[str, Array], order: Sequence[str], unit: str) -> bytes:
+    """PNG of the IQM of normalised scores [runs, tasks, steps] by step, with its 95 % bands."""
+    page = new_page(3.6, math.ceil(len(tables) / 2))
+    axes = page.subplots()
+    for name in (name for name in order if name in tables):
+        colour, line = style_of(order.index(name))
+        value, low, high = efficiency_curve(tables[name])
+        axes.plot(steps, value, color=colour, linestyle=line, linewidth=2.0, label=plain(name))
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    style_axes(axes, "IQM of normalised scores")
+    axes.set_xlabel(f"{unit.capitalize()} of one agent")
     return as_png(page)
 
 

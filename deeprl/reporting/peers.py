@@ -70,7 +70,7 @@ def read_peer(peer: Peer) -> dict[str, list[Curve]]:
 
     Raises DeeprlError where nothing can be read, a file is broken or does not tell its environment.
     """
-    runs = _runs(peer.path)
+    runs = [run for run in _runs(peer.path) if run.points]
     if not runs:
         kinds = "evaluations.npz, monitor.csv, events of TensorBoard or a CSV export of W&B"
         raise DeeprlError(f"{peer.path}: no returns of another library found there; have {kinds}")
@@ -111,8 +111,7 @@ def _runs(path: Path) -> list[PeerRun]:
     if monitors:
         return [_monitor([p for p in monitors if p.parent == folder]) for folder in _folders(monitors)]
     if events:
-        read = [_events(path if path.is_file() else folder) for folder in _folders(events)]
-        return [run for run in read if run.points]
+        return [_events(path if path.is_file() else folder) for folder in _folders(events)]
     return _export(path) if path.is_file() else []
 
 
@@ -131,11 +130,12 @@ def _env_of(path: Path) -> str:
 def _evaluations(path: Path) -> PeerRun:
     try:
         with np.load(path) as stored:
-            steps, results = stored["timesteps"], stored["results"]
-        means = np.asarray(results, np.float64).reshape(len(steps), -1).mean(axis=1)
+            steps, results = stored["timesteps"], np.asarray(stored["results"], np.float64)
+        means = results.reshape(len(results), -1).mean(axis=1)
+        points = [(int(s), float(m)) for s, m in zip(steps, means, strict=True)]
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DeeprlError(f"{path}: not the evaluations of stable-baselines3 ({error})") from error
-    return PeerRun(_env_of(path), [(int(s), float(m)) for s, m in zip(steps, means, strict=True)])
+    return PeerRun(_env_of(path), points)
 
 
 def _monitor(files: Sequence[Path]) -> PeerRun:
@@ -183,16 +183,15 @@ def _export(path: Path) -> list[PeerRun]:
             points = [(int(float(line[0])), float(line[k])) for line in lines[1:] if line and line[k].strip()]
         except (IndexError, ValueError) as error:
             raise DeeprlError(f"{path}: column {lines[0][k]!r} is broken: {error}") from error
-        if points:
-            runs.append(PeerRun(_env_of(Path(name)), points, episodes="episodic_return" in metric))
+        runs.append(PeerRun(_env_of(Path(name)), points, episodes="episodic_return" in metric))
     return runs
 
 
 def _curves(runs: Sequence[PeerRun]) -> list[Curve]:
     """Curves of runs in one environment, those of training episodes at the same steps in all."""
-    ended = [max(step for step, _ in run.points) for run in runs if run.episodes and run.points]
+    ended = [max(step for step, _ in run.points) for run in runs if run.episodes]
     grid = [round(min(ended) * k / POINTS) for k in range(1, POINTS + 1)] if ended else []
-    return [_averaged(run.points, grid) if run.episodes else dict(sorted(run.points)) for run in runs if run.points]
+    return [_averaged(run.points, grid) if run.episodes else dict(sorted(run.points)) for run in runs]
 
 
 def _averaged(points: Sequence[tuple[int, float]], grid: Sequence[int]) -> Curve:

@@ -22,9 +22,9 @@ from deeprl.reporting.checklist import write_evaluation_seeds
 from deeprl.reporting.curves import Published, figure, known_bounds
 from deeprl.reporting.frequency import drawn_by_period, score, steady
 from deeprl.reporting.others import beside_others, read_others
-from deeprl.reporting.overall import Sample, overall
+from deeprl.reporting.overall import Sample, SampleCurve, aggregates, over_steps, overall
 from deeprl.reporting.page import Contents, Picture, page_of
-from deeprl.reporting.panels import aggregate_panels, curves_picture, profile_picture
+from deeprl.reporting.panels import curves_picture, efficiency_picture, interval_panels, profile_picture
 from deeprl.reporting.peers import Peer
 from deeprl.reporting.read import Pairs, group, read_runs, unit_name
 from deeprl.reporting.remarks import remarks
@@ -118,19 +118,30 @@ def _add_curves(contents: Contents, figures: Figures, others: Mapping[str, Publi
 
 def _add_all_tasks(contents: Contents, figures: Figures) -> None:
     """Aggregates and profiles, where several tasks have scores, or several algorithms that can be put between."""
-    samples: dict[str, dict[str, list[Sample]]] = {}
+    curves: dict[str, dict[str, list[SampleCurve]]] = {}
     for cell, pairs in contents.cells.items():
-        finals = [agent.final.mean for _, agent in pairs]
-        samples.setdefault(cell.name, {})[cell.env] = [Sample(ret, score_of(pairs, ret)) for ret in finals]
-    together = overall({name: own for name, own in samples.items() if len(own) > 1})
+        curves.setdefault(cell.name, {})[cell.env] = [
+            {at.step: Sample(at.mean, score_of(pairs, at.mean)) for at in agent.evaluations} for _, agent in pairs
+        ]
+    curves = {name: own for name, own in curves.items() if len(own) > 1}
+    finals = {
+        name: {task: [seed[max(seed)] for seed in seeds] for task, seeds in own.items()} for name, own in curves.items()
+    }
+    together = overall(finals)
     if together is None:
         return
     contents.how = together.how
     contents.notes += together.notes
+    contents.aggregates = aggregates(together.scores)
     order = sorted({*_order(figures), *together.scores})
+    drawn = {"bars": interval_panels(contents.aggregates, order), "profiles": profile_picture(together.scores, order)}
+    steps, tables = over_steps(together, curves)
+    units = {unit for (_, unit), here in figures.items() if {cell.name for cell in here} & set(tables)}
+    if len(steps) > 1 and len(units) == 1:
+        drawn["efficiency"] = efficiency_picture(steps, tables, order, units.pop())
     told = f"{', '.join(together.scores)} on {', '.join(together.tasks)}"
-    for title, draw in (("bars", aggregate_panels), ("profiles", profile_picture)):
-        picture = Picture(f"{title.capitalize()} over all tasks: {told}", draw(together.scores, order))
+    for title, png in drawn.items():
+        picture = Picture(f"{title.capitalize()} over all tasks: {told}", png)
         _keep(contents, contents.all_tasks, picture, f"over_all_tasks_{title}")
 
 
