@@ -199,7 +199,7 @@ class Breeding(Selection):
         parents = exploit(plan, number, standings)
         settings: dict[int, dict[str, float]] = {}
         for child, parent in parents.items() if plan.explore else ():
-            self._points[child] = moved(plan, number, child, self._points[parent])
+            self._points[child] = perturbed(plan, number, child, self._points[parent])
             settings[child] = plan.settings(self._points[child])
         rows = [self._row(step, member, parents.get(member, member), s) for member, s in enumerate(standings)]
         return Succession(parents, settings, rows)
@@ -244,7 +244,7 @@ def exploit(plan: PbtPlan, number: int, standings: Sequence[Standing]) -> dict[i
     return {child: best[int(_numbers(plan, number, child)[0] * len(best))] for child in sorted(worst)}
 
 
-def moved(plan: PbtPlan, number: int, member: int, point: Point) -> Point:
+def perturbed(plan: PbtPlan, number: int, member: int, point: Point) -> Point:
     """Where in the space a member goes on in round `number` whose parent is at `point`."""
     _, *numbers = _numbers(plan, number, member)
     found: dict[str, float | str] = {}
