@@ -104,7 +104,8 @@ class Run:
         if kind is None or issubclass(kind, Exception):  # a Ctrl-C also reaches a compiler that is at work
             state = "finished" if self.finished else "stopped" if error is None else f"failed ({first_line(error)})"
             again = shlex.join(["deeprl", "resume", str(self.directory)])
-            self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
+            by_call = self._custom_net or self._selection
+            self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if by_call else again)
 
     def make_envs(self) -> PopulationEnvs | DeviceEnvs | WarpEnvs:
         """The environments that the agents act in; they are evaluated in others like them."""
