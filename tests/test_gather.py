@@ -13,7 +13,7 @@ from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.reporting.read import read_runs
 from deeprl.run.checkpoint import load_checkpoint
-from deeprl.run.gather import Standing, gather
+from deeprl.run.gather import Seat, gather
 from deeprl.run.trained import algorithm_module
 
 SMALL = {"compile": "off", "backend": "loop", "eval_every": 24, "eval_episodes": 2, "tensorboard": False}
@@ -37,7 +37,7 @@ def test_gathered_agents_go_on_as_they_would_have_where_they_were(tmp_path: Path
     trained(tmp_path / "b", case, 48, seeds=(2, 3), **{lr: (3e-3, 4e-3)})
     config = dataclasses.replace(first, seeds=(3, 0), out=str(tmp_path / "c"), **{lr: (4e-3, 1e-3)})
 
-    gather([Standing(tmp_path / "b", 1), Standing(tmp_path / "a", 0)], config)
+    gather([Seat(tmp_path / "b", 1), Seat(tmp_path / "a", 0)], config)
     algorithm_module(case["algorithm"]).train(config)
     whole = {0: ("a2", 0, (0, 1), (1e-3, 2e-3)), 1: ("b2", 1, (2, 3), (3e-3, 4e-3))}
     for folder, _, seeds, rates in whole.values():
@@ -64,9 +64,9 @@ def test_runs_that_do_not_fit_together_are_refused_by_name(tmp_path: Path) -> No
     trained(tmp_path / "b", ON_DEVICE, 48, seeds=(1,))
     other = dataclasses.replace(config, seeds=(0, 1), out=str(tmp_path / "c"))
     with pytest.raises(DeeprlError, match=r"different steps: \[24, 48\]"):
-        gather([Standing(tmp_path / "a", 0), Standing(tmp_path / "b", 0)], other)
+        gather([Seat(tmp_path / "a", 0), Seat(tmp_path / "b", 0)], other)
     with pytest.raises(DeeprlError, match=r"a: hidden is \[8, 8\] there, \[4, 4\] here"):
-        gather([Standing(tmp_path / "a", 0)], dataclasses.replace(other, seeds=(0,), hidden=(4, 4)))
+        gather([Seat(tmp_path / "a", 0)], dataclasses.replace(other, seeds=(0,), hidden=(4, 4)))
     trained(tmp_path / "d", ON_DEVICE, 1000, seeds=(0,))
     with pytest.raises(DeeprlError, match=r"d has no checkpoint from which"):
-        gather([Standing(tmp_path / "d", 0)], dataclasses.replace(other, seeds=(0,)))
+        gather([Seat(tmp_path / "d", 0)], dataclasses.replace(other, seeds=(0,)))

@@ -8,6 +8,7 @@ from deeprl.config.runs import (
     PerAgentOrAuto,
     PerAgentText,
     RunConfig,
+    Schedule,
     Seeds,
     added,
     build,
@@ -19,6 +20,7 @@ from deeprl.config.runs import (
     per_agent,
     per_agent_fields,
     positive,
+    require_changeable,
     setting,
     within,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "PerAgentOrAuto",
     "PerAgentText",
     "RunConfig",
+    "Schedule",
     "Seeds",
     "added",
     "build",
@@ -42,6 +45,7 @@ __all__ = [
     "per_agent",
     "per_agent_fields",
     "positive",
+    "require_changeable",
     "setting",
     "within",
 ]

@@ -9,6 +9,7 @@ import typing
 from typing import Any, Literal
 
 from deeprl.config.fields import parse_seeds
+from deeprl.config.schedules import read_schedule
 from deeprl.errors import DeeprlError
 
 
@@ -25,6 +26,8 @@ def converted(key: str, value: Any, hint: Any) -> Any:
             return parse_seeds([str(value)])
         except ValueError as error:
             raise DeeprlError(f"seeds: {error}") from error
+    if key == "schedule" and isinstance(value, str | os.PathLike):
+        value = read_schedule(value)
     for option in _options(hint):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is Literal and value in arguments:

@@ -28,6 +28,7 @@ from deeprl.config.fields import (
     plain_json,
     require_finite,
 )
+from deeprl.config.schedules import Schedule, require_steps
 from deeprl.errors import DeeprlError, nearest
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PerAgentOrAuto",
     "PerAgentText",
     "RunConfig",
+    "Schedule",
     "Seeds",
     "added",
     "build",
@@ -49,6 +51,7 @@ __all__ = [
     "per_agent",
     "per_agent_fields",
     "positive",
+    "require_changeable",
     "setting",
     "within",
 ]
@@ -105,6 +108,8 @@ class RunConfig:
     """Steps of each agent: in the environment, or of the gradient if it learns from a dataset."""
     net: str = ""
     """Own networks: `module:function`, called as function(spec, config)."""
+    schedule: Schedule = field(default=(), metadata={"added": True})
+    """TOML file of settings of all agents from some steps on (docs/tuning.md); its content is kept with the run."""
     # --- records ---
     out: str = ""
     """Run directory; default runs/ALGORITHM/ENV/HASH. The same command again continues there."""
@@ -157,6 +162,7 @@ class RunConfig:
             _require(count == len(self.seeds), f"{name}: {count} values for {len(self.seeds)} seeds")
         for each in dataclasses.fields(self):
             self._keep_to(each.name, _rules(type(self), each.name))
+        self._begin_schedule()
         alone = [self.member(i) for i in range(len(self.seeds))] if len(self.seeds) > 1 else []
         members = [(m.seeds, *(getattr(m, f) for f in per_agent_fields(type(self)))) for m in alone]
         twice = next((m[0][0] for i, m in enumerate(members) if m in members[:i]), None)
@@ -184,6 +190,37 @@ class RunConfig:
             _require(0 < value < math.inf, f"{name}: must be positive and finite, not {value}")
         if "layers" in rules:
             _require(min(value, default=1) > 0, f"{name}: layers need at least one unit, not {value}")
+
+    def _begin_schedule(self) -> None:
+        """Take settings from the beginning of the schedule. Raise DeeprlError for what no schedule can do."""
+        object.__setattr__(self, "schedule", tuple(plain_json("schedule", self.schedule)))  # a copy of our own
+        require_steps(self.schedule)
+        for entry in self.schedule:
+            where = f"schedule: step {entry['step']}"
+            for name, value in entry.items():
+                if name == "step":
+                    continue
+                if entry["step"] == 0:
+                    _require(name not in self.varied(), f"{where}: {name}: sets all agents alike; name no other values")
+                    require_changeable(type(self), name, where)
+                else:
+                    self.require_free(name, where)
+                number = not isinstance(value, bool) and isinstance(value, int | float)
+                _require(number, f"{where}: {name}: expected a number, not {value!r}")
+                low, high = _rules(type(self), name)["bounds"]
+                _require(low <= value <= high, f"{where}: {name}: must be in {low:g} .. {high:g}, not {value}")
+                if entry["step"] == 0:
+                    object.__setattr__(self, name, float(value))
+
+    def require_free(self, name: str, where: str) -> None:
+        """Raise DeeprlError, beginning with `where`, for a setting that cannot change in the course of this run."""
+        require_changeable(type(self), name, where)
+        ready = name in self.prepared_with()
+        _require(not ready, f"{where}: {name}: data are prepared with it, so that it cannot change in this run")
+
+    def prepared_with(self) -> set[str]:
+        """Per-agent settings that data are prepared with as a run begins."""
+        return set()
 
     def refuse_idle(self, reason: str, *names: str) -> None:
         """Raise DeeprlError unless each of these settings, which have no effect here, has its default."""
@@ -313,6 +350,23 @@ def config_hash(algorithm: str, config: RunConfig) -> str:
 def per_agent_fields(config: type[RunConfig]) -> list[str]:
     """Names of the fields that may differ inside a population."""
     return [f.name for f in dataclasses.fields(config) if _rules(config, f.name).get("per_agent")]
+
+
+def require_changeable(config: type[RunConfig], name: str, where: str) -> None:
+    """Raise DeeprlError, beginning with `where`, for a setting that cannot change in the course of a run."""
+    known = [f.name for f in dataclasses.fields(config)]
+    rules, usual = _rules(config, name), per_agent_fields(config)
+    changeable = [n for n in usual if not _rules(config, n)["at_start"] and not isinstance(_text_of(config, n), str)]
+    _require(name in known, f"{where}: {name}: unknown setting{nearest(name, changeable)}")
+    _require(name in usual, f"{where}: {name}: is shared by a population, and stays as it is in a run")
+    _require(not rules["at_start"], f"{where}: {name}: is only how an agent starts, and cannot change in a run")
+    _require(name in changeable, f"{where}: {name}: is no number, and cannot change in a run")
+
+
+def _text_of(config: type[RunConfig], name: str) -> Any:
+    """The default of a field; nothing for `auto`, which stands in the place of a number."""
+    default = config.__dataclass_fields__[name].default
+    return None if default == "auto" else default
 
 
 def _rules(config: type[RunConfig], name: str) -> Mapping[str, Any]:

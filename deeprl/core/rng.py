@@ -35,7 +35,7 @@ _M0, _M1 = 0xD2511F53 - 2**32, 0xCD9E8D57 - 2**32
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _DRAW, _DERIVE = 0, 1  # last counter word: keeps drawn numbers apart from derived keys
 
-STREAMS = ("init", "explore", "sample", "update", "env", "eval", "corrupt")
+STREAMS = ("init", "explore", "sample", "update", "env", "eval", "corrupt", "pbt")
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -120,6 +120,10 @@ class Config(OfflineConfig):
             raise DeeprlError("backup_entropy: max-then-min has no single next action whose entropy it could be")
         self.require_range("log_std_range")
 
+    def prepared_with(self) -> set[str]:
+        """As there: the returns of Cal-QL."""
+        return {"discount"} if self.calibrated else set()
+
 
 Returns = Float[Tensor, " B"] | None
 Which = Int[Tensor, " part"] | None

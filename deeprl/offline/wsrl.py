@@ -171,6 +171,10 @@ class Config(OffPolicyConfig, DatasetConfig):
         else:
             self.refuse_idle("loss own", *_OF_SAC)
 
+    def prepared_with(self) -> set[str]:
+        """As there: the returns of Cal-QL."""
+        return {"discount"} if own_losses.returns_of(self) else set()
+
     def inits(self) -> list[str]:
         """The runs that agents begin from, each named once."""
         return list(dict.fromkeys(self.init if isinstance(self.init, tuple) else (self.init,)))

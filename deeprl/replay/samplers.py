@@ -194,6 +194,11 @@ class Priorities:
         self.values.scatter_(1, row, priority)
         self.largest = torch.maximum(self.largest, priority.amax(1))
 
+    def mend(self, agents: Sequence[int]) -> None:
+        """Set priorities of these agents that are not finite, as those of an agent that diverged, to the first ones."""
+        for of in (self.values, self.largest):
+            of[agents] = torch.where(of[agents].isfinite(), of[agents], 1.0)
+
     def state_dict(self) -> dict[str, Any]:
         """All priorities and the largest."""
         return {"values": self.values.cpu(), "largest": self.largest.cpu()}

@@ -51,6 +51,7 @@ SETTINGS_ONLY = {
 _TAKEN_APART = {"config", "spec", "datasets", "evaluated_in", "custom_net", "origins"}  # by `agent_identity`
 _PLACE = ("env", "env_kwargs", "wrappers")
 _SHOWN_ELSEWHERE = {"algorithm", "dataset"}  # by the name of a cell and its task
+_LONG = ("schedule", "pbt")  # shown by a digest: settings by step, and the rules of population-based training
 _SCORES = "score_range"  # of a spec: how returns are shown
 
 
@@ -100,6 +101,7 @@ def agent_identity(info: Mapping[str, Any], member: int) -> dict[str, Any]:
         run = info["origins"]["runs"][origin["run"]]
         before = key_of(agent_identity(run, origin["member"]))
         found |= {"init": f"{run['algorithm']} {before} at step {origin['step']}", "source": {}}
+    found |= {name: key_of({name: found[name]}) for name in _LONG if found.get(name)}
     changed = [c for c in info.get("changes", []) if c.get("name") == "precision"]
     if changed:
         told = dict.fromkeys([str(changed[0]["before"]), *(str(c["after"]) for c in changed)])

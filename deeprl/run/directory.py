@@ -56,10 +56,12 @@ def _working_directory() -> str:
         return ""
 
 
-def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: str = "") -> dict[str, Any] | None:
+def stored_run(
+    directory: Path, algorithm: str, config: RunConfig, custom_net: str = "", rules: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """`config.json` of the run in `directory`, or None for a directory that is empty or not there.
 
-    custom_net: name of the function that was passed as `net=`, if one was.
+    custom_net: name of the function that was passed as `net=`, if one was. rules: of a selection (`run/selection.py`).
 
     Raises DeeprlError, naming the settings that differ, if it holds another run, or something else. How it is executed
     (`EXECUTION`) may differ. A new run is refused inside another one, of which it would be taken for a part.
@@ -73,8 +75,9 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
     stored = read_about(directory)
     if not isinstance(stored.get("execution"), dict):
         raise DeeprlError(f"{directory / 'config.json'} does not say how the run is executed")
-    here = {"algorithm": algorithm, "custom_net": custom_net} | identity(config)
-    there = {k: stored.get(k, "") for k in ("algorithm", "custom_net")} | identity_of(stored["config"], type(config))
+    here = {"algorithm": algorithm, "custom_net": custom_net, "pbt": dict(rules or {})} | identity(config)
+    usual = {"algorithm": "", "custom_net": "", "pbt": {}}
+    there = {k: stored.get(k, v) for k, v in usual.items()} | identity_of(stored["config"], type(config))
     differ = [k for k in here if here[k] != there[k] and k not in EXECUTION]
     if "dataset" in differ and _moved(there["dataset"], here["dataset"], config, stored):
         differ.remove("dataset")
@@ -83,6 +86,8 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
         remedy = "choose another --out"
         if differ == ["custom_net"] and not custom_net:
             remedy = "it goes on from Python, where its net= is passed again"
+        if differ == ["pbt"] and not rules:
+            raise DeeprlError(f"{directory} is of population-based training, and goes on by the call that began it")
         raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
 

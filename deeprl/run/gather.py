@@ -27,7 +27,7 @@ from deeprl.run.logger import CsvLog
 LOGS = ("metrics.csv", "evaluations.csv")
 
 
-class Standing(NamedTuple):
+class Seat(NamedTuple):
     """An agent, by the directory of its run and its number there."""
 
     directory: Path
@@ -55,7 +55,7 @@ class _Pick(NamedTuple):
     agents: int
 
 
-def gather(origins: Sequence[Standing], config: RunConfig) -> None:
+def gather(origins: Sequence[Seat], config: RunConfig) -> None:
     """Write a run to `config.out` that stands where the runs of `origins` stand, with these agents, in this order.
 
     config: as many seeds, and own settings, as there are origins, theirs. What is in the directory is replaced.

@@ -170,15 +170,16 @@ def _last_time(file: Path) -> float:
 
 
 class RunLogs:
-    """`metrics.csv`, `evaluations.csv` and, if wanted, `tensorboard/` of a run with these seeds.
+    """`metrics.csv`, `evaluations.csv`, `pbt.csv` of a selection and, if wanted, `tensorboard/` of a run.
 
-    `pretraining.csv` is written when a run begins, if there is anything in it, and never again.
+    seeds: of its agents. `pretraining.csv` is written when a run begins, if there is anything in it, and never again.
     """
 
     def __init__(self, directory: Path, seeds: Sequence[int], tensorboard: bool):
         self._seeds = seeds
         self._metrics, self._evaluations = CsvLog(directory / "metrics.csv"), CsvLog(directory / "evaluations.csv")
-        self._pretraining = CsvLog(directory / "pretraining.csv")
+        self._pretraining, self._selection = CsvLog(directory / "pretraining.csv"), CsvLog(directory / "pbt.csv")
+        self._growing = self._metrics, self._evaluations, self._selection
         self._tensorboard: TensorBoardLog | None = None
         self._folder = directory / "tensorboard" if tensorboard else None
 
@@ -187,7 +188,7 @@ class RunLogs:
         if self._folder:
             names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
             self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + 1)
-        return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in (self._metrics, self._evaluations)]
+        return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in self._growing]
 
     def pretraining(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what was before a run that begins, in place of what an attempt before has left."""
@@ -199,7 +200,7 @@ class RunLogs:
         """Bring everything to the disk. Returns what `begin` needs to come back to this point."""
         if self._tensorboard:
             self._tensorboard.sync()
-        return {log.path.name: log.mark() for log in (self._metrics, self._evaluations)}
+        return {log.path.name: log.mark() for log in self._growing}
 
     def metrics(
         self, step: int, wall_s: float, metrics: Mapping[str, list[float]], episodes: Sequence[Episode]
@@ -230,6 +231,10 @@ class RunLogs:
         if self._tensorboard:
             for i, own in _by_member(episodes).items():
                 self._tensorboard.write(step, i, {"eval/return": sum(e.ret for e in own) / len(own)})
+
+    def selection(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What was chosen among the members (`run/selection.py`)."""
+        self._selection.write(rows)
 
     def close(self) -> None:
         if self._tensorboard:

@@ -1,8 +1,8 @@
 """One run on disk: directory, schedule, records, progress, checkpoints. What keeps a `train` loop short.
 
 A run directory holds `config.json`, `status.json`, `metrics.csv`, `evaluations.csv`, `tensorboard/`, `checkpoints/`,
-`snapshots/` if asked for, and `pretraining.csv` where its agents began from another run. Opening one continues its run
-from the newest checkpoint; another run is refused.
+`snapshots/` if asked for, `pretraining.csv` where its agents began from another run, and `pbt.csv` where members go on
+from others. Opening one continues its run from the newest checkpoint; another run is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from deeprl.config import RunConfig, config_hash
+from deeprl.config.schedules import changes_between
 from deeprl.core import footprint, rng
 from deeprl.core.population import Agents
 from deeprl.core.tree import TreeState
@@ -38,6 +39,7 @@ from deeprl.run.evaluate import Evaluations, GreedyPolicy, StoppedError
 from deeprl.run.interrupts import Interrupts
 from deeprl.run.logger import RunLogs
 from deeprl.run.progress import Progress
+from deeprl.run.selection import Selection, apply_settings, apply_succession, standings_of
 
 Callback = Callable[["Run"], bool | None]
 
@@ -53,7 +55,8 @@ class Run:
     the runs that agents began from.
     custom_net: the function of own networks; its name is noted, as they are needed again. stored: `config.json` of
     earlier sessions.
-    callback: called after every step of the population; returning True stops the run with a checkpoint.
+    callback: called after every step of the population; returning True stops the run with a checkpoint. One that is a
+    `Selection` lets members go on from others.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Run:
     ):
         self.algorithm, self.config, self.callback, self.custom_net = algorithm, config, callback, net
         self._custom_net = own_networks.name_of(net) if net else ""
+        self._selection = callback if isinstance(callback, Selection) else None
+        self._rules = {"pbt": self._selection.rules} if self._selection else {}
         self._home = Home(config.out or f"runs/{algorithm}/{config.task}/{config_hash(algorithm, config)}")
         self.step = self.updates = self._previous_step = self._resumed_at = 0
-        self.stored = directory.stored_run(self.directory, algorithm, config, self._custom_net)
+        self.stored = directory.stored_run(self.directory, algorithm, config, self._custom_net, self._rules.get("pbt"))
         self.execution = directory.execution_of(self.stored, config, config.updates())
         self.keys = rng.Streams(config.seeds, self.execution.device)
         self.finished = self.diverged = False
@@ -99,7 +104,8 @@ class Run:
         if kind is None or issubclass(kind, Exception):  # a Ctrl-C also reaches a compiler that is at work
             state = "finished" if self.finished else "stopped" if error is None else f"failed ({first_line(error)})"
             again = shlex.join(["deeprl", "resume", str(self.directory)])
-            self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if self._custom_net else again)
+            by_call = self._custom_net or self._selection
+            self._interrupts.leave(f"{state} at step {self.step:,}", "the same call" if by_call else again)
 
     def make_envs(self) -> PopulationEnvs | DeviceEnvs | WarpEnvs:
         """The environments that the agents act in; they are evaluated in others like them."""
@@ -153,13 +159,15 @@ class Run:
         if self.execution.device == "meta":
             raise footprint.MetaDeviceError(footprint.needs_of(len(self.config.seeds), "meta", agents, **parts))
         own_networks.try_out(net, agents.state, self.execution)
+        self._require_settings(agents)
         given = {name: part for name, part in (("envs", envs), ("data", data)) if part is not None}
         self._attached = {"agents": TreeState(agents), **given, **parts}
         self.execution.fit(agents.state, getattr(self.config, "batch_size", 1))
         spec = (envs or data).spec
         self.unit = unit_of(self.config.env, spec.action_repeat, offline=envs is None)
         made_of = own_networks.made_of(net, data)
-        about = (spec, self.execution, self._custom_net, self._evaluations.make, made_of | self.origins)
+        record = made_of | self.origins | self._rules
+        about = (spec, self.execution, self._custom_net, self._evaluations.make, record)
         begin = functools.partial(directory.write_about, self.directory, self.algorithm, self.config, *about)
         directory.require_networks(self.directory, self.stored, made_of)
         found, news = directory.claimed(self.directory, self.stored, self.config, self.execution, begin, self._closing)
@@ -175,6 +183,7 @@ class Run:
             news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
             if not found:
                 self._logs.pretraining(self.pretraining)
+                self._logs.selection(self._selection.rows() if self._selection else [])
         title = f"{self.algorithm} {self.config.task} x{len(self.config.seeds)}"
         self._progress = Progress(title, self.config.steps, len(self.config.seeds), self.step, self.unit.counted)
         self._closing.callback(self._logs.close)
@@ -182,6 +191,12 @@ class Run:
         self._progress.say(*filter(None, news))
         self._opened = True
         self._write_status("running")
+
+    def _require_settings(self, agents: Agents) -> None:
+        """Raise DeeprlError for a schedule of settings that these agents do not have, as those of `wsrl --loss own`."""
+        named = {name for entry in self.config.schedule for name in entry} - {"step"}
+        if missing := named - agents.state.hparams.keys():
+            raise DeeprlError(f"schedule: {min(missing)}: these agents do not have this setting")
 
     def has_checkpoint(self) -> bool:
         """Whether it goes on from a checkpoint, and not from the beginning."""
@@ -197,6 +212,8 @@ class Run:
             self._metrics_before, self._evaluations.at = own["metrics"], own["evaluated"]
             self.frozen, self.diverged = own["frozen"], own["diverged"]
             divergence.know(own["causes"])
+            if self._selection:
+                self._selection.load_state_dict(own["selection"])
             done, agents = step >= self.config.steps or self.diverged, self._attached["agents"].tree
             parts = [name for name in self._attached if not done or name in ("agents", "data")]
             content["agents"] = own_networks.with_fixed(content["agents"], net, agents.state.fixed, "state.")
@@ -241,7 +258,7 @@ class Run:
         """
         config = self.config
         due = any(self.due(every) for every in (config.log_every, config.eval_every, config.snapshot_every))
-        self._waiting = not due and self.step < config.steps
+        self._waiting = not due and self.step < config.steps and not self._changes()
         return self._waiting
 
     def advance(self) -> None:
@@ -272,7 +289,7 @@ class Run:
         return every > 0 and self.step // every > self._previous_step // every
 
     def end_step(self, metrics: Mapping[str, Tensor], policy: GreedyPolicy) -> None:
-        """What follows a step: log, evaluate, save, each if it is time to."""
+        """What follows a step: log, evaluate, change settings, save, each if it is time to."""
         self.log(metrics)
         self.evaluate(policy)
         self.checkpoint()
@@ -297,20 +314,43 @@ class Run:
         self._episodes = []
 
     def evaluate(self, policy: GreedyPolicy) -> None:
-        """Evaluate all agents, if it is time to or the run is at its end.
+        """Evaluate all agents, if it is time to or the run is at its end, and change settings that are to be changed.
 
         What stops the run stops this as well: the next session then begins with it.
         """
-        if not self._evaluation_due():
+        if self._evaluation_due():
+            try:
+                episodes = self._evaluations.run(policy, self.step, self._progress, self._to_stop)
+            except StoppedError:
+                return
+            with writing(self.directory):
+                self._logs.evaluation(self.step, self.wall_s, episodes)
+            mean = sum(e.ret for e in episodes) / len(episodes)
+            self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
+            if self._selection:
+                self._select(self._selection, episodes)
+            self._write_status("running")
+        if changes := self._changes():
+            apply_settings(self._attached["agents"].tree, changes)
+
+    def _changes(self) -> dict[str, float]:
+        """What the schedule changes at this step. A session that goes on here does it again, to no effect."""
+        return changes_between(self.config.schedule, self._previous_step, self.step)
+
+    def _select(self, selection: Selection, episodes: list[Episode]) -> None:
+        """Let members go on from others, if it is time to; not before they have learned, nor at the end of the run."""
+        if not self.due(selection.every) or self.updates == 0 or self.step >= self.config.steps:
             return
-        try:
-            episodes = self._evaluations.run(policy, self.step, self._progress, self._to_stop)
-        except StoppedError:
-            return
+        agents = self._attached["agents"].tree
+        self._report_frozen()
+        chosen = selection.choose(self.step, standings_of(agents, episodes, self._attached))
+        apply_succession(agents, chosen, self._attached)
+        self.frozen = [record for record in self.frozen if record["member"] not in chosen.parents]
         with writing(self.directory):
-            self._logs.evaluation(self.step, self.wall_s, episodes)
-        self._progress.update(self.step, f"return {sum(e.ret for e in episodes) / len(episodes):,.1f} at {self.step:,}")
-        self._write_status("running")
+            self._logs.selection(chosen.rows)
+        if chosen.parents:
+            told = ", ".join(f"{child} from {parent}" for child, parent in chosen.parents.items())
+            self._progress.say(f"step {self.step:,}: members that go on from others: {told}")
 
     def _evaluation_due(self) -> bool:
         now = self.step >= self.config.steps or self.diverged or self.due(self.config.eval_every)
@@ -334,6 +374,7 @@ class Run:
                 "metrics": self._metrics_before, "evaluated": self._evaluations.at, "logs": self._logs.marks(),
                 "causes": divergence.causes(self._attached["agents"].tree),
             }  # fmt: skip
+            own |= {"selection": self._selection.state_dict()} if self._selection else {}
             keep = self.config.keep_checkpoints if only is None else 1
             checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
         self._saved_at = time.monotonic()

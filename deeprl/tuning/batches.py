@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from deeprl.config import RunConfig
 from deeprl.errors import InUseError
 from deeprl.run.directory import write_json
-from deeprl.run.gather import Standing, gather
+from deeprl.run.gather import Seat, gather
 from deeprl.run.lock import Lock
 from deeprl.tuning.spaces import Point, Space
 from deeprl.tuning.trials import Group, Score, Trial, groups
@@ -100,13 +100,13 @@ class Batches:
         return TrialBatch(file.parent, content["rung"], tuple(trials), tuple(content["pruned"]))
 
 
-def _origins(group: Group, of: Mapping[int, Group]) -> list[Standing]:
+def _origins(group: Group, of: Mapping[int, Group]) -> list[Seat]:
     """Where the agents of a group stand, in their order. of: the group that each trial was in before."""
-    found: dict[int, Standing] = {}
+    found: dict[int, Seat] = {}
     for trial in group.trials:
         before = of[trial.number]
         for member, there in zip(group.members[trial.number], before.members[trial.number], strict=True):
-            found[member] = Standing(before.planned.directory, there)
+            found[member] = Seat(before.planned.directory, there)
     return [found[member] for member in sorted(found)]
 
 
