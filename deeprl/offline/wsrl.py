@@ -171,6 +171,10 @@ class Config(OffPolicyConfig, DatasetConfig):
         else:
             self.refuse_idle("loss own", *_OF_SAC)
 
+    def over_all_steps(self) -> list[str]:
+        """As there."""
+        return ["penalty_end"] if self.penalty_end < 1.0 else []
+
     def inits(self) -> list[str]:
         """The runs that agents begin from, each named once."""
         return list(dict.fromkeys(self.init if isinstance(self.init, tuple) else (self.init,)))

@@ -83,6 +83,8 @@ def stored_run(directory: Path, algorithm: str, config: RunConfig, custom_net: s
         remedy = "choose another --out"
         if differ == ["custom_net"] and not custom_net:
             remedy = "it goes on from Python, where its net= is passed again"
+        if differ == ["steps"] and there["steps"] < here["steps"]:
+            remedy = f"deeprl extend {directory} --steps {config.steps} trains it further"
         raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
 
