@@ -116,6 +116,7 @@ ALGORITHMS = {
 
 if TYPE_CHECKING:
     from deeprl.api import dry_run as dry_run
+    from deeprl.api import extend as extend
     from deeprl.api import load as load
     from deeprl.api import train as train
     from deeprl.reporting.table import results as results
@@ -124,7 +125,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # Imported at first use: `deeprl --help` must not wait for torch.
-    if name in ("dry_run", "load", "train"):
+    if name in ("dry_run", "extend", "load", "train"):
         from deeprl import api
 
         return getattr(api, name)
@@ -139,4 +140,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'deeprl' has no attribute {name!r}")
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "dry_run", "load", "results", "train", "tune"]
+__all__ = ["ALGORITHMS", "Algorithm", "dry_run", "extend", "load", "results", "train", "tune"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Mapping
@@ -24,10 +25,24 @@ from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError
 from deeprl.nets import FixedNorm, put
 from deeprl.recipes import with_recipe
+from deeprl.run.directory import read_about
+from deeprl.run.extension import extend_record
 from deeprl.run.loop import Callback, Run
-from deeprl.run.trained import OwnNet, Population, algorithm_module, load_population
+from deeprl.run.own_networks import name_of
+from deeprl.run.progress import show
+from deeprl.run.trained import OwnNet, Population, algorithm_module, load_population, stored_config
 
-__all__ = ["OwnNet", "Policy", "Population", "algorithm_module", "dry_run", "load", "load_population", "train"]
+__all__ = [
+    "OwnNet",
+    "Policy",
+    "Population",
+    "algorithm_module",
+    "dry_run",
+    "extend",
+    "load",
+    "load_population",
+    "train",
+]
 
 
 def train(algorithm: str, *, net: OwnNet = None, callback: Callback | None = None, **settings: Any) -> Run:
@@ -52,6 +67,25 @@ def _asked(
     """Settings, and own networks that have no name among them."""
     named = {"net": net} if isinstance(net, str) else {}
     return build(module.Config, with_recipe(algorithm, settings | named)), None if isinstance(net, str) else net
+
+
+def extend(run_dir: str | Path, steps: int, *, net: OwnNet = None, callback: Callback | None = None) -> Run:
+    """Train a run further, to `steps` of each agent, as if it had had so many from the start. Returns its `Run`.
+
+    Called again it goes on, as `train` does. net: own networks that were passed as a function.
+
+    Raises DeeprlError where a longer run would have been another (a schedule over all steps, named), and where a
+    finished run has not kept what it needs: `keep_replay`, of algorithms that act in environments.
+    """
+    about = read_about(Path(run_dir))
+    module, before = algorithm_module(about["algorithm"]), stored_config(about)
+    if steps < before.steps:
+        raise DeeprlError(f"steps: {run_dir} has {before.steps:,} already, and cannot be made shorter")
+    config = dataclasses.replace(before, steps=steps, out=str(run_dir))
+    make = None if isinstance(net, str) else net
+    if told := extend_record(Path(run_dir), about["algorithm"], config, module.train, name_of(make) if make else ""):
+        show(told)
+    return module.train(config, net=make, callback=callback)
 
 
 def dry_run(algorithm: str, *, net: OwnNet = None, **settings: Any) -> Needs:

@@ -61,7 +61,7 @@ class OnHost(PopulationEnvs):
 
 
 for _name in ("pop_episodes", "pop_faults", "state_dict", "load_state_dict", "close"):
-    setattr(OnHost, _name, lambda self, *args, name=_name: getattr(self.envs, name)(*args))
+    setattr(OnHost, _name, lambda self, *args, name=_name, **more: getattr(self.envs, name)(*args, **more))
 
 
 @pytest.mark.parametrize("algorithm", AGENTS)

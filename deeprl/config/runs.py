@@ -127,6 +127,9 @@ class RunConfig:
     """Minutes between checkpoints with everything that an exact resume needs; 0 keeps only the last state."""
     keep_checkpoints: int = 2
     """The newest checkpoints that are kept while a run goes on; of a finished one the last is."""
+    keep_replay: bool = False
+    """Keep in the last checkpoint of a finished run all that `deeprl extend` needs to train it further: the replay, the
+    environments. Runs that learn from datasets alone go on without."""
     snapshot_every: int = 0
     """Steps between snapshots of the agents, which are all kept: for `dataset create`, `deeprl evaluate --step` and
     `deeprl.load(..., step=)`; 0 keeps none."""
@@ -267,6 +270,10 @@ class RunConfig:
         """Bytes that all agents share, beside those that each of them needs."""
         return 0
 
+    def over_all_steps(self) -> list[str]:
+        """The settings whose schedule runs over all `steps`: with more of them each step would be another."""
+        return []
+
 
 @dataclass(frozen=True)
 class OnlineConfig(RunConfig):
@@ -318,7 +325,7 @@ class OffPolicyConfig(OnlineConfig):
 
 # Fields that do not change what a run computes.
 NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "snapshot_every"}
-NOT_IDENTITY |= {"tensorboard", "cuda_graphs"}
+NOT_IDENTITY |= {"tensorboard", "cuda_graphs", "keep_replay"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

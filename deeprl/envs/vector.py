@@ -124,9 +124,9 @@ class PopulationEnvs:
             self._episodes.append(Episode(int(m), int(e), float(returns[m, e]), int(lengths[m, e])))
             self._returns[m, e], self._lengths[m, e] = 0.0, 0
 
-    def pop_episodes(self) -> list[Episode]:
-        """Episodes finished since the last call."""
-        episodes, self._episodes = self._episodes, []
+    def pop_episodes(self, keep: bool = False) -> list[Episode]:
+        """Episodes finished since the last call. keep: the next call tells of them again."""
+        episodes, self._episodes = self._episodes, list(self._episodes) if keep else []
         return episodes
 
     def pop_faults(self) -> dict[int, str]:

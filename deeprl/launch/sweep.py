@@ -19,8 +19,9 @@
 
 Agents that differ only in their seed and in per-agent settings (learning rates, discount, ...) train in one
 population. Everything else, such as `hidden`, makes a population of its own. A sweep that is called again skips what
-is finished and continues what is not. Called twice at once, each process takes the populations that the other is not
-at: the way to use many cores.
+is finished and continues what is not; with more `steps` it trains on what was finished with fewer, where that is exact
+(`deeprl.run.extension`; online algorithms need keep_replay = true). Called twice at once, each process takes the
+populations that the other is not at: the way to use many cores.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run_sweep(file: str | Path) -> Path:
         show(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps")
         try:
             with contextlib.chdir("."):
-                algorithm_module(planned.algorithm).train(planned.config)
+                planned.train()
         except InUseError as error:
             show(f"{name}: left to another process ({error})")
     return write_report(out)

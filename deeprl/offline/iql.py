@@ -77,6 +77,10 @@ class Config(OfflineConfig):
         if self.dropout > 0.0 and self.actor == "deterministic":
             raise DeeprlError("dropout: only the gaussian actor has it")
 
+    def over_all_steps(self) -> list[str]:
+        """As there."""
+        return ["actor_lr_decay"] if self.actor_lr_decay else []
+
 
 class Net(NamedTuple):
     """The modules of one agent; their parameters live in `State`.

@@ -75,6 +75,10 @@ class Config(OfflineConfig):
     hidden: tuple[int, ...] = layers(256, 256)  # units of each hidden layer, in all networks
     critics: int = positive(5)  # K
 
+    def over_all_steps(self) -> list[str]:
+        """As there."""
+        return ["actor_lr_decay"] if self.actor_lr_decay else []
+
 
 def make_net(spec: EnvSpec, config: Config) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Policy, critics and value of the authors' code: two ReLU layers of 256 each.

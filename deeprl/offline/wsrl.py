@@ -175,6 +175,10 @@ class Config(OffPolicyConfig, DatasetConfig):
         """As there: the returns of Cal-QL."""
         return {"discount"} if own_losses.returns_of(self) else set()
 
+    def over_all_steps(self) -> list[str]:
+        """As there."""
+        return ["penalty_end"] if self.penalty_end < 1.0 else []
+
     def inits(self) -> list[str]:
         """The runs that agents begin from, each named once."""
         return list(dict.fromkeys(self.init if isinstance(self.init, tuple) else (self.init,)))

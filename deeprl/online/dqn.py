@@ -104,6 +104,11 @@ class Config(OffPolicyConfig):
         if self.v_min >= self.v_max or self.bins < 2:
             raise DeeprlError(f"v_min, v_max, bins: {self.bins} bins cannot fill {self.v_min} .. {self.v_max}")
 
+    def over_all_steps(self) -> list[str]:
+        """As there."""
+        betas = self.priority_beta if isinstance(self.priority_beta, tuple) else (self.priority_beta,)
+        return ["priority_beta"] if self.prioritized and set(betas) != {1.0} else []
+
 
 class Net(NamedTuple):
     """The module of one agent; its parameters live in `State`.

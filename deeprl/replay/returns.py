@@ -65,6 +65,6 @@ class ReturnsToGo:
         return {"values": self.values.cpu(), "open": self._open.copy()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.values.copy_(saved["values"])
+        """Restore what `state_dict` gave, of a replay that was not larger."""
+        self.values[:, : saved["values"].shape[1]] = saved["values"].to(self.values.device)  # of a smaller replay, too
         self._open = torch.as_tensor(saved["open"]).numpy().copy()

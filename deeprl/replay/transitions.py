@@ -161,7 +161,7 @@ class Replay:
         return {"inserted": self._inserted, "rows": self.history}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; the capacity must be the same."""
+        """Restore what `state_dict` gave; the capacity must be the same, or larger than all that was stored."""
         self._inserted = saved["inserted"]
         self._measure()
         for first, rows in saved["rows"].parts():

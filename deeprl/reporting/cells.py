@@ -40,6 +40,7 @@ SETTINGS_ONLY = {
     "tensorboard": "which records there are",
     "checkpoint_minutes": "what is kept",
     "keep_checkpoints": "what is kept",
+    "keep_replay": "what is kept",
     "snapshot_every": "what is kept",
     "max_hours": "when it stops to go on later",
     "threads": "other rounding",

@@ -187,7 +187,7 @@ def _sections(contents: Contents) -> Iterable[str]:
     """What stands between the first table and the seeds."""
     if contents.all_tasks:
         told = f"<p>Scores are normalised by {escape(contents.how)}.</p>"
-        table = _table(("Algorithm", *contents.aggregates), _aggregate_rows(contents.aggregates))
+        table = html_table(("Algorithm", *contents.aggregates), _aggregate_rows(contents.aggregates))
         yield f"<h2>Over all tasks</h2>\n{told}\n{table}\n{_images(contents.all_tasks)}"
     if contents.others:
         yield f"<h2>Beside others</h2>\n{html_table(OTHERS_HEADER, contents.others)}"

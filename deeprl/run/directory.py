@@ -88,6 +88,8 @@ def stored_run(
             remedy = "it goes on from Python, where its net= is passed again"
         if differ == ["pbt"] and not rules:
             raise DeeprlError(f"{directory} is of population-based training, and goes on by the call that began it")
+        if differ == ["steps"] and there["steps"] < here["steps"]:
+            remedy = f"deeprl extend {directory} --steps {config.steps} trains it further"
         raise DeeprlError(f"{directory} holds another run ({was}); {remedy}")
     return stored
 

@@ -30,6 +30,13 @@ class CsvLog:
         self.path = path
         self._columns: list[str] | None = None
 
+    def columns(self) -> list[str]:
+        """Their names, none before the first row."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows; each is on disk when this returns to the extent that the operating system keeps its cache."""
         if not rows:
@@ -183,12 +190,26 @@ class RunLogs:
         self._tensorboard: TensorBoardLog | None = None
         self._folder = directory / "tensorboard" if tensorboard else None
 
-    def begin(self, step: int | None, marks: Mapping[str, Sequence[Any]]) -> list[str]:
-        """Cut all back to the `marks` of a checkpoint of `step`, or to nothing. Returns lines on what is gone."""
+    def begin(self, step: int | None, marks: Mapping[str, Sequence[Any]], anew: bool = False) -> list[str]:
+        """Cut all back to the `marks` of a checkpoint of `step`, or to nothing. Returns lines on what is gone.
+
+        anew: of `step` itself some rows are cut off as well.
+        """
+        news = [log.cut_back(marks.get(log.path.name, (0, ""))) for log in self._growing]
         if self._folder:
             names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
-            self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + 1)
-        return [log.cut_back(marks.get(log.path.name, (0, ""))) for log in self._growing]
+            self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + (not anew))
+            if step is not None and anew:
+                self._again(step, self._tensorboard)
+        return news
+
+    def _again(self, step: int, tensorboard: TensorBoardLog) -> None:
+        """Write the values of a step, all of which are void in TensorBoard now, as far as there are rows with them."""
+        for log, column in ((self._metrics, "train/"), (self._evaluations, "return")):
+            for name in filter(lambda name: name.startswith(column), log.columns()):
+                for member, values in read_column(log.path, name).items():
+                    if not math.isnan(value := values.get(step, math.nan)):
+                        tensorboard.write(step, member, {"eval/return" if name == "return" else name: value})
 
     def pretraining(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what was before a run that begins, in place of what an attempt before has left."""

@@ -31,7 +31,7 @@ from deeprl.envs.mujoco.warp import WarpEnvs
 from deeprl.envs.units import Unit, unit_of
 from deeprl.envs.vector import Episode, PopulationEnvs
 from deeprl.errors import DeeprlError, first_line
-from deeprl.run import checkpoint, directory, divergence, own_networks, snapshots
+from deeprl.run import checkpoint, directory, divergence, extension, own_networks, snapshots
 from deeprl.run.clock import Clock
 from deeprl.run.device_evaluate import DeviceEvaluator
 from deeprl.run.directory import Home, fitting, write_json, writing
@@ -79,6 +79,7 @@ class Run:
         self._episodes, self._attached = list[Episode](), dict[str, Any]()
         self.frozen, self._metrics_before = list[divergence.Record](), dict[str, Tensor]()
         self._clock, self.unit = Clock(), Unit("steps")
+        self._before_end = dict[str, Any]()  # what `extension.of_longer` puts back into the last checkpoint
         self.pretraining, self.origins = list[dict[str, Any]](), dict[str, Any]()
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
@@ -180,7 +181,8 @@ class Run:
             news.append(f"{self.config.env}: after an interruption new episodes begin, all else is restored exactly")
         with writing(self.directory):
             directory.note_made_of(self.directory, self.config, made_of)
-            news += self._logs.begin(self.step if found else None, found[1]["run"]["logs"] if found else {})
+            own = found[1]["run"] if found else {"logs": {}}
+            news += self._logs.begin(self.step if found else None, own["logs"], anew=own.get("extended", False))
             if not found:
                 self._logs.pretraining(self.pretraining)
                 self._logs.selection(self._selection.rows() if self._selection else [])
@@ -205,7 +207,8 @@ class Run:
     def _resume(self, net: Any, step: int, content: dict[str, Any]) -> list[str]:
         """Take everything back to a checkpoint. Returns lines about what could not be."""
         with fitting(f"the checkpoint of step {step:,} in {self.directory}"):
-            own = content["run"]
+            own = content["run"] = extension.of_longer(content["run"], step < self.config.steps)
+            self._before_end = own.get("before_end", {})
             self.updates = own["updates"]
             self._clock.resume(own["wall_s"], own["learning_s"])
             self._episodes = [Episode(*e) for e in own["episodes"]]  # earlier versions took them at each step
@@ -302,8 +305,10 @@ class Run:
         self._metrics_before = metrics = {**self._metrics_before, **metrics}
         if not (self.due(self.config.log_every) or self.step >= self.config.steps):
             return
+        now = {"episodes": [tuple(e) for e in self._episodes], "frozen": [*self.frozen], "diverged": self.diverged}
+        self._note_before(self.config.log_every, "metrics.csv", now)
         if "envs" in self._attached:
-            self._episodes += self._attached["envs"].pop_episodes()
+            self._episodes += self._attached["envs"].pop_episodes(keep=not self.due(self.config.log_every))
         self._report_frozen()
         self.diverged = len(self.frozen) == len(self.config.seeds)  # only here: a step that no interruption changes
         if self.diverged:
@@ -319,11 +324,13 @@ class Run:
         What stops the run stops this as well: the next session then begins with it.
         """
         if self._evaluation_due():
+            evaluated = self._evaluations.at
             try:
                 episodes = self._evaluations.run(policy, self.step, self._progress, self._to_stop)
             except StoppedError:
                 return
             with writing(self.directory):
+                self._note_before(self.config.eval_every, "evaluations.csv", {"evaluated": evaluated})
                 self._logs.evaluation(self.step, self.wall_s, episodes)
             mean = sum(e.ret for e in episodes) / len(episodes)
             self._progress.update(self.step, f"return {mean:,.1f} at {self.step:,}")
@@ -352,6 +359,13 @@ class Run:
             told = ", ".join(f"{child} from {parent}" for child, parent in chosen.parents.items())
             self._progress.say(f"step {self.step:,}: members that go on from others: {told}")
 
+    def _note_before(self, every: int, log: str, now: dict[str, Any]) -> None:
+        """Note what there was before a row that is only there because the run ends: a longer one goes on from that."""
+        if self.step >= self.config.steps and not self.due(every):
+            with writing(self.directory):
+                logs = self._before_end.get("logs", {}) | {log: self._logs.marks()[log]}
+            self._before_end |= now | {"logs": logs}
+
     def _evaluation_due(self) -> bool:
         now = self.step >= self.config.steps or self.diverged or self.due(self.config.eval_every)
         return now and self._evaluations.missing(self.step)
@@ -364,18 +378,18 @@ class Run:
         if 0 < self.config.checkpoint_minutes * 60 <= time.monotonic() - self._saved_at:
             self.save()
 
-    def save(self, only: tuple[str, ...] | None = None) -> None:
-        """Write a checkpoint now. only: the parts to keep (all by default)."""
+    def save(self, only: tuple[str, ...] | None = None, last: bool = False) -> None:
+        """Write a checkpoint now. only: the parts to keep (all by default); last: none before it is kept."""
         with writing(self.directory):
             parts = {k: v.state_dict() for k, v in self._attached.items() if only is None or k in only}
             own = {
                 "updates": self.updates, "wall_s": self.wall_s, "learning_s": self._clock.learning_s(),
                 "frozen": self.frozen, "episodes": [tuple(e) for e in self._episodes], "diverged": self.diverged,
                 "metrics": self._metrics_before, "evaluated": self._evaluations.at, "logs": self._logs.marks(),
-                "causes": divergence.causes(self._attached["agents"].tree),
+                "causes": divergence.causes(self._attached["agents"].tree), "before_end": self._before_end,
             }  # fmt: skip
             own |= {"selection": self._selection.state_dict()} if self._selection else {}
-            keep = self.config.keep_checkpoints if only is None else 1
+            keep = 1 if last else self.config.keep_checkpoints
             checkpoint.save(self.directory / "checkpoints", self.step, {"run": own, **parts}, keep)
         self._saved_at = time.monotonic()
         self._write_status("running")
@@ -386,7 +400,7 @@ class Run:
         if done:
             self._report_frozen()
         if self._begun_at != (self.step, self._evaluations.at):
-            self.save(only=("agents", "data") if done else None)
+            self.save(only=("agents", "data") if done and not self.config.keep_replay else None, last=done)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
         self._write_status("finished" if self.finished else "diverged" if done else "stopped")
 

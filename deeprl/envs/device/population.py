@@ -84,9 +84,12 @@ class DeviceEnvs:
         """Count steps that were done from outside, by `one` on `going`."""
         self._steps += steps
 
-    def pop_episodes(self) -> list[Episode]:
-        """Of each agent whose episodes have ended since the last call as many with their mean return and length."""
-        return mean_episodes(self.going.ended)
+    def pop_episodes(self, keep: bool = False) -> list[Episode]:
+        """Of each agent whose episodes have ended since the last call as many with their mean return and length.
+
+        keep: the next call tells of them again.
+        """
+        return mean_episodes(self.going.ended.clone() if keep else self.going.ended)
 
     def pop_faults(self) -> dict[int, str]:
         """None: a network whose actions are not finite shows in the losses."""

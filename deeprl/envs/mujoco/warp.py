@@ -179,13 +179,16 @@ class WarpEnvs:
         self._simulate()
         return self._judge(self.worlds, action, self._keys("env", self._steps))[0]
 
-    def pop_episodes(self) -> list[Episode]:
-        """Of each agent whose episodes have ended since the last call as many with their mean return and length."""
+    def pop_episodes(self, keep: bool = False) -> list[Episode]:
+        """Of each agent whose episodes have ended since the last call as many with their mean return and length.
+
+        keep: the next call tells of them again.
+        """
         kinds = self._mjw.OverflowType
         lost = int(kinds.NEFC | kinds.NJMAX_NNZ | kinds.BROADPHASE | kinds.NARROWPHASE | kinds.CCD)
         if bool((self._wp.to_torch(self._data.overflow) & lost).any()):
             raise DeeprlError(f"env_backend warp: more than {CONTACTS} contacts or {CONSTRAINTS} constraints at once")
-        return mean_episodes(self.worlds.ended)
+        return mean_episodes(self.worlds.ended.clone() if keep else self.worlds.ended)
 
     def pop_faults(self) -> dict[int, str]:
         """None: a network whose actions are not finite shows in the losses."""
