@@ -27,7 +27,7 @@ ROW_COLUMNS = (
 )
 
 
-class Standing(NamedTuple):
+class TaskStanding(NamedTuple):
     """An algorithm on one task: the value of each seed, the steps that they are of, their mean with its t interval."""
 
     samples: list[Sample]
@@ -57,7 +57,7 @@ class Comparison:
 
     names: list[str]
     units: dict[str, str]
-    standings: dict[str, dict[str, Standing]]
+    standings: dict[str, dict[str, TaskStanding]]
     duels: list[Duel]
     notes: list[str] = field(default_factory=list)
     together: Overall | None = None
@@ -74,7 +74,7 @@ def compare(entrants: Sequence[Entrant], at: int | None = None) -> Comparison:
     if len(entrants) < 2:
         raise DeeprlError(f"one algorithm, {entrants[0].name}: nothing to compare it with")
     notes = [note for entrant in entrants for note in entrant.notes]
-    standings: dict[str, dict[str, Standing]] = {}
+    standings: dict[str, dict[str, TaskStanding]] = {}
     units: dict[str, str] = {}
     for env in dict.fromkeys(env for entrant in entrants for env in entrant.entries):
         if own := _comparable(env, entrants, notes):
@@ -111,7 +111,7 @@ def _comparable(env: str, entrants: Sequence[Entrant], notes: list[str]) -> dict
     return own if len(own) > 1 else {}
 
 
-def _standing(env: str, name: str, entry: Entry, at: int | None) -> Standing:
+def _standing(env: str, name: str, entry: Entry, at: int | None) -> TaskStanding:
     samples, steps = [], []
     for seed in entry.seeds:
         upto = [step for step in seed.returns if at is None or step <= at]
@@ -122,10 +122,10 @@ def _standing(env: str, name: str, entry: Entry, at: int | None) -> Standing:
     returns = [sample.ret for sample in samples]
     finite = np.isfinite(returns).all()
     mean = Estimate(float(np.mean(returns)), *mean_interval(returns)) if finite else Estimate(*[math.nan] * 3)
-    return Standing(samples, (min(steps), max(steps)), mean)
+    return TaskStanding(samples, (min(steps), max(steps)), mean)
 
 
-def _remarks(env: str, own: dict[str, Entry], standings: dict[str, Standing], unit: str, at: int | None) -> list[str]:
+def _remarks(env: str, own: dict[str, Entry], standings: dict[str, TaskStanding], unit: str, at: int | None) -> list[str]:
     """What a reader must know of one task."""
     found = []
     spans = {name: standing.steps for name, standing in standings.items()}
@@ -154,7 +154,7 @@ def steps_text(span: tuple[int, int]) -> str:
     return f"{span[0]:,}" if span[0] == span[1] else f"{span[0]:,} to {span[1]:,}"
 
 
-def _duels(names: Sequence[str], standings: dict[str, dict[str, Standing]]) -> list[Duel]:
+def _duels(names: Sequence[str], standings: dict[str, dict[str, TaskStanding]]) -> list[Duel]:
     """All of them; their verdicts are corrected for how many there are."""
     met = [(env, name) for env, own in standings.items() for name in names[1:] if name in own]
     nothing = Difference(*[math.nan] * 4)
