@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.online.dqn import Config
 from deeprl.recipes import with_recipe
+from deeprl.tuning.evolve import evolve
 from deeprl.tuning.halving import cohort, promoted, rungs_of
+from deeprl.tuning.pbt import PbtPlan
 from deeprl.tuning.spaces import Space, space_of
 from deeprl.tuning.study import Plan, Study, best_of
 from deeprl.tuning.trials import Group, Score, Trial, groups
@@ -210,10 +213,23 @@ def test_what_is_found_is_tested_on_other_seeds_and_becomes_a_recipe(
     assert {k: settings[k] for k in winner.settings} == winner.settings
     assert settings["env"] == "CartPole-v1"
     assert build(Config, settings).hidden == (4,)
-    seeds = json.loads((tmp_path / "study/test/0/config.json").read_text())["config"]["seeds"]
+    seeds = json.loads(next(tmp_path.glob("study/test/*/0/config.json")).read_text())["config"]["seeds"]
     assert set(seeds) == {7, 8}
     with pytest.raises(DeeprlError, match=r"recipe: .*winner\.toml is of dqn, not of sac"):
         with_recipe("sac", {"recipe": str(tmp_path / "study/winner.toml")})
+
+
+def test_a_schedule_is_tested_on_other_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = PbtPlan("dqn", dataclasses.replace(build(Config, TINY), seeds=(0, 1)), LR, interval=10)
+    with pytest.raises(DeeprlError, match="test_seeds: 1 is a tuning seed, too"):
+        evolve(plan, (1, 2), tmp_path / "pbt")
+    found = evolve(plan, (7, 8), tmp_path / "pbt", last=1)
+    about = json.loads((tmp_path / "pbt/report/result.json").read_text(encoding="utf-8"))
+    assert about["test_score"] == {"schedule": list(found.test.seeds), "default": list(found.default.seeds)}
+    config = json.loads((tmp_path / "pbt/test/schedule/config.json").read_text(encoding="utf-8"))["config"]
+    assert [entry["lr"] for entry in config["schedule"]] == [a.settings["lr"] for a in found.result.lineage]
+    assert (config["seeds"], found.retest.steps) == ([7, 8], 2 * 2 * 40)
+    assert "not shown to differ from the default" in (tmp_path / "pbt/report/index.html").read_text(encoding="utf-8")
 
 
 def refusal(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -229,6 +245,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "did you mean dqn" in refusal(["dqnn"], capsys)
     assert "test_seeds: 2 is a tuning seed, too" in refusal([*base, "--test-seeds=2-5"], capsys)
     assert "seeds: a search has --tuning-seeds" in refusal([*base, "--seeds=1"], capsys)
+    assert "trials: has no effect with --method pbt" in refusal([*base, "--method=pbt", "--trials=2"], capsys)
+    assert "share: has no effect with --method search" in refusal([*base, "--share=0.1"], capsys)
     assert "last: the mean of 9 evaluations, and a run has 4" in refusal([*base, "--last=9"], capsys)
     assert "trials: must be positive, not 0" in refusal([*base, "--trials=0"], capsys)
     assert "no.toml: No such file" in refusal([*base, "--space=no.toml"], capsys)

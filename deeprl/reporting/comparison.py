@@ -125,7 +125,9 @@ def _standing(env: str, name: str, entry: Entry, at: int | None) -> TaskStanding
     return TaskStanding(samples, (min(steps), max(steps)), mean)
 
 
-def _remarks(env: str, own: dict[str, Entry], standings: dict[str, TaskStanding], unit: str, at: int | None) -> list[str]:
+def _remarks(
+    env: str, own: dict[str, Entry], standings: dict[str, TaskStanding], unit: str, at: int | None
+) -> list[str]:
     """What a reader must know of one task."""
     found = []
     spans = {name: standing.steps for name, standing in standings.items()}

@@ -64,17 +64,10 @@ class Plan:
     rungs: int = 3
 
     def __post_init__(self) -> None:
-        if both := sorted(set(self.tuning_seeds) & set(self.test_seeds)):
-            raise DeeprlError(
-                f"test_seeds: {both[0]} is a tuning seed, too; a test needs seeds that nobody has looked at"
-            )
+        require_apart(self.tuning_seeds, self.test_seeds)
         for name in ("trials", "batch", "last"):
             if getattr(self, name) < 1:
                 raise DeeprlError(f"{name}: must be positive, not {getattr(self, name)}")
-        for name in ("tuning_seeds", "test_seeds"):
-            seeds = getattr(self, name)
-            if not seeds or len(set(seeds)) < len(seeds):
-                raise DeeprlError(f"{name}: one of each is needed, not {list(seeds)}")
         if self.eta < 2 or self.rungs < 2:
             raise DeeprlError(f"eta and rungs: 2 or more each, not {self.eta} and {self.rungs}")
         if self.base.eval_episodes < 1:
@@ -95,6 +88,15 @@ class Plan:
         other = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("base", "space")}
         settings = {k: v for k, v in identity(self.base).items() if k not in ("seeds", *EXECUTION)}
         return json.loads(json.dumps(other | {"settings": settings, "space": self.space.plain()}))
+
+
+def require_apart(tuning_seeds: Sequence[int], test_seeds: Sequence[int]) -> None:
+    """Raise DeeprlError for seeds that stand there twice, or not at all, and for one that is to tune and to test."""
+    for name, seeds in (("tuning_seeds", tuning_seeds), ("test_seeds", test_seeds)):
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise DeeprlError(f"{name}: one of each is needed, not {list(seeds)}")
+    if both := sorted(set(tuning_seeds) & set(test_seeds)):
+        raise DeeprlError(f"test_seeds: {both[0]} is a tuning seed, too; a test needs seeds that nobody has looked at")
 
 
 def evaluations(config: RunConfig) -> int:

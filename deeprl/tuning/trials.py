@@ -132,3 +132,8 @@ def groups(
         members = {t.number: tuple(range(p, p + len(seeds))) for t, p in zip(here, places, strict=True)}
         found.append(Group(Planned(algorithm, config), tuple(here), members))
     return found
+
+
+def whole_group(algorithm: str, config: RunConfig) -> Group:
+    """A run as the only trial, number 0, of its group."""
+    return Group(Planned(algorithm, config), (Trial(0, {}),), {0: tuple(range(len(config.seeds)))})

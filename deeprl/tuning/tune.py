@@ -144,7 +144,7 @@ def _tested(plan: Plan, folder: Path, study: Study, winner: Told) -> Tuned:
     """Train winner and default with the test seeds."""
     default = {name: json.loads(json.dumps(getattr(plan.base, name))) for name in winner.settings}
     both = [Trial(0, winner.settings), Trial(1, default)]
-    here = groups(plan.algorithm, plan.base, both, plan.test_seeds, folder / "test")
+    here = groups(plan.algorithm, plan.base, both, plan.test_seeds, folder / "test" / str(winner.number))
     show(f"winner, trial {winner.number}, and default with {len(plan.test_seeds)} test seeds")
     for group in here:
         if not group.train(plan.base.steps):
