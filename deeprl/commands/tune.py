@@ -62,7 +62,7 @@ def run(words: list[str]) -> int:
 
 
 def _search(algorithm: str, base: Any, space: Any, given: dict[str, Any], out: str) -> None:
-    from deeprl.tuning.report import told, write_pages
+    from deeprl.tuning.report import study_told, write_pages
     from deeprl.tuning.study import Plan
     from deeprl.tuning.tune import search
 
@@ -70,19 +70,19 @@ def _search(algorithm: str, base: Any, space: Any, given: dict[str, Any], out: s
     plan = Plan(algorithm, base, space, **{name: value for name, value in given.items() if name in known - {"space"}})
     found = search(plan, out, given.get("storage", ""))
     if found is not None:
-        show(told(found))
+        show(study_told(found))
         show(f"recipe: {found.recipe}\nreport: {write_pages(found, plan)}")
 
 
 def _evolve(algorithm: str, base: Any, space: Any, given: dict[str, Any], out: str) -> None:
-    from deeprl.tuning.evolve import evolve, told_of
+    from deeprl.tuning.evolve import evolve, evolved_told
     from deeprl.tuning.pbt import PbtPlan
 
     config = dataclasses.replace(base, seeds=given.get("tuning_seeds", tuple(range(8))))
     own = {"interval": base.eval_every} | {name: given[name] for name in (*_OF["pbt"], "seed") if name in given}
     plan = PbtPlan(algorithm, config, space, **own)
     found = evolve(plan, given.get("test_seeds", tuple(range(100, 110))), out, given.get("last", 3))
-    show(f"{told_of(found)}\nreport: {out}/report/index.html")
+    show(f"{evolved_told(found)}\nreport: {out}/report/index.html")
 
 
 def _parser() -> argparse.ArgumentParser:

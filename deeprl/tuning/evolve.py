@@ -81,7 +81,7 @@ def evolve(plan: PbtPlan, test_seeds: Sequence[int], out: str | Path, last: int 
     return evolved
 
 
-def told_of(found: Evolved) -> str:
+def evolved_told(found: Evolved) -> str:
     """What was found, in a few lines."""
     lines = [f"best member: {found.result.best}, {number_text(found.best)} at the end, the best of {found.plan.size}"]
     lines += [f"test: schedule {_shown(found.test)}, default {_shown(found.default)}"]

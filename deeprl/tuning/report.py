@@ -40,7 +40,7 @@ METHOD = (
 )
 
 
-def told(found: Tuned) -> str:
+def study_told(found: Tuned) -> str:
     """What was found, in a few lines."""
     value = found.winner.value or math.nan
     lines = [f"winner: trial {found.winner.number}, {number_text(value)} on the tuning seeds"]
