@@ -11,9 +11,10 @@ from deeprl.core.footprint import rehearse
 from deeprl.core.spec import EnvSpec
 from deeprl.data.source import find_again
 from deeprl.errors import DeeprlError
-from deeprl.run.directory import COMPLETE, read_status, require_networks, stored_run
+from deeprl.run.directory import require_networks, stored_run
 from deeprl.run.own_networks import networks_digest
 from deeprl.run.progress import show
+from deeprl.run.records import COMPLETE, read_status
 from deeprl.run.trained import algorithm_module
 
 
