@@ -18,7 +18,7 @@ RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
 def read_about(run_dir: Path) -> dict[str, Any]:
     """`config.json` of a run directory. Raises DeeprlError where there is none or it is of something else."""
     file = run_dir / "config.json"
-    about = _read_object(file)
+    about = read_object(file)
     if about is None:
         raise DeeprlError(f"{run_dir} is no run directory: it has no config.json")
     kinds = {"format": int, "algorithm": str, "config": dict}
@@ -31,10 +31,10 @@ def read_about(run_dir: Path) -> dict[str, Any]:
 
 def read_status(run_dir: Path) -> dict[str, Any]:
     """`status.json` of a run directory, empty for a run that ended before its first. Raises DeeprlError if broken."""
-    return _read_object(run_dir / "status.json") or {}
+    return read_object(run_dir / "status.json") or {}
 
 
-def _read_object(file: Path) -> dict[str, Any] | None:
+def read_object(file: Path) -> dict[str, Any] | None:
     """What is in a JSON file, None where there is no file."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
