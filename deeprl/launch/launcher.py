@@ -221,7 +221,8 @@ class _Foreman:
         if index not in self._begun and seen.state in ("killed", "failed", "stopped"):
             return seen._replace(state="waiting", note="")  # as an earlier call has left it
         if index in self._begun and index not in self._outcomes and seen.state in ("waiting", "killed", "failed"):
-            return seen._replace(state="starting", note="")
+            at_work = log_of(unit.directory).exists()  # it may still wait for a place in a cluster
+            return seen._replace(state="starting" if at_work else "waiting", note="")
         return seen
 
 

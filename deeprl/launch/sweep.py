@@ -57,9 +57,9 @@ def run_sweep(file: str | Path, launching: Launching | None = None) -> Path:
     """
     launching = launching or Launching()
     out, plan = read_sweep(file)
+    launching.reach()
     try:
         check_sweep(out)
-        launching.reach()
         for planned in plan:
             with contextlib.chdir("."):  # which environments may change
                 planned.check()

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import deeprl
-from deeprl.core.signals import HANGUP
 from deeprl.errors import DeeprlError, InUseError
 from deeprl.run.interrupts import ask_to_stop
 from deeprl.run.lock import release_of
 from deeprl.run.progress import show
 
 IN_USE = 75  # "temporary failure" of sysexits.h
+_IGNORED = {"SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}  # a terminal's and Slurm's, which go to all processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _tell(process: subprocess.Popen[bytes], text: str) -> None:
 
 def work() -> int:
     """Do what the order on the standard input says. Returns the exit status."""
-    for signum in filter(None, (signal.SIGINT, HANGUP)):
-        signal.signal(signum, signal.SIG_IGN)
+    for name in _IGNORED & set(signal.Signals.__members__):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     text, _, more = _read_line().partition(b"\n")
     if more or not text:  # asked to stop, or left alone, before it has begun
         return 128 + signal.SIGTERM
