@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from deeprl.config import RunConfig
 from deeprl.launch.glance import log_of
 from deeprl.launch.worker import Order
 
 
+@runtime_checkable  # so that tests may check arguments
 class WorkUnit(Protocol):
     """One population in one run directory, that any process which knows algorithm and settings can begin or continue.
 
@@ -42,6 +43,7 @@ class End(NamedTuple):
     cause: str = ""
 
 
+@runtime_checkable
 class Hands(Protocol):
     """Workers: processes here, tasks of a cluster. All methods return at once; within `with`."""
 

@@ -207,11 +207,11 @@ class _Foreman:
             yield f"{name}: {outcome.state}"
         else:
             log = log_of(unit.directory)
-            yield f"{name}: failed ({outcome.cause}); the last lines of {log}:"
+            yield f"{name}: failed; the last lines of {log}:"
             with contextlib.suppress(OSError):
                 yield from (f"    {line}" for line in last_lines(log, _LAST_LINES))
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(f"{FAILED}{outcome.cause}\n")
+            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+                file.write(f"{FAILED}{outcome.cause}\n")
 
     def _glances(self) -> list[Glance]:
         return [self._glance(i, unit) for i, unit in enumerate(self._units)]

@@ -1,8 +1,8 @@
-"""Units as jobs of Slurm, one array for each call, through submitit.
+"""Units as jobs of Slurm, through submitit.
 
-A job starts the worker process of any other launcher (`launch/worker.py`). Before its time is over, or where another job
-takes its place, the worker writes a checkpoint and the job is queued again. Jobs whose sweep has been killed go on by
-themselves: the same command then finds their directories in use, or finished.
+A job starts the worker process of any other launcher (`launch/worker.py`). Before its time is over, or where another
+job takes its place, the worker writes a checkpoint and the job is queued again. Jobs whose sweep has been killed go on
+by themselves: the same command then finds their directories in use, or finished.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Order:
 def begin(order: Order, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a worker; what it prints is appended to the log. environment: variables to set beside those here."""
     source = str(Path(deeprl.__file__).resolve().parent.parent)  # the same deeprl, however this process has found it
-    known = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+    known = dict.fromkeys([source, *filter(None, sys.path)])  # and the modules that it finds
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(known), **(environment or {})}
     log = Path(order.log)
     log.parent.mkdir(parents=True, exist_ok=True)
