@@ -86,7 +86,8 @@ def train(options: Options) -> None:
 
 def env_name(run_dir: Path) -> str:
     """The environment in which a run was evaluated."""
-    from deeprl.run.directory import evaluated_in, read_about
+    from deeprl.run.directory import evaluated_in
+    from deeprl.run.records import read_about
 
     return evaluated_in(read_about(run_dir)).env
 

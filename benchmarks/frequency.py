@@ -32,8 +32,9 @@ from deeprl.commands.evaluate import play_periods
 from deeprl.core.population import member, stack
 from deeprl.reporting.frequency import PERIODS, drawn_by_period, fas, return_range, steady
 from deeprl.run import provenance
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
 from deeprl.run.periods import Period, without_repeats
+from deeprl.run.records import read_about
 from deeprl.run.trained import load_population
 
 COLUMNS = ("env", "agent", "seed", "checkpoint", "step", "period", "return", "versions", "device", "commit", "command")

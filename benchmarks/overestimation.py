@@ -27,8 +27,8 @@ import deeprl
 from deeprl.api import load_population
 from deeprl.online import dqn
 from deeprl.reporting.stats import mean_interval
-from deeprl.run.directory import read_about
 from deeprl.run.loop import Run
+from deeprl.run.records import read_about
 
 HORIZON, ACTIONS = 20, 10
 SEEDS = tuple(range(20))

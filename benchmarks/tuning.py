@@ -31,7 +31,7 @@ from speed_rows import save, versions_told
 from deeprl.config import build
 from deeprl.reporting.stats import mean_interval
 from deeprl.run import provenance
-from deeprl.run.directory import read_status
+from deeprl.run.records import read_status
 from deeprl.run.trained import algorithm_module
 from deeprl.tuning.published import published_space
 from deeprl.tuning.report import drop, gain, write_pages

@@ -25,11 +25,11 @@ from deeprl.envs.spaces import to_env_action
 from deeprl.errors import DeeprlError
 from deeprl.nets import FixedNorm, put
 from deeprl.recipes import with_recipe
-from deeprl.run.directory import read_about
 from deeprl.run.extension import extend_record
 from deeprl.run.loop import Callback, Run
 from deeprl.run.own_networks import name_of
 from deeprl.run.progress import show
+from deeprl.run.records import read_about
 from deeprl.run.trained import OwnNet, Population, algorithm_module, load_population, stored_config
 
 __all__ = [

@@ -236,11 +236,17 @@ FRONT_DOOR = [
     "commands/list",
     "commands/main",
     "commands/outcome",
+    "commands/status",
     "commands/train",
     "errors",
+    "launch/__init__",
+    "launch/board",
+    "launch/glance",
     "recipes",
     "run/__init__",
+    "run/lock",
     "run/progress",
+    "run/records",
 ]
 
 

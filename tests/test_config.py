@@ -27,7 +27,8 @@ from deeprl.envs.make import make_env
 from deeprl.errors import DeeprlError
 from deeprl.online import sac
 from deeprl.online.sac import Config
-from deeprl.run.directory import stored_run, write_json
+from deeprl.run.directory import stored_run
+from deeprl.run.records import write_json
 from deeprl.run.trained import algorithm_module
 
 

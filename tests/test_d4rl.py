@@ -19,7 +19,8 @@ from deeprl.data.info import describe
 from deeprl.envs.make import EnvFactory, make_env
 from deeprl.errors import DeeprlError
 from deeprl.make_data.collect import Request, create
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
+from deeprl.run.records import read_about
 
 ANT = "deeprl.data.d4rl:NoContactForces"
 CONTACTS = {"use_contact_forces": True}

@@ -11,7 +11,7 @@ import pytest
 
 from deeprl.errors import DeeprlError, InUseError
 from deeprl.run import lock
-from deeprl.run.lock import Lock
+from deeprl.run.lock import Lock, holder, release_of
 
 HOLD = """
 import sys, time
@@ -28,7 +28,7 @@ def owner(directory):
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder_process(tmp_path):
     """Another process that holds the lock of tmp_path."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
@@ -37,19 +37,19 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_second_process_is_refused_and_told_who_holds_it(holder, tmp_path):
+def test_second_process_is_refused_and_told_who_holds_it(holder_process, tmp_path):
     with pytest.raises(
-        InUseError, match=rf"is in use by process {holder.pid} on {platform.node()} \(since 20.*\); wait for it"
+        InUseError, match=rf"is in use by process {holder_process.pid} on {platform.node()} \(since 20.*\); wait for it"
     ):
         Lock(tmp_path).acquire()
-    assert owner(tmp_path)["pid"] == holder.pid  # the refused one has not written over it
+    assert owner(tmp_path)["pid"] == holder_process.pid  # the refused one has not written over it
 
 
-def test_lock_of_a_killed_process_is_taken_over(holder, tmp_path):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+def test_lock_of_a_killed_process_is_taken_over(holder_process, tmp_path):
+    holder_process.send_signal(signal.SIGKILL)
+    holder_process.wait()
     mine = Lock(tmp_path)
-    assert f"process {holder.pid} on {platform.node()}" in (said := mine.acquire())
+    assert f"process {holder_process.pid} on {platform.node()}" in (said := mine.acquire())
     assert "ended without leaving" in said
     assert owner(tmp_path)["pid"] == os.getpid()
     mine.release()
@@ -151,3 +151,41 @@ def test_lock_ends_with_its_process_even_if_it_has_children(tmp_path):
         os.kill(child, 0)  # it is still there
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+# --- looking on, and machines that are gone ---
+
+
+def test_who_holds_a_lock_can_be_asked_without_taking_it(holder_process, tmp_path):
+    seen = holder(tmp_path)
+    assert (seen.pid, seen.host, seen.alive) == (holder_process.pid, platform.node(), True)
+    holder_process.kill()
+    holder_process.wait()
+    assert holder(tmp_path).alive is False
+    write_owner(tmp_path, 1, "elsewhere")
+    assert holder(tmp_path) == (1, "elsewhere", "now", None)
+    for content in ("", "{", '{"pid": "x"}'):
+        (tmp_path / "run.lock").write_text(content)
+        assert holder(tmp_path) is None
+    assert holder(tmp_path / "absent") is None
+
+
+def test_without_locks_an_owner_on_a_host_that_is_gone_can_be_released(no_flock, tmp_path):
+    write_owner(tmp_path, 1, "elsewhere")
+    assert not release_of(tmp_path, ["here", "elsewhere"])
+    with pytest.raises(InUseError):
+        Lock(tmp_path).acquire()
+    assert release_of(tmp_path, ["here"])
+    assert not release_of(tmp_path, ["here"])  # nobody is there any more
+    assert Lock(tmp_path).acquire() == ""
+
+
+def test_an_owner_of_this_host_or_one_whose_lock_holds_is_never_released(tmp_path):
+    write_owner(tmp_path, os.getppid(), platform.node())
+    assert not release_of(tmp_path, [])
+    mine = Lock(tmp_path)
+    mine.acquire()
+    write_owner(tmp_path, 1, "elsewhere")  # as a network shows it whose file system has locks
+    assert not release_of(tmp_path, [])
+    assert owner(tmp_path)["pid"] == 1
+    mine.release()

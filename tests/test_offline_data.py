@@ -32,7 +32,8 @@ from deeprl.errors import DeeprlError
 from deeprl.replay.samplers import sample
 from deeprl.reporting.read import group, read_runs
 from deeprl.reporting.table import results
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
+from deeprl.run.records import read_about
 
 TINY: dict[str, Any] = {
     "batch_size": 16,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from deeprl.run.progress import Progress, _clock
+from deeprl.run.progress import Progress, clock_time
 
 
 class Clock:
@@ -166,7 +166,7 @@ def test_progress_without_steps_does_not_divide_by_zero(clock, capsys):
     ("seconds", "text"), [(0.0, "0:00"), (59.9, "0:59"), (61.0, "1:01"), (3600.0, "1:00:00"), (90_061.0, "25:01:01")]
 )
 def test_clock_by_hand(seconds, text):
-    assert _clock(seconds) == text
+    assert clock_time(seconds) == text
 
 
 def test_bar_on_a_terminal_that_goes_fails_nobody(clock, monkeypatch):

@@ -8,7 +8,7 @@ from deeprl.reporting.cells import Cell
 from deeprl.reporting.read import group, read_runs
 from deeprl.reporting.report import summarise
 from deeprl.reporting.table import COLUMNS, results, write_rows
-from deeprl.run.directory import read_about, read_status
+from deeprl.run.records import read_about, read_status
 
 HEADER = "step,member,seed,episode,return,length,wall_s\n"
 

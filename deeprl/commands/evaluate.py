@@ -18,10 +18,11 @@ from deeprl.envs.vector import Episode
 from deeprl.errors import DeeprlError
 from deeprl.reporting.frequency import PERIODS, ReturnRange, drawn_by_period, fas, return_range
 from deeprl.reporting.read import PERIODS_FILE
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
 from deeprl.run.evaluate import Evaluator, GreedyPolicy, PopulationPolicy
 from deeprl.run.periods import Period, at_period, without_repeats
 from deeprl.run.progress import Progress, show
+from deeprl.run.records import read_about
 from deeprl.run.targets import check_picture, check_table
 from deeprl.run.trained import OwnNet, Population, load_population
 

@@ -18,7 +18,8 @@ from deeprl.run.progress import show
 _EPILOG = """examples:
   deeprl train sac --env HalfCheetah-v5 --seeds 0-3 --steps 100_000
   deeprl train sac --env HalfCheetah-v5 --seeds 0-63 --dry-run
-  deeprl sweep benchmarks/sweeps/demo.toml
+  deeprl sweep benchmarks/sweeps/demo.toml --jobs 2
+  deeprl status runs/demo --watch
   deeprl tune sac --env Pendulum-v1 --steps 10_000 --eval-every 1_000 --trials 16
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
   deeprl compare before=runs/before after=runs/after
@@ -108,12 +109,37 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--out", help="file.gif or file.mp4 (default RUN_DIR/episode_seed_N.gif)")
     watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
     sweep = command("sweep", "train all experiments of a TOML file and write one report; resumable")
-    sweep.add_argument("file")
+    _add_sweep(sweep)
+    status = command("status", "all runs below a directory at a glance, while they are trained")
+    status.add_argument("directory")
+    status.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl-C")
     _add_report(command("report", "write the report of all runs below a directory"))
     _add_compare(command("compare", "compare algorithms: differences with intervals, and what they show"))
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
+
+
+def _add_sweep(sweep: argparse.ArgumentParser) -> None:
+    sweep.add_argument("file")
+    sweep.add_argument(
+        "--jobs",
+        type=int,
+        help="populations at a time (default: with local 1, in this process; with ray and slurm as many as they take)",
+    )
+    sweep.add_argument(
+        "--launcher",
+        default="local",
+        help="local: processes on this machine, each with cores or a GPU of its own (default); ray: a Ray cluster;"
+        " slurm: through submitit",
+    )
+    sweep.add_argument("--address", help="of the Ray cluster, HOST:PORT (default auto: that of this machine)")
+    sweep.add_argument(
+        "--resources",
+        metavar="JSON",
+        help='what each population takes: of Ray, such as \'{"CPU": 2, "GPU": 1}\' (default one CPU); on Slurm what'
+        ' submitit calls parameters, such as \'{"cpus_per_task": 2, "timeout_min": 600}\'',
+    )
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:

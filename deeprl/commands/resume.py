@@ -9,7 +9,7 @@ from typing import Any
 
 from deeprl.commands.outcome import trained
 from deeprl.errors import DeeprlError
-from deeprl.run.directory import read_about
+from deeprl.run.records import read_about
 from deeprl.run.trained import algorithm_module, stored_config
 
 

@@ -17,8 +17,9 @@ from deeprl.envs.checked import Checked, env_name
 from deeprl.envs.make import make_env
 from deeprl.envs.vector import env_seeds
 from deeprl.errors import DeeprlError, one_line
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
 from deeprl.run.progress import Progress
+from deeprl.run.records import read_about
 from deeprl.run.targets import check_film
 from deeprl.run.trained import OwnNet
 

@@ -11,10 +11,11 @@ from deeprl.core.footprint import rehearse
 from deeprl.core.spec import EnvSpec
 from deeprl.data.source import find_again
 from deeprl.errors import DeeprlError
-from deeprl.run.directory import COMPLETE, read_status, require_networks, stored_run
-from deeprl.run.extension import extend_record, require_extendable, with_stored_steps
+from deeprl.run.directory import require_networks, stored_run
+from deeprl.run.extension import require_extendable, with_stored_steps
 from deeprl.run.own_networks import networks_digest
 from deeprl.run.progress import show
+from deeprl.run.records import COMPLETE, read_status
 from deeprl.run.trained import algorithm_module
 
 
@@ -50,13 +51,6 @@ class Planned:
                 raise DeeprlError(f"{self.name}: {error}") from error
         if not self.finished() and not needs.fit():
             show(f"warning: {self.name}: {needs.refusal()}")
-
-    def train(self) -> None:
-        """Train it to its end, from wherever its directory is; a run of fewer steps goes on to those of this one."""
-        train = algorithm_module(self.algorithm).train
-        if with_stored_steps(self.directory, self.config) is not self.config:
-            show(extend_record(self.directory, self.algorithm, self.config, train))
-        train(self.config)
 
     def _require_unchanged(self, stored: dict[str, Any]) -> None:
         """Raise DeeprlError for datasets and own networks that are not what they were when the run began."""

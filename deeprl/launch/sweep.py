@@ -21,7 +21,7 @@ Agents that differ only in their seed and in per-agent settings (learning rates,
 population. Everything else, such as `hidden`, makes a population of its own. A sweep that is called again skips what
 is finished and continues what is not; with more `steps` it trains on what was finished with fewer, where that is exact
 (`deeprl.run.extension`; online algorithms need keep_replay = true). Called twice at once, each process takes the
-populations that the other is not at: the way to use many cores.
+populations that the other is not at; `Launching` says how one call has many workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields, setting
-from deeprl.errors import DeeprlError, InUseError, nearest
+from deeprl.errors import DeeprlError, nearest
+from deeprl.launch.glance import write_plan
+from deeprl.launch.launcher import Launching, launch
 from deeprl.launch.planned import Planned
 from deeprl.recipes import with_recipe
 from deeprl.reporting.report import write_report
@@ -48,12 +50,15 @@ _TOP = ("out", "defaults", "experiment")
 _OWN = ("algorithm", "env", "dataset", "grid")  # keys of an experiment that are no settings
 
 
-def run_sweep(file: str | Path) -> Path:
+def run_sweep(file: str | Path, launching: Launching | None = None) -> Path:
     """Train everything in a sweep file and write its report. Returns the path of `report/index.html`.
 
-    Raises DeeprlError (file, line, key) before anything is trained if the file or an environment is wrong.
+    Raises DeeprlError (file, line, key) before anything is trained if the file or an environment is wrong or a cluster
+    cannot be reached, and after all else is trained and reported if worker processes failed.
     """
+    launching = launching or Launching()
     out, plan = read_sweep(file)
+    launching.reach()
     try:
         check_sweep(out)
         for planned in plan:
@@ -63,18 +68,17 @@ def run_sweep(file: str | Path) -> Path:
         raise DeeprlError(f"{file}: {error}") from error
     agents = sum(len(p.config.seeds) for p in plan)
     show(f"{file}: {agents} agents in {len(plan)} populations, records in {out}")
-    for number, planned in enumerate(plan, 1):
-        name = f"[{number}/{len(plan)}] {planned.name}"
-        if planned.finished():
-            show(f"{name}: finished before")
-            continue
-        show(f"{name}: {len(planned.config.seeds)} agents x {planned.config.steps:,} steps")
-        try:
-            with contextlib.chdir("."):
-                planned.train()
-        except InUseError as error:
-            show(f"{name}: left to another process ({error})")
-    return write_report(out)
+    write_plan(out, plan)
+    outcomes = launch(plan, out, launching)
+    failed = [outcome.unit.name for outcome in outcomes if outcome.state == "failed"]
+    if len(failed) == len(plan):
+        raise DeeprlError(f"{file}: all {len(plan)} populations failed; nothing to report")
+    page = write_report(out)
+    if failed:
+        named = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
+        again = "the same command tries them again"
+        raise DeeprlError(f"{file}: {len(failed)} of {len(plan)} populations failed ({named}); {again}; report: {page}")
+    return page
 
 
 def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:

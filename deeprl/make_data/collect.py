@@ -27,8 +27,9 @@ from deeprl.make_data.candidates import file_sources, named, run_sources, unifor
 from deeprl.make_data.recorder import Recorder, Share, Source, collect
 from deeprl.make_data.writers import Origin, RecordedEpisode, check_target, write_dataset
 from deeprl.run import provenance
-from deeprl.run.directory import evaluated_in, read_about
+from deeprl.run.directory import evaluated_in
 from deeprl.run.progress import Progress, show
+from deeprl.run.records import read_about
 
 KINDS = {
     "random": "uniformly random actions",

@@ -1,8 +1,8 @@
 """Read run directories: one `RunRecord` per directory, one `AgentRecord` per member, cells of comparable agents.
 
-A run directory has `config.json` and at least one of `RECORDS`; before its first evaluation it has no evaluations.csv.
-It may be read while its run is writing: as long as the run is unfinished, a last CSV line without its newline and a
-last evaluation with episodes missing are left out.
+A run directory has `config.json` and at least one of `RECORDS` (`deeprl/run/records.py`); before its first evaluation
+it has no evaluations.csv. It may be read while its run is writing: as long as the run is unfinished, a last CSV line
+without its newline and a last evaluation with episodes missing are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,10 @@ from deeprl.data.scores import normalized_score
 from deeprl.envs.units import Unit, recorded_unit
 from deeprl.errors import DeeprlError
 from deeprl.reporting.cells import Cell, cells_of, task_of
-from deeprl.run.directory import COMPLETE, FOLDERS, read_about, read_status
 from deeprl.run.logger import read_column
+from deeprl.run.records import COMPLETE, read_about, read_status, run_directories
 
 EPISODE_COLUMNS = ("step", "member", "episode", "return", "wall_s")
-RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
 
 
 class Evaluation(NamedTuple):
@@ -165,29 +163,10 @@ def read_runs(directory: str | Path) -> list[RunRecord]:
         DeeprlError: no run there; a file that cannot be read, named with its row.
     """
     root = Path(directory)
-    found = _run_directories(root)
+    found = run_directories(root)
     if not found:
         raise DeeprlError(f"no runs in {root}: found no directory with config.json and evaluations.csv")
     return [_read_run(path, path.relative_to(root).as_posix()) for path in found]
-
-
-def _run_directories(root: Path) -> list[Path]:
-    """The directories of runs at or below `root`, sorted; one that links lead to as well is named without them."""
-    found: dict[str, Path] = {}
-    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # links to these would lead out of it
-    pending = [str(root)]
-    while pending:
-        for folder, below, files in os.walk(pending.pop(0)):
-            place = os.path.realpath(folder)
-            if place in seen:
-                below.clear()
-            elif "config.json" in files and RECORDS & set(files):
-                found[place] = Path(folder)
-                below[:] = [name for name in below if name not in FOLDERS]
-            seen.add(place)
-            paths = [os.path.join(folder, name) for name in below]
-            pending += [path for path in paths if os.path.islink(path)]  # after all that lies here itself
-    return sorted(found.values())
 
 
 def group(runs: Iterable[RunRecord]) -> dict[Cell, Pairs]:

@@ -18,16 +18,14 @@ from deeprl.errors import DeeprlError, InUseError, first_line, shown
 from deeprl.run import checkpoint, provenance
 from deeprl.run.lock import Lock
 from deeprl.run.progress import show
+from deeprl.run.records import FORMAT, read_about, write_json
 
 if TYPE_CHECKING:
     from deeprl.data.datasets import Dataset
 
-FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
 EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graphs")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
-FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
-COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 
 
 class Home:
@@ -127,38 +125,6 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
     ):
         raise DeeprlError(f"config.json: this is no way to execute a run: {values}")
     return Execution(**values | {"device": resolve_device(values["device"])})
-
-
-def read_about(run_dir: Path) -> dict[str, Any]:
-    """`config.json` of a run directory. Raises DeeprlError where there is none or it is of something else."""
-    file = run_dir / "config.json"
-    about = _read_object(file)
-    if about is None:
-        raise DeeprlError(f"{run_dir} is no run directory: it has no config.json")
-    kinds = {"format": int, "algorithm": str, "config": dict}
-    if any(type(about.get(name)) is not kind for name, kind in kinds.items()):
-        raise DeeprlError(f"{file} is no record of a run")
-    if not 1 <= about["format"] <= FORMAT:
-        raise DeeprlError(f"{file} has format {about['format']}; this deeprl reads up to {FORMAT}: update it")
-    return about
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """`status.json` of a run directory, empty for a run that ended before its first. Raises DeeprlError if broken."""
-    return _read_object(run_dir / "status.json") or {}
-
-
-def _read_object(file: Path) -> dict[str, Any] | None:
-    """What is in a JSON file, None where there is no file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DeeprlError(f"{file}: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise DeeprlError(f"{file} holds no JSON object")
-    return found
 
 
 def evaluated_in(about: dict[str, Any]) -> EnvFactory:
@@ -330,13 +296,3 @@ def writing(directory: Path) -> Iterator[None]:
             safe = "the directory is gone"
         what = f"cannot write to {shown(error.filename or directory)}: {error.strerror or error}"
         raise DeeprlError(f"{what}; {safe}; mend this and run the same command again") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step: a reader sees the old one or the new one."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -19,8 +19,10 @@ from deeprl.core.footprint import rehearse, text
 from deeprl.core.population import resolve_execution
 from deeprl.errors import DeeprlError
 from deeprl.run import checkpoint, provenance
-from deeprl.run.directory import COMPLETE, read_about, read_status, stored_run, write_json, writing
+from deeprl.run.directory import stored_run, writing
 from deeprl.run.lock import Lock
+from deeprl.run.progress import show
+from deeprl.run.records import COMPLETE, read_about, read_status, write_json
 
 
 def of_longer(own: Mapping[str, Any], longer: bool) -> dict[str, Any]:
@@ -140,3 +142,13 @@ def extend_record(
     later = resolve_execution(config, config.updates()).compile and not about["execution"]["compile"]
     eager = ", eagerly as it began: one of so many steps from the start is compiled, and equal but for rounding"
     return told + (eager if later else "")
+
+
+def train_on(algorithm: str, config: RunConfig, train: Callable[..., Any]) -> Any:
+    """`train(config)`, from wherever its directory is: a run of fewer steps goes on to those of `config`."""
+    directory = Path(config.out)
+    if with_stored_steps(directory, config) is not config and (
+        line := extend_record(directory, algorithm, config, train)
+    ):
+        show(line)
+    return train(config)

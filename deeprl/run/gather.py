@@ -21,8 +21,9 @@ from deeprl.envs.vector import Episode
 from deeprl.errors import DeeprlError
 from deeprl.replay.blocks import History
 from deeprl.run import checkpoint
-from deeprl.run.directory import EXECUTION, members_of, read_about, write_json
+from deeprl.run.directory import EXECUTION, members_of
 from deeprl.run.logger import CsvLog
+from deeprl.run.records import read_about, write_json
 
 LOGS = ("metrics.csv", "evaluations.csv")
 

@@ -15,6 +15,17 @@ from typing import Any
 from deeprl.core.signals import HANGUP, HEEDED
 from deeprl.run.progress import show
 
+_noted = False  # whether work within `Interrupts` has been asked to stop, at any time of this process
+
+
+def ask_to_stop() -> None:
+    """From any thread: SIGTERM to this process, unless a signal has come already, as to all processes of a service.
+
+    The second one would end it at once.
+    """
+    if not _noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+
 
 class Interrupts:
     """Within `with`: `signum` is the number of the first such signal that came, None so far.
@@ -36,7 +47,8 @@ class Interrupts:
         return self
 
     def _note(self, signum: int, frame: Any) -> None:
-        self.signum = signum
+        global _noted
+        self.signum, _noted = signum, True
         if HANGUP in self._before:  # never the default in between: that would end the program at once
             signal.signal(HANGUP, signal.SIG_IGN)
         self._restore(but=HANGUP)

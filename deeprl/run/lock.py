@@ -13,8 +13,9 @@ import json
 import os
 import platform
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deeprl.errors import InUseError
 
@@ -22,6 +23,51 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+class Holder(NamedTuple):
+    """Who works in a run directory by its `run.lock`. alive: None on another host, where that cannot be seen."""
+
+    pid: int
+    host: str
+    since: str
+    alive: bool | None
+
+
+def holder(directory: Path) -> Holder | None:
+    """Who holds the lock of a run directory, or has left it by being killed. Takes nothing from anybody."""
+    try:
+        file = os.open(directory / "run.lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        owner = _read_owner(file)
+    finally:
+        os.close(file)
+    pid = owner.get("pid")
+    if not isinstance(pid, int):
+        return None
+    alive = not _gone(owner) if owner.get("host") == platform.node() else None
+    return Holder(pid, str(owner.get("host", "?")), str(owner.get("since", "?")), alive)
+
+
+def release_of(directory: Path, living: Collection[str]) -> bool:
+    """Release the lock of a process on a host that is none of the `living` ones. Returns whether there was one.
+
+    For file systems on which the operating system locks nothing; where it does, it releases the lock itself once a host
+    is gone, though on a network not before a minute or two.
+    """
+    owner = holder(directory)
+    if owner is None or owner.host in living or owner.alive is not None:
+        return False
+    file = os.open(directory / "run.lock", os.O_RDWR)
+    try:
+        if _flocked(file) is not None:
+            return False
+        os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+    return True
 
 
 class Lock:
@@ -58,16 +104,21 @@ class Lock:
 
 def _locked(file: int) -> bool:
     """Whether the lock is ours now; where the file system has no locks, whether the owner on record has ended."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                return False
-        else:
-            return True
+    if (ours := _flocked(file)) is not None:
+        return ours
     owner = _read_owner(file)
     return not owner or _gone(owner)
+
+
+def _flocked(file: int) -> bool | None:
+    """Whether the operating system has given us the lock, None where it has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS) else False
+    return True
 
 
 def _read_owner(file: int) -> dict[str, Any]:

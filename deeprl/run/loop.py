@@ -34,11 +34,12 @@ from deeprl.errors import DeeprlError, first_line
 from deeprl.run import checkpoint, directory, divergence, extension, own_networks, snapshots
 from deeprl.run.clock import Clock
 from deeprl.run.device_evaluate import DeviceEvaluator
-from deeprl.run.directory import Home, fitting, write_json, writing
+from deeprl.run.directory import Home, fitting, writing
 from deeprl.run.evaluate import Evaluations, GreedyPolicy, StoppedError
 from deeprl.run.interrupts import Interrupts
 from deeprl.run.logger import RunLogs
 from deeprl.run.progress import Progress
+from deeprl.run.records import write_json
 from deeprl.run.selection import Selection, apply_settings, apply_succession, standings_of
 
 Callback = Callable[["Run"], bool | None]

@@ -24,10 +24,11 @@ from deeprl.core.population import member as take_member
 from deeprl.core.spec import EnvSpec
 from deeprl.envs.make import EnvFactory
 from deeprl.errors import DeeprlError
-from deeprl.run.directory import COMPLETE, evaluated_in, read_about, read_status
+from deeprl.run.directory import evaluated_in
 from deeprl.run.logger import read_column
 from deeprl.run.open_data import spaces_of
 from deeprl.run.own_networks import MakeNet
+from deeprl.run.records import COMPLETE, read_about, read_status
 from deeprl.run.trained import algorithm_module, load_population, stored_config
 
 C = TypeVar("C", bound=RunConfig)

@@ -42,7 +42,7 @@ def is_terminal(file: Any) -> bool:
         return False
 
 
-class _Terminal:
+class Terminal:
     """A terminal that may go, as `show` allows it to. The bar also writes there in a thread and for `print`."""
 
     def __init__(self, file: Any):
@@ -118,9 +118,9 @@ class Progress:
         left = (self._total - self._done) / max(rate, 1e-9)
         speed = f"{rate * self._factor:,.0f} {self._unit}/s"
         if self._terminal:
-            self._draw(self._done, f"{speed}  {_clock(left)} left  {note}")
+            self._draw(self._done, f"{speed}  {clock_time(left)} left  {note}")
         else:
-            show(f"{self._title}: {self._done:,}/{self._total:,}  {speed}  {_clock(left)} left  {note}")
+            show(f"{self._title}: {self._done:,}/{self._total:,}  {speed}  {clock_time(left)} left  {note}")
 
     def _draw(self, done: int, text: str) -> None:
         if self._bar is None:
@@ -134,7 +134,7 @@ class Progress:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
             )
-            terminal: Any = _Terminal(sys.stderr)
+            terminal: Any = Terminal(sys.stderr)
             self._bar = RichProgress(*columns, console=Console(file=terminal))
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, note="")
@@ -154,7 +154,8 @@ class Progress:
             self._bar = None
 
 
-def _clock(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -21,8 +21,8 @@ from deeprl.core.spec import EnvSpec
 from deeprl.core.tree import load_flat, tree_map
 from deeprl.errors import DeeprlError, nearest
 from deeprl.run import checkpoint, snapshots
-from deeprl.run.directory import read_about
 from deeprl.run.own_networks import networks_digest, with_fixed
+from deeprl.run.records import read_about
 
 OwnNet = Callable[..., Any] | str | None  # a function (spec, config), "module:name" of one, or the paper's networks
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from deeprl.config import RunConfig
 from deeprl.errors import InUseError
-from deeprl.run.directory import write_json
 from deeprl.run.gather import Seat, gather
 from deeprl.run.lock import Lock
+from deeprl.run.records import write_json
 from deeprl.tuning.spaces import Point, Space
 from deeprl.tuning.trials import Group, Score, Trial, groups
 

@@ -22,9 +22,9 @@ from deeprl.reporting.page import CSS, html_table
 from deeprl.reporting.pairwise import Difference, verdict, welch
 from deeprl.reporting.stats import mean_interval
 from deeprl.reporting.wording import interval_text, number_text, with_interval
-from deeprl.run.directory import write_json
 from deeprl.run.progress import show
 from deeprl.run.provenance import provenance_of
+from deeprl.run.records import write_json
 from deeprl.tuning.pbt import PbtPlan, PbtResult, train_pbt
 from deeprl.tuning.study import StudyStopped, require_apart
 from deeprl.tuning.trials import Cost, Group, Score, whole_group

@@ -22,8 +22,8 @@ from deeprl.reporting.page import CSS, html_table
 from deeprl.reporting.pairwise import Difference, verdict, welch
 from deeprl.reporting.stats import mean_interval
 from deeprl.reporting.wording import interval_text, number_text, with_interval
-from deeprl.run.directory import write_json
 from deeprl.run.provenance import provenance_of
+from deeprl.run.records import write_json
 from deeprl.tuning.study import Plan, Told
 from deeprl.tuning.trials import Score
 from deeprl.tuning.tune import Tuned

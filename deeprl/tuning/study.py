@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 from deeprl.config import RunConfig, identity
 from deeprl.errors import DeeprlError, InUseError, first_line
-from deeprl.run.directory import EXECUTION, write_json
+from deeprl.run.directory import EXECUTION
 from deeprl.run.lock import Lock
 from deeprl.run.progress import show
+from deeprl.run.records import write_json
 from deeprl.tuning.batches import Batches, TrialBatch
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.spaces import Choice, Space

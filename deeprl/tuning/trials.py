@@ -17,7 +17,7 @@ from deeprl.errors import DeeprlError
 from deeprl.launch.planned import Planned
 from deeprl.reporting.read import AgentRecord, read_runs
 from deeprl.reporting.stats import iqm
-from deeprl.run.directory import read_about, read_status
+from deeprl.run.records import read_about, read_status
 from deeprl.run.trained import algorithm_module
 
 OBJECTIVES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda values: float(np.mean(values)), "iqm": iqm}
