@@ -228,7 +228,7 @@ OTHER = {
     "env": "Ant-v5", "env_kwargs": {"a": 1}, "wrappers": ("m:W",), "seeds": (9,), "steps": 7, "envs_per_agent": 2,
     "env_backend": "async", "net": "m:f", "out": "x", "label": "x", "eval_every": 7, "eval_episodes": 3,
     "log_every": 7, "tensorboard": False, "checkpoint_minutes": 1.5, "keep_checkpoints": 9, "snapshot_every": 3,
-    "keep_replay": True,
+    "keep_replay": True, "track": "wandb",
     "max_hours": 0.5,
     "device": "cuda", "backend": "loop", "compile": "off", "precision": "strict", "threads": 3,
     "cuda_graphs": False,
@@ -248,7 +248,7 @@ def test_hash_changes_exactly_with_what_a_run_computes(name):
 
 def test_records_time_limits_and_ways_to_launch_are_no_identity():
     records = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "snapshot_every", "tensorboard"}
-    assert records | {"keep_replay", "cuda_graphs"} == NOT_IDENTITY
+    assert records | {"keep_replay", "track", "cuda_graphs"} == NOT_IDENTITY
 
 
 def test_hash_is_stable_and_names_the_algorithm():

@@ -26,7 +26,7 @@ FORMAT = 1
 # Settings of how a run is executed, which may change when it is resumed, at the price of other rounding.
 EXECUTION = ("device", "backend", "compile", "precision", "threads", "cuda_graphs")
 _BEFORE = {"run.lock", "config.tmp"}  # all that a run has written when it is killed before its config.json is there
-FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
+FOLDERS = ("checkpoints", "snapshots", "tensorboard", "wandb", "report")  # of a run, in which there are no others
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 
 
@@ -127,7 +127,7 @@ def execution_of(stored: dict[str, Any] | None, config: RunConfig, updates: int)
 def read_about(run_dir: Path) -> dict[str, Any]:
     """`config.json` of a run directory. Raises DeeprlError where there is none or it is of something else."""
     file = run_dir / "config.json"
-    about = _read_object(file)
+    about = read_object(file)
     if about is None:
         raise DeeprlError(f"{run_dir} is no run directory: it has no config.json")
     kinds = {"format": int, "algorithm": str, "config": dict}
@@ -140,10 +140,10 @@ def read_about(run_dir: Path) -> dict[str, Any]:
 
 def read_status(run_dir: Path) -> dict[str, Any]:
     """`status.json` of a run directory, empty for a run that ended before its first. Raises DeeprlError if broken."""
-    return _read_object(run_dir / "status.json") or {}
+    return read_object(run_dir / "status.json") or {}
 
 
-def _read_object(file: Path) -> dict[str, Any] | None:
+def read_object(file: Path) -> dict[str, Any] | None:
     """What is in a JSON file, None where there is no file."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
