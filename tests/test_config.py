@@ -229,7 +229,7 @@ OTHER = {
     "env": "Ant-v5", "env_kwargs": {"a": 1}, "wrappers": ("m:W",), "seeds": (9,), "steps": 7, "envs_per_agent": 2,
     "env_backend": "async", "net": "m:f", "out": "x", "label": "x", "eval_every": 7, "eval_episodes": 3,
     "log_every": 7, "tensorboard": False, "checkpoint_minutes": 1.5, "keep_checkpoints": 9, "snapshot_every": 3,
-    "max_hours": 0.5, "schedule": ({"step": 5, "tau": 0.7},), "keep_replay": True,
+    "max_hours": 0.5, "schedule": ({"step": 5, "tau": 0.7},), "keep_replay": True, "track": "wandb",
     "device": "cuda", "backend": "loop", "compile": "off", "precision": "strict", "threads": 3,
     "cuda_graphs": False,
     "learning_starts": 7, "utd": 0.5, "batch_size": 7, "buffer_size": 7, "actor_lr": 0.7, "critic_lr": 0.7,
@@ -248,7 +248,7 @@ def test_hash_changes_exactly_with_what_a_run_computes(name):
 
 def test_records_time_limits_and_ways_to_launch_are_no_identity():
     records = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "snapshot_every", "tensorboard"}
-    assert records | {"keep_replay", "cuda_graphs"} == NOT_IDENTITY
+    assert records | {"keep_replay", "track", "cuda_graphs"} == NOT_IDENTITY
 
 
 def test_hash_is_stable_and_names_the_algorithm():

@@ -123,6 +123,9 @@ class RunConfig:
     """Steps between rows of metrics.csv; the last step has one too."""
     tensorboard: bool = True
     """Write TensorBoard events beside the CSV files."""
+    track: Literal["none", "wandb"] = "none"
+    """Send what the CSV files get to Weights & Biases as well, a run there for each agent. Its own environment
+    variables say where: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline, ..."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints with everything that an exact resume needs; 0 keeps only the last state."""
     keep_checkpoints: int = 2
@@ -325,7 +328,7 @@ class OffPolicyConfig(OnlineConfig):
 
 # Fields that do not change what a run computes.
 NOT_IDENTITY = {"out", "label", "max_hours", "checkpoint_minutes", "keep_checkpoints", "snapshot_every"}
-NOT_IDENTITY |= {"tensorboard", "cuda_graphs", "keep_replay"}
+NOT_IDENTITY |= {"tensorboard", "track", "cuda_graphs", "keep_replay"}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

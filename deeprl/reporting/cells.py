@@ -38,6 +38,7 @@ SETTINGS_ONLY = {
     "label": "the name of a cell, beside its identity",
     "out": "where the records are",
     "tensorboard": "which records there are",
+    "track": "which records there are",
     "checkpoint_minutes": "what is kept",
     "keep_checkpoints": "what is kept",
     "keep_replay": "what is kept",

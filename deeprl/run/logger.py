@@ -1,4 +1,4 @@
-"""Records of a run: CSV always, TensorBoard if wanted. What lies beyond a resumed checkpoint is cut off."""
+"""Records of a run: CSV always, TensorBoard, trackers if wanted. What lies beyond a resumed checkpoint is cut off."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import platform
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deeprl.config import RunConfig
 from deeprl.envs.vector import Episode
 from deeprl.errors import DeeprlError, shown
+from deeprl.run.hparams import hparams_of, session_end, session_start
+from deeprl.run.progress import show
+from deeprl.run.trackers import Row, WandbLog
 
 _EVENTS = "events.out.tfevents."  # names of TensorBoard's files begin so
 _RECORD = struct.Struct("<QI")  # before each of their events: its size and a checksum
@@ -30,12 +34,11 @@ class CsvLog:
         self.path = path
         self._columns: list[str] | None = None
 
-    def columns(self) -> list[str]:
-        """Their names, none before the first row."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Those that are there, as text."""
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                yield from csv.DictReader(file)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows; each is on disk when this returns to the extent that the operating system keeps its cache."""
@@ -101,15 +104,21 @@ class TensorBoardLog:
 
     Writes the files of events itself: the usual writers do so in a thread, which can neither tell when its values are
     on the disk nor raise where somebody would hear of it. purge_step: values of an earlier session from this step on
-    are not to be shown any more.
+    are not to be shown any more. hparams: settings of each member, for the tab of that name.
 
     TensorBoard reads files in the order of their names, which begin with the time, and draws values over their times.
     Where the clock is behind that of an earlier session, both go on from where that session was.
     """
 
-    def __init__(self, directory: Path, names: Sequence[str], purge_step: int | None = None):
-        self._directory, self._names, self._purge_step = directory, names, purge_step
-        self._now = 0.0  # seconds, of the last event
+    def __init__(
+        self,
+        directory: Path,
+        names: Sequence[str],
+        purge_step: int | None = None,
+        hparams: Sequence[Mapping[str, bool | float | str]] = (),
+    ):
+        self._directory, self._names, self._purge_step, self._hparams = directory, names, purge_step, hparams
+        self._now, self._last = 0.0, 0  # seconds, of the last event; the step of the last values
         self._writers: dict[int, Any] = {}
         self._files: list[Any] = []
 
@@ -119,6 +128,7 @@ class TensorBoardLog:
         if member not in self._writers:
             self._open(member)
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        self._last = step
         self._add(member, step=step, summary=summary)
         self._writers[member].flush()
 
@@ -136,6 +146,8 @@ class TensorBoardLog:
         self._add(member, file_version="brain.Event:2")
         if self._purge_step is not None:
             self._add(member, step=self._purge_step, session_log=SessionLog(status=SessionLog.START))
+        if self._hparams:
+            self._add(member, step=self._purge_step or 0, summary=session_start(self._hparams[member]))
 
     def _add(self, member: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -148,8 +160,11 @@ class TensorBoardLog:
         for file in self._files:
             os.fsync(file.fileno())
 
-    def close(self) -> None:
-        for writer in self._writers.values():
+    def close(self, success: bool | None = None) -> None:
+        """success: how the run has ended, if it has."""
+        for member, writer in self._writers.items():
+            if self._hparams and success is not None:
+                self._add(member, step=self._last, summary=session_end(success))
             writer.close()
         self._writers, self._files = {}, []
 
@@ -177,18 +192,22 @@ def _last_time(file: Path) -> float:
 
 
 class RunLogs:
-    """`metrics.csv`, `evaluations.csv`, `pbt.csv` of a selection and, if wanted, `tensorboard/` of a run.
+    """`metrics.csv`, `evaluations.csv`, `pbt.csv` of a selection and, if wanted, `tensorboard/` of a run, and what a
+    tracker gets.
 
-    seeds: of its agents. `pretraining.csv` is written when a run begins, if there is anything in it, and never again.
+    `pretraining.csv` is written when a run begins, if there is anything in it, and never again. state: how the run is,
+    as `status.json` has it.
     """
 
-    def __init__(self, directory: Path, seeds: Sequence[int], tensorboard: bool):
-        self._seeds = seeds
+    def __init__(self, directory: Path, algorithm: str, config: RunConfig):
+        self._seeds, self.state = config.seeds, "running"
         self._metrics, self._evaluations = CsvLog(directory / "metrics.csv"), CsvLog(directory / "evaluations.csv")
         self._pretraining, self._selection = CsvLog(directory / "pretraining.csv"), CsvLog(directory / "pbt.csv")
         self._growing = self._metrics, self._evaluations, self._selection
         self._tensorboard: TensorBoardLog | None = None
-        self._folder = directory / "tensorboard" if tensorboard else None
+        self._folder = directory / "tensorboard" if config.tensorboard else None
+        self._hparams = [hparams_of(algorithm, config, i) for i in range(len(config.seeds))] if self._folder else []
+        self._tracker = WandbLog(directory, algorithm, config) if config.track == "wandb" else None
 
     def begin(self, step: int | None, marks: Mapping[str, Sequence[Any]], anew: bool = False) -> list[str]:
         """Cut all back to the `marks` of a checkpoint of `step`, or to nothing. Returns lines on what is gone.
@@ -198,18 +217,23 @@ class RunLogs:
         news = [log.cut_back(marks.get(log.path.name, (0, ""))) for log in self._growing]
         if self._folder:
             names = [f"member_{i}_seed_{s}" for i, s in enumerate(self._seeds)]
-            self._tensorboard = TensorBoardLog(self._folder, names, 0 if step is None else step + (not anew))
-            if step is not None and anew:
-                self._again(step, self._tensorboard)
-        return news
+            purge = 0 if step is None else step + (not anew)
+            self._tensorboard = TensorBoardLog(self._folder, names, purge, self._hparams)
+            for at, member, values in self._recorded(purge) if anew else ():  # of this step, void there now
+                self._tensorboard.write(at, member, values)
+        return news + (self._tracker.begin(self._recorded) if self._tracker else [])
 
-    def _again(self, step: int, tensorboard: TensorBoardLog) -> None:
-        """Write the values of a step, all of which are void in TensorBoard now, as far as there are rows with them."""
-        for log, column in ((self._metrics, "train/"), (self._evaluations, "return")):
-            for name in filter(lambda name: name.startswith(column), log.columns()):
-                for member, values in read_column(log.path, name).items():
-                    if not math.isnan(value := values.get(step, math.nan)):
-                        tensorboard.write(step, member, {"eval/return" if name == "return" else name: value})
+    def _recorded(self, first: int) -> Iterator[Row]:
+        """What the CSV files have of steps from `first` on, as trackers get it."""
+        found: dict[tuple[int, int], dict[str, list[float]]] = {}
+        for row in (row for log in (self._metrics, self._evaluations) for row in log.rows()):
+            if (step := int(row["step"])) >= first:
+                own = found.setdefault((step, int(row["member"])), {})
+                for name in (name for name in row if name.startswith("train/") or name == "return"):
+                    if not math.isnan(value := float(row[name] or "nan")):
+                        own.setdefault("eval/return" if name == "return" else name, []).append(value)
+        for (step, member), values in sorted(found.items()):
+            yield step, member, {name: sum(x) / len(x) for name, x in values.items()}
 
     def pretraining(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what was before a run that begins, in place of what an attempt before has left."""
@@ -236,8 +260,7 @@ class RunLogs:
                 "train/length": sum(e.length for e in own) / len(own) if own else math.nan,
             } | {f"train/{name}": value[i] for name, value in metrics.items()}
             rows.append({"step": step, "member": i, "seed": seed, "wall_s": round(wall_s, 2)} | train)
-            if self._tensorboard:
-                self._tensorboard.write(step, i, {k: v for k, v in train.items() if not math.isnan(v)})
+            self._send(step, i, {k: v for k, v in train.items() if not math.isnan(v)})
         self._metrics.write(rows)
 
     def evaluation(self, step: int, wall_s: float, episodes: Sequence[Episode]) -> None:
@@ -249,9 +272,18 @@ class RunLogs:
                 for e in episodes
             ]
         )  # fmt: skip
+        for i, own in _by_member(episodes).items():
+            self._send(step, i, {"eval/return": sum(e.ret for e in own) / len(own)})
+
+    def _send(self, step: int, member: int, values: Mapping[str, float]) -> None:
         if self._tensorboard:
-            for i, own in _by_member(episodes).items():
-                self._tensorboard.write(step, i, {"eval/return": sum(e.ret for e in own) / len(own)})
+            self._tensorboard.write(step, member, values)
+        if self._tracker:
+            self._tracker.write(step, member, values)
+
+    def commit(self) -> list[str]:
+        """Have a tracker send what was written, of steps that are complete. Returns lines for the user."""
+        return self._tracker.commit() if self._tracker else []
 
     def selection(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """What was chosen among the members (`run/selection.py`)."""
@@ -259,7 +291,9 @@ class RunLogs:
 
     def close(self) -> None:
         if self._tensorboard:
-            self._tensorboard.close()
+            self._tensorboard.close({"finished": True, "failed": False, "diverged": False}.get(self.state))
+        if self._tracker and (line := self._tracker.close(self.state == "failed")):
+            show(line)
 
 
 def _by_member(episodes: Sequence[Episode]) -> dict[int, list[Episode]]:

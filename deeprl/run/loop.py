@@ -84,7 +84,7 @@ class Run:
         self.pretraining, self.origins = list[dict[str, Any]](), dict[str, Any]()
         self._saved_at, self._begun_at = time.monotonic(), (-1, -1)  # the steps of a resumed run and its evaluation
         self._interrupts, self._closing = Interrupts(), contextlib.ExitStack()
-        self._logs = RunLogs(self._home.fixed, config.seeds, config.tensorboard)
+        self._logs = RunLogs(self._home.fixed, algorithm, config)
         self._opened, self._waiting = False, False
         self._width = getattr(config, "envs_per_agent", 1)  # steps that a pass of the loop counts
         self._evaluations, self._news = Evaluations(config.seeds, config.eval_episodes), list[str]()
@@ -296,6 +296,7 @@ class Run:
         """What follows a step: log, evaluate, change settings, save, each if it is time to."""
         self.log(metrics)
         self.evaluate(policy)
+        self._track()
         self.checkpoint()
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
@@ -371,6 +372,11 @@ class Run:
         now = self.step >= self.config.steps or self.diverged or self.due(self.config.eval_every)
         return now and self._evaluations.missing(self.step)
 
+    def _track(self) -> None:
+        """Hand rows on to trackers, once those of this step are complete."""
+        if not self._evaluation_due():
+            self._progress.say(*filter(None, self._logs.commit()))
+
     def checkpoint(self) -> None:
         """Save everything that an exact resume needs, if it is time to, and a snapshot of the agents, if one is due."""
         if self.due(self.config.snapshot_every):
@@ -400,6 +406,7 @@ class Run:
         done = self.finished or (self.diverged and not self._evaluation_due())
         if done:
             self._report_frozen()
+            self._track()
         if self._begun_at != (self.step, self._evaluations.at):
             self.save(only=("agents", "data") if done and not self.config.keep_replay else None, last=done)
         self._report_frozen()  # after the checkpoint, to which a stop must make no difference
@@ -421,6 +428,7 @@ class Run:
         self._progress.say(*(f"{self.algorithm} {self.config.task}: {divergence.sentence(record)}" for record in new))
 
     def _write_status(self, state: str) -> None:
+        self._logs.state = state
         status = {"state": state, "step": self.step, "frozen": self.frozen}
         status |= self._clock.times(self.updates * len(self.config.seeds))
         with writing(self.directory):

@@ -10,7 +10,7 @@ from typing import Any
 from deeprl.errors import DeeprlError, first_line
 
 FORMAT = 1
-FOLDERS = ("checkpoints", "snapshots", "tensorboard", "report")  # of a run, in which there are no others
+FOLDERS = ("checkpoints", "snapshots", "tensorboard", "wandb", "report")  # of a run, in which there are no others
 COMPLETE = ("finished", "diverged")  # states of a run that is not continued
 RECORDS = {"evaluations.csv", "metrics.csv", "status.json"}
 
