@@ -101,15 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     extend.add_argument("run_dir")
     extend.add_argument("--steps", type=int, required=True, help="steps of each agent, from the beginning")
     _add_evaluate(command("evaluate", "evaluate the trained agents of a run, without exploration"))
-    watch = command("watch", "film an episode of a trained agent")
-    watch.add_argument("run_dir")
-    watch.add_argument("--seed", type=int, help="which agent, by its seed")
-    watch.add_argument("--member", type=int, help="which agent, by its number")
-    watch.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
-    watch.add_argument("--out", help="file.gif or file.mp4 (default RUN_DIR/episode_seed_N.gif)")
-    watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
-    sweep = command("sweep", "train all experiments of a TOML file and write one report; resumable")
-    _add_sweep(sweep)
+    _add_watch(command("watch", "film an episode of a trained agent"))
+    _add_sweep(command("sweep", "train all experiments of a TOML file and write one report; resumable"))
     status = command("status", "all runs below a directory at a glance, while they are trained")
     status.add_argument("directory")
     status.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl-C")
@@ -118,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
+
+
+def _add_watch(watch: argparse.ArgumentParser) -> None:
+    watch.add_argument("run_dir")
+    watch.add_argument("--seed", type=int, help="which agent, by its seed")
+    watch.add_argument("--member", type=int, help="which agent, by its number")
+    watch.add_argument("--step", type=int, help="the snapshot of this step (see --snapshot-every of train)")
+    watch.add_argument("--out", help="file.gif or file.mp4 (default RUN_DIR/episode_seed_N.gif)")
+    watch.add_argument("--max-steps", type=int, default=1000, help="stop after so many steps (default 1000)")
 
 
 def _add_sweep(sweep: argparse.ArgumentParser) -> None:
