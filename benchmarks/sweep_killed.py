@@ -45,7 +45,6 @@ out = "{out}"
 steps = {steps}
 seeds = "0-4"
 learning_starts = {starts}
-hidden = [64, 64]
 batch_size = 64
 eval_every = {evaluated}
 eval_episodes = 2
@@ -53,9 +52,16 @@ log_every = {logged}
 checkpoint_minutes = 0.1
 threads = 1
 [[experiment]]
-algorithm = ["sac", "td3", "simba"]
-env = ["Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"]
+algorithm = ["sac", "td3"]
+env = {envs}
+hidden = [64, 64]
+[[experiment]]
+algorithm = "simba"
+env = {envs}
+actor_width = 32
+critic_width = 64
 """
+_ENVS = '["Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"]'
 _KILL_AT = (0.3, 0.65)  # of all steps
 
 
@@ -139,8 +145,8 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=options.keep is None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     file, out, steps = place / "sweep.toml", place / "runs", options.steps
-    text = SWEEP.format(out=out, steps=steps, starts=steps // 10, evaluated=steps // 5, logged=max(steps // 50, 1))
-    file.write_text(text, encoding="utf-8")
+    sizes = {"steps": steps, "starts": steps // 10, "evaluated": steps // 5, "logged": max(steps // 50, 1)}
+    file.write_text(SWEEP.format(out=out, envs=_ENVS, **sizes), encoding="utf-8")
     began = time.monotonic()
     before = [kill_at(file, out, part) for part in _KILL_AT]
     if (status := begin(file).wait()) != 0:
