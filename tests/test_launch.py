@@ -21,7 +21,7 @@ from deeprl.launch.hands import End, order_of
 from deeprl.launch.launcher import Launching, launch, parse_resources
 from deeprl.launch.local import LocalHands, Slot, split_machine
 from deeprl.launch.planned import Planned
-from deeprl.launch.worker import IN_USE, ask, begin
+from deeprl.launch.worker import IN_USE, ask, begin_worker
 from deeprl.online import sac
 from deeprl.run import checkpoint
 from deeprl.run.lock import Lock, holder
@@ -192,7 +192,7 @@ def test_workers_stop_when_they_are_asked_or_left_alone_and_leave_what_is_in_use
     lock = Lock(taken.directory)
     lock.acquire()
     core = min(os.sched_getaffinity(0))
-    processes = [begin(order_of(each, cores=(core,), patience=0.0)) for each in (asked, alone, taken)]
+    processes = [begin_worker(order_of(each, cores=(core,), patience=0.0)) for each in (asked, alone, taken)]
     for each, process in zip((asked, alone), processes, strict=False):
         wait_for((each.directory / "status.json").exists, process)
         assert os.sched_getaffinity(process.pid) == {core}
