@@ -64,7 +64,9 @@ def test_workers_get_cores_threads_and_gpus(
 ) -> None:
     begun = []
     monkeypatch.setattr("deeprl.launch.local._cores", lambda: [0, 1, 5])
-    monkeypatch.setattr("deeprl.launch.local.begin", lambda order, variables: begun.append((order.cores, variables)))
+    monkeypatch.setattr(
+        "deeprl.launch.local.begin_worker", lambda order, variables: begun.append((order.cores, variables))
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     hands = LocalHands([unit(tmp_path / str(i), device=device) for i in range(3)], 2)

@@ -61,7 +61,7 @@ def table(runs: Sequence[Glance], rows: int | None = None) -> Any:
     return found
 
 
-def line(run: Glance) -> str:
+def line_of(run: Glance) -> str:
     """A run in one line, as a single run shows its progress."""
     name, state, steps, _, rate, left, ret, where = cells(run)
     parts = [f"{name}: {state}", steps, rate, left and f"{left} left", ret and f"return {ret}", where]
@@ -99,7 +99,7 @@ class Board:
         runs = self._look()
         for run in runs:
             if run.state == "running":
-                show(line(run))
+                show(line_of(run))
         show(counts(runs))
 
     def say(self, *lines: str) -> None:
