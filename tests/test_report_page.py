@@ -201,7 +201,7 @@ def test_the_checklist_states_seeds_budgets_and_evaluations(tmp_path):
     assert (row["Seeds"], row["Which"]) == ("3", "3 7 9")
     assert (row["Steps of each"], row["Steps of all"]) == ("10,000 to 20,000 simulator steps", "50,000")
     assert (row["Evaluated every"], row["Episodes"]) == ("5,000 steps", "2")
-    assert "nothing was searched here" in page
+    assert "Search: none is recorded here" in page
 
 
 def test_films_of_the_runs_are_linked_from_their_cells(tmp_path):

@@ -16,6 +16,8 @@ from deeprl.config import build
 from deeprl.errors import DeeprlError
 from deeprl.online.dqn import Config
 from deeprl.recipes import with_recipe
+from deeprl.reporting.checklist import search_fact
+from deeprl.reporting.read import read_runs
 from deeprl.tuning.evolve import evolve
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.pbt import PbtPlan
@@ -206,6 +208,8 @@ def test_what_is_found_is_tested_on_other_seeds_and_becomes_a_recipe(
     told = capsys.readouterr().out
     assert "test: winner" in told
     assert "2 seeds" in told
+    fact = search_fact(read_runs(tmp_path / "study/batches"))
+    assert "(study: dqn, 2 trials x 2 tuning seeds)" in fact
     settings = with_recipe("dqn", {"recipe": str(tmp_path / "study/winner.toml")})
     again = plan_of(trials=2, test_seeds=(7, 8), sampler="tpe")
     winner = best_of(Study(again, tmp_path / "study").told())

@@ -7,6 +7,7 @@ Reinforcement Learning and How To Tune Them".
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,28 @@ FACTS = (
     "number of the episode give, in a stream of random numbers of its own (`eval`), which training does not use: "
     "evaluation_seeds.csv lists those of the final policies. Environments on the device draw from that stream itself.",
     "Intervals: 95 %; nothing is corrected for the number of cells in the table of final policies.",
-    "Search: nothing was searched here. Every run below this directory is in the tables, and no setting was chosen by "
-    "these numbers; if settings came from a search elsewhere, its cost is not counted here.",
 )
+
+
+def search_fact(runs: Sequence[RunRecord]) -> str:
+    """What was searched, as the studies (`study.json` of `deeprl tune`) say in whose directories the runs lie."""
+    studies = {
+        file for run in runs for folder in run.path.absolute().parents if (file := folder / "study.json").exists()
+    }
+    if not studies:
+        return (
+            "Search: none is recorded here. Every run below this directory is in the tables; if settings came from a "
+            "search elsewhere, its cost is not counted here."
+        )
+    told = []
+    for file in sorted(studies):
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        seeds = len(plan.get("tuning_seeds", []))
+        told.append(f"{file.parent.name}: {plan.get('algorithm')}, {plan.get('trials')} trials x {seeds} tuning seeds")
+    return (
+        f"Search: these are runs of a search ({'; '.join(told)}). Which trial was best was chosen by the numbers below, "
+        "on its tuning seeds: go by the test in report/ of the search."
+    )
 
 
 def checklist_rows(cells: Mapping[Cell, Pairs]) -> Iterable[Sequence[Any]]:

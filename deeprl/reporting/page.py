@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from deeprl.reporting.cells import Cell
-from deeprl.reporting.checklist import FACTS, HEADER, checklist_rows
+from deeprl.reporting.checklist import FACTS, HEADER, checklist_rows, search_fact
 from deeprl.reporting.method import METHOD
 from deeprl.reporting.others import OTHERS_HEADER
 from deeprl.reporting.overall import Estimate
@@ -196,7 +196,7 @@ def _sections(contents: Contents) -> Iterable[str]:
     yield f"<h2>Learning curves</h2>\n{_images(contents.many)}{single}"
     if contents.periods:
         yield f"<h2>Decision periods</h2>\n{html_table(PERIOD_HEADER, contents.periods)}"
-    yield f"<h2>Checklist</h2>\n{_list(FACTS)}\n{html_table(HEADER, checklist_rows(contents.cells))}"
+    yield f"<h2>Checklist</h2>\n{_list((*FACTS, search_fact(contents.runs)))}\n{html_table(HEADER, checklist_rows(contents.cells))}"
 
 
 def page_of(contents: Contents) -> str:
