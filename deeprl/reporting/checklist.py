@@ -43,8 +43,8 @@ def search_fact(runs: Sequence[RunRecord]) -> str:
         seeds = len(plan.get("tuning_seeds", []))
         told.append(f"{file.parent.name}: {plan.get('algorithm')}, {plan.get('trials')} trials x {seeds} tuning seeds")
     return (
-        f"Search: these are runs of a search ({'; '.join(told)}). Which trial was best was chosen by the numbers below, "
-        "on its tuning seeds: go by the test in report/ of the search."
+        f"Search: these are runs of a search ({'; '.join(told)}). Its best trial was chosen by the numbers below, on "
+        "its tuning seeds: go by the test in report/ of the search."
     )
 
 

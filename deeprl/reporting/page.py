@@ -196,7 +196,8 @@ def _sections(contents: Contents) -> Iterable[str]:
     yield f"<h2>Learning curves</h2>\n{_images(contents.many)}{single}"
     if contents.periods:
         yield f"<h2>Decision periods</h2>\n{html_table(PERIOD_HEADER, contents.periods)}"
-    yield f"<h2>Checklist</h2>\n{_list((*FACTS, search_fact(contents.runs)))}\n{html_table(HEADER, checklist_rows(contents.cells))}"
+    facts = _list((*FACTS, search_fact(contents.runs)))
+    yield f"<h2>Checklist</h2>\n{facts}\n{html_table(HEADER, checklist_rows(contents.cells))}"
 
 
 def page_of(contents: Contents) -> str:
