@@ -68,7 +68,7 @@ def test_report_writes_all_files(sweep):
     assert write_report(sweep) == sweep / "report" / "index.html"
     names = {path.name for path in (sweep / "report").iterdir()}
     assert names == {
-        "index.html", "summary.csv", "config.json", "curve_Hopper-v5.png", "curve_dmc-walker-run.png"
+        "index.html", "summary.csv", "config.json", "report.json", "curve_Hopper-v5.png", "curve_dmc-walker-run.png"
     }  # fmt: skip
     for path in (sweep / "report").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")

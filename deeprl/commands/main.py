@@ -22,16 +22,17 @@ _EPILOG = """examples:
   deeprl evaluate runs/demo/sac/Pendulum-v1 --episodes 100
 
 exit status:
-  0 fine; 2 bad input; 3 done, but agents diverged; 130, 143 and 129 ended by Ctrl-C, SIGTERM and a
-  closed terminal
+  0 fine; 1 a report is not reproduced; 2 bad input; 3 done, but agents diverged; 130, 143 and 129
+  ended by Ctrl-C, SIGTERM and a closed terminal
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status.
 
-    0: fine. 2: bad input, with one line on stderr. 3: `train`, `resume` or `sweep` is through, or was stopped, and
-    agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a closed terminal.
+    0: fine. 1: `reproduce` found what lies outside. 2: bad input, with one line on stderr. 3: `train`, `resume`,
+    `extend` or `sweep` is through, or was stopped, and agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a
+    closed terminal.
     """
     words = list(sys.argv[1:] if args is None else args)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a label may have letters that the locale lacks: \xf6 stands for one
@@ -111,9 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", help="where to write it (default DIRECTORY/report)")
     report.add_argument("--published", metavar="FILE", help="draw the curves of this CSV file beside them")
     report.add_argument("--rows", help="append benchmark rows of all evaluations to this CSV file")
+    _add_reproduce(command("reproduce", "train what a report is made of again, and compare; resumable"))
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
+
+
+def _add_reproduce(reproduce: argparse.ArgumentParser) -> None:
+    reproduce.add_argument("report", help="the directory of a report, or its report.json")
+    reproduce.add_argument("--out", help="where to train (default runs/reproduced/TITLE)")
+    reproduce.add_argument("--only", metavar="CELL", help="one cell, by its name or its key in summary.csv")
+    reproduce.add_argument("--device", help="in place of those of the record: cpu, cuda, auto")
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from deeprl.reporting.cells import Cell
 from deeprl.reporting.curves import figure, read_published
 from deeprl.reporting.frequency import drawn_by_period, score, steady
 from deeprl.reporting.read import Pairs, RunRecord, group, read_runs, unit_name
+from deeprl.reporting.record import write_record
 from deeprl.reporting.remarks import remarks
 from deeprl.reporting.stats import bootstrap_interval, iqm, mean_interval
 from deeprl.run.targets import begin_report
@@ -86,7 +87,7 @@ RUN_HEADER = (*_RUN, "Device", "Commit", "Hash", "Versions", "Command")
 
 
 def write_report(directory: str | Path, out: str | Path | None = None, published: str | Path | None = None) -> Path:
-    """Write `index.html`, one `curve_<env>.png` per environment, `summary.csv` and `config.json`; return the HTML path.
+    """Write `index.html`, one `curve_<env>.png` per environment, `summary.csv` and JSON files; return the HTML path.
 
     Args:
         directory: a sweep, or a single run: every run directory at or below it is read.
@@ -133,6 +134,7 @@ def write_report(directory: str | Path, out: str | Path | None = None, published
     (folder / "config.json").write_text(json.dumps(configs, indent=1), encoding="utf-8")
     page = _page(Path(directory).resolve().name, runs, cells, summary, pngs, notes, _period_rows(by_period))
     (folder / "index.html").write_text(page, encoding="utf-8")
+    write_record(folder, Path(directory).resolve().name, runs, cells, summary)
     return folder / "index.html"
 
 

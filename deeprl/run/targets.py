@@ -16,8 +16,8 @@ from deeprl.errors import DeeprlError
 
 # What a run has in its directory, or will have.
 _OF_RUNS = {"config.json", "status.json", "metrics.csv", "evaluations.csv", "config.tmp", "status.tmp", "run.lock"}
-_OF_RUNS |= {"pretraining.csv", "checkpoints", "snapshots", "tensorboard"}
-_OF_REPORTS = {"index.html", "summary.csv", "config.json"}  # and curve_*.png
+_OF_RUNS |= {"pretraining.csv", "checkpoints", "snapshots", "tensorboard", "wandb", "wandb.json"}
+_OF_REPORTS = {"index.html", "summary.csv", "config.json", "report.json"}  # and curve_*.png
 _CURVES = "curve_*.png"
 _TITLE = b": deeprl report</title>"  # of the page of a report, in its first lines
 _FILMS = (".gif", ".mp4")
