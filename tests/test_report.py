@@ -68,7 +68,7 @@ def test_report_writes_all_files(sweep):
     assert write_report(sweep) == sweep / "report" / "index.html"
     names = {path.name for path in (sweep / "report").iterdir()}
     assert names == {
-        "index.html", "summary.csv", "evaluation_seeds.csv", "config.json", "curve_Hopper-v5.png",
+        "index.html", "summary.csv", "evaluation_seeds.csv", "config.json", "report.json", "curve_Hopper-v5.png",
         "curve_dmc-walker-run.png", "over_all_tasks_bars.png", "over_all_tasks_profiles.png",
         "over_all_tasks_efficiency.png",
     }  # fmt: skip

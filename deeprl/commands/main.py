@@ -25,16 +25,17 @@ _EPILOG = """examples:
   deeprl compare before=runs/before after=runs/after
 
 exit status:
-  0 fine; 2 bad input; 3 done, but agents diverged; 130, 143 and 129 ended by Ctrl-C, SIGTERM and a
-  closed terminal
+  0 fine; 1 a report is not reproduced; 2 bad input; 3 done, but agents diverged; 130, 143 and 129
+  ended by Ctrl-C, SIGTERM and a closed terminal
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status.
 
-    0: fine. 2: bad input, with one line on stderr. 3: `train`, `resume` or `sweep` is through, or was stopped, and
-    agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a closed terminal.
+    0: fine. 1: `reproduce` found what lies outside. 2: bad input, with one line on stderr. 3: `train`, `resume`,
+    `extend` or `sweep` is through, or was stopped, and agents diverged. 130, 143, 129: ended by Ctrl-C, SIGTERM or a
+    closed terminal.
     """
     words = list(sys.argv[1:] if args is None else args)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a label may have letters that the locale lacks: \xf6 stands for one
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="show it anew every two seconds, until Ctrl-C")
     _add_report(command("report", "write the report of all runs below a directory"))
     _add_compare(command("compare", "compare algorithms: differences with intervals, and what they show"))
+    _add_reproduce(command("reproduce", "train what a report is made of again, and compare; resumable"))
     add_commands(commands)
     command("list", "list the algorithms, with their papers and what they need")
     return parser
@@ -174,6 +176,13 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("--csv", help="write a row for each verdict to this file")
     compare.add_argument("--png", help="draw means, and the IQM over all tasks, with their intervals")
+
+
+def _add_reproduce(reproduce: argparse.ArgumentParser) -> None:
+    reproduce.add_argument("report", help="the directory of a report, or its report.json")
+    reproduce.add_argument("--out", help="where to train (default runs/reproduced/TITLE)")
+    reproduce.add_argument("--only", metavar="CELL", help="one cell, by its name or its key in summary.csv")
+    reproduce.add_argument("--device", help="in place of those of the record: cpu, cuda, auto")
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

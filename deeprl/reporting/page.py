@@ -18,6 +18,7 @@ from deeprl.reporting.method import METHOD
 from deeprl.reporting.others import OTHERS_HEADER
 from deeprl.reporting.overall import Estimate
 from deeprl.reporting.read import Pairs, RunRecord
+from deeprl.reporting.record import RECORD_FILE, again
 from deeprl.reporting.summary import Rows
 from deeprl.reporting.wording import interval_text, number_text, with_interval
 
@@ -196,6 +197,9 @@ def _sections(contents: Contents) -> Iterable[str]:
     yield f"<h2>Learning curves</h2>\n{_images(contents.many)}{single}"
     if contents.periods:
         yield f"<h2>Decision periods</h2>\n{html_table(PERIOD_HEADER, contents.periods)}"
+    told = f"trains all of it anew, and tells what is equal to the bit, within the intervals, or neither; {RECORD_FILE}"
+    told += " has commands, settings, commits, versions, seeds and returns for programs."
+    yield f"<h2>Run it again</h2>\n<p><code>{escape(again(contents.folder))}</code> {told}</p>"
     facts = _list((*FACTS, search_fact(contents.runs)))
     yield f"<h2>Checklist</h2>\n{facts}\n{html_table(HEADER, checklist_rows(contents.cells))}"
 

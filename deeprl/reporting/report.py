@@ -27,6 +27,7 @@ from deeprl.reporting.page import Contents, Picture, page_of
 from deeprl.reporting.panels import curves_picture, efficiency_picture, interval_panels, profile_picture
 from deeprl.reporting.peers import Peer
 from deeprl.reporting.read import Pairs, group, read_runs, unit_name
+from deeprl.reporting.record import write_record
 from deeprl.reporting.remarks import remarks
 from deeprl.reporting.summary import score_of, summarise, write_summary
 from deeprl.run.targets import begin_report
@@ -74,6 +75,7 @@ def write_report(
     configs = [{"run": run.name, **run.info, "status": run.status} for run in runs]
     (folder / "config.json").write_text(json.dumps(configs, indent=1), encoding="utf-8")
     (folder / "index.html").write_text(page_of(contents), encoding="utf-8")
+    write_record(folder, contents.title, runs, cells, summary)
     return folder / "index.html"
 
 

@@ -16,8 +16,8 @@ from deeprl.errors import DeeprlError
 
 # What a run has in its directory, or will have.
 _OF_RUNS = {"config.json", "status.json", "metrics.csv", "evaluations.csv", "config.tmp", "status.tmp", "run.lock"}
-_OF_RUNS |= {"pretraining.csv", "checkpoints", "snapshots", "tensorboard"}
-_OF_REPORTS = {"index.html", "summary.csv", "evaluation_seeds.csv", "config.json"}
+_OF_RUNS |= {"pretraining.csv", "checkpoints", "snapshots", "tensorboard", "wandb", "wandb.json"}
+_OF_REPORTS = {"index.html", "summary.csv", "evaluation_seeds.csv", "config.json", "report.json"}
 _PICTURES = ("curve_*.png", "over_all_tasks_*.png")  # and these
 _TITLE = b": deeprl report</title>"  # of the page of a report, in its first lines
 _FILMS = (".gif", ".mp4")
