@@ -163,7 +163,6 @@ def test_population_equals_single() -> None:
     assert_population_equals_single(td3_bc, CONFIG)
 
 
-@pytest.mark.inductor
 @pytest.mark.compiled
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(td3_bc, dataclasses.replace(CONFIG, hidden=(16,)))

@@ -84,7 +84,10 @@ def test_offline_runs_have_every_row_once_after_a_stop_and_a_kill(
     assert capsys.readouterr().out.count(f"W&B: 2 runs, offline: wandb sync {run}/wandb/offline-run-* sends them") == 1
     about = json.loads((run / "wandb.json").read_text())
     assert (about["logged"], about["open"]) == (49, [])
-    left = [str(folder) for folder in run.glob("wandb/offline-run-*")]  # as a killed session leaves it
+    # As a killed session leaves them, of another time: their names tell the second in which they began.
+    left = [
+        str(f.rename(f.with_name(f"offline-run-20260101_000000-{f.name[-8:]}"))) for f in run.glob("wandb/offline-*")
+    ]
     (run / "wandb.json").write_text(json.dumps(about | {"logged": -1, "open": [*left, str(tmp_path)]}))
     assert sac.train(settings).finished
     assert not any(Path(folder).exists() for folder in left)
