@@ -121,7 +121,8 @@ def test_report_replaces_the_pictures_of_an_earlier_one_and_keeps_other_files(ro
     (root / "report" / "notes.txt").write_text("mine", encoding="utf-8")
     write_report(root / "run", root / "report")
     assert sorted(p.name for p in (root / "report").iterdir()) == [
-        "config.json", "curve_Pendulum-v1.png", "evaluation_seeds.csv", "index.html", "notes.txt", "report.json", "summary.csv"
+        "config.json", "curve_Pendulum-v1.png", "evaluation_seeds.csv", "index.html", "notes.txt",
+        "report.json", "summary.csv"
     ]  # fmt: skip
 
 
