@@ -149,7 +149,7 @@ def one_by_one(options: Options) -> None:
             (group,) = groups(plan.algorithm, base, [Trial(trial.number, trial.settings)], [seed], place)
             group.train(base.steps)
             seconds += read_status(group.planned.directory)["wall_s"]
-            values += group.scores(plan.last)[trial.number].seeds
+            values += group.scores(plan.last, base.steps)[trial.number].seeds
         scores.append(Score(tuple(values)))
         print(f"trial {trial.number}: alone {values}, in the population {trial.seeds}")
     best = max(range(len(first)), key=lambda i: scores[i].value("mean") or -np.inf)

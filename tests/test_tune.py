@@ -22,7 +22,7 @@ from deeprl.tuning.evolve import evolve
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.pbt import PbtPlan
 from deeprl.tuning.spaces import Space, space_of
-from deeprl.tuning.study import Plan, Study, best_of
+from deeprl.tuning.study import Plan, Study, StudyStoppedError, best_of
 from deeprl.tuning.trials import Group, Score, Trial, groups
 from deeprl.tuning.tune import search
 
@@ -108,7 +108,7 @@ def trained_steps(monkeypatch: pytest.MonkeyPatch, stop_at: int = -1) -> list[tu
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials whose value is their learning rate, from now on."""
     monkeypatch.setattr(Group, "train", lambda self, until: True)
-    scores = lambda self, last: {t.number: Score((t.settings["lr"],) * 2) for t in self.trials}  # noqa: E731
+    scores = lambda self, last, until: {t.number: Score((t.settings["lr"],) * 2) for t in self.trials}  # noqa: E731
     monkeypatch.setattr(Group, "scores", scores)
 
 
@@ -195,6 +195,27 @@ def test_two_processes_share_a_study_and_none_does_what_the_other_does(
         assert not two.run()  # the first batch is with another process
     assert two.run()  # which has ended
     assert [t.state for t in one.told()] == ["complete"] * 4
+
+
+def test_a_study_goes_on_where_the_hours_of_a_run_were_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_training(monkeypatch)
+    monkeypatch.setattr(Group, "train", lambda self, until: False)
+    with pytest.raises(StudyStoppedError, match="was stopped; the same command goes on"):
+        Study(plan_of(), tmp_path / "study").run()
+    quick_training(monkeypatch)
+    study = Study(plan_of(), tmp_path / "study")
+    assert study.run()
+    assert [t.number for t in study.told()] == [0, 1, 2, 3]
+
+
+def test_the_value_of_a_rung_does_not_look_beyond_it(tmp_path: Path) -> None:
+    (group,) = groups("dqn", build(Config, TINY), [Trial(0, {"lr": 1e-3})], (4,), tmp_path)
+    assert group.train(40)
+    (agent,) = read_runs(tmp_path)[0].agents
+    returns = [at.mean for at in agent.evaluations]
+    assert [at.step for at in agent.evaluations] == [10, 20, 30, 40]
+    assert group.scores(2, until=20)[0].seeds == (pytest.approx(sum(returns[:2]) / 2),)
+    assert group.scores(3, until=40)[0].seeds == (pytest.approx(sum(returns[1:]) / 3),)
 
 
 def test_what_is_found_is_tested_on_other_seeds_and_becomes_a_recipe(

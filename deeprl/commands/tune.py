@@ -53,11 +53,15 @@ def run(words: list[str]) -> int:
     from deeprl.commands.train import read_settings
     from deeprl.tuning.published import published_space
     from deeprl.tuning.spaces import read_space
+    from deeprl.tuning.study import StudyStoppedError
 
     module, base = read_settings("tune", words[0], settings, options.recipe, _OWN)
     space = read_space(options.space, module.Config) if options.space else published_space(words[0], module.Config)
     out = options.out or f"runs/tune/{words[0]}/{base.task}"
-    (_search if options.method == "search" else _evolve)(words[0], base, space, given, out)
+    try:
+        (_search if options.method == "search" else _evolve)(words[0], base, space, given, out)
+    except StudyStoppedError as error:
+        show(str(error))
     return 0
 
 

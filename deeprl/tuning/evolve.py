@@ -26,7 +26,7 @@ from deeprl.run.progress import show
 from deeprl.run.provenance import provenance_of
 from deeprl.run.records import write_json
 from deeprl.tuning.pbt import PbtPlan, PbtResult, train_pbt
-from deeprl.tuning.study import StudyStopped, require_apart
+from deeprl.tuning.study import StudyStoppedError, require_apart
 from deeprl.tuning.trials import Cost, Group, Score, whole_group
 
 
@@ -59,14 +59,14 @@ def evolve(plan: PbtPlan, test_seeds: Sequence[int], out: str | Path, last: int 
     """Train, test, and write `out/report/`; called again, it goes on where it was.
 
     plan: its `config.out` is set to `out/population`. last: evaluations whose mean is the value of a test seed. Raises
-    DeeprlError as `train_pbt` does and for seeds that are in both, KeyboardInterrupt where it was stopped.
+    DeeprlError as `train_pbt` does and for seeds that are in both, StudyStoppedError after `max_hours` of a run.
     """
     require_apart(plan.config.seeds, test_seeds)
     folder = Path(out)
     plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, out=str(folder / "population")))
     result = train_pbt(plan)
     if result.schedule is None:
-        raise StudyStopped(f"{result.directory} was stopped; the same command goes on")
+        raise StudyStoppedError(f"{result.directory} was stopped; the same command goes on")
     show(f"schedule of member {result.best}, and default, with {len(test_seeds)} test seeds")
     base = dataclasses.replace(plan.config, seeds=tuple(test_seeds))
     found, cost = {}, Cost()
@@ -74,8 +74,8 @@ def evolve(plan: PbtPlan, test_seeds: Sequence[int], out: str | Path, last: int 
         config: RunConfig = dataclasses.replace(base, **own, out=str(folder / "test" / name))  # type: ignore[arg-type]
         group: Group = whole_group(plan.algorithm, config)
         if not group.train(config.steps):
-            raise StudyStopped(f"{config.out} was stopped; the same command goes on")
-        found[name], cost = group.scores(last)[0], cost + group.cost()
+            raise StudyStoppedError(f"{config.out} was stopped; the same command goes on")
+        found[name], cost = group.scores(last, config.steps)[0], cost + group.cost()
     evolved = Evolved(plan, result, tuple(test_seeds), found["schedule"], found["default"], cost)
     _write(evolved, folder / "report")
     return evolved

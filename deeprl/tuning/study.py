@@ -117,8 +117,8 @@ class Told(NamedTuple):
     steps: int
 
 
-class StudyStopped(KeyboardInterrupt):
-    """A run of a study has stopped before its end, with a checkpoint: a signal, or `max_hours`."""
+class StudyStoppedError(Exception):
+    """A run of a study has stopped before its end, with a checkpoint, after `max_hours`."""
 
 
 class Study:
@@ -137,7 +137,7 @@ class Study:
     def run(self) -> bool:
         """Train what is left. Returns whether all trials are through; another process may be at some of them.
 
-        Raises StudyStopped where a signal or `max_hours` has stopped a run.
+        Raises StudyStoppedError where `max_hours` has stopped a run.
         """
         while True:
             with contextlib.ExitStack() as held:
@@ -289,8 +289,8 @@ class Study:
         show(f"{batch.name} of {plan.trials}: {agents} agents, {until:,} steps")
         for group in here:
             if not group.train(until):
-                raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
-        batch.finish({number: score for group in here for number, score in group.scores(plan.last).items()})
+                raise StudyStoppedError(f"{group.planned.directory} was stopped; the same command goes on")
+        batch.finish({number: score for group in here for number, score in group.scores(plan.last, until).items()})
         with self._drawing():
             self._settle()
         best = best_of(self.told())

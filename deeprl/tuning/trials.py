@@ -82,11 +82,14 @@ class Group:
                 algorithm_module(self.planned.algorithm).train(config, callback=stop)
         return self.trained(until)
 
-    def scores(self, last: int) -> dict[int, Score]:
-        """By number of trial, from the `last` evaluations of each agent that there are."""
-        agents = {agent.member: agent for agent in read_runs(self.planned.directory)[0].agents}
+    def scores(self, last: int, until: int) -> dict[int, Score]:
+        """By number of trial, from the `last` evaluations of each agent that there are up to a step."""
+        (run,) = read_runs(self.planned.directory)
+        agents = {agent.member: agent for agent in run.agents}
         return {
-            trial.number: Score(tuple(_value(agents[m], last) for m in self.members[trial.number]))
+            trial.number: Score(
+                tuple(_value(agents[m], last, until * run.unit.factor) for m in self.members[trial.number])
+            )
             for trial in self.trials
         }
 
@@ -100,11 +103,10 @@ class Group:
         return Cost(steps, len(lengths), sum(lengths), float(status.get("wall_s", 0.0)) - before["wall_s"])
 
 
-def _value(agent: AgentRecord, last: int) -> float | None:
-    """The mean of an agent's last evaluations; None of one that diverged."""
-    if agent.frozen is not None or not agent.evaluations:
-        return None
-    return float(np.mean([at.mean for at in agent.evaluations[-last:]]))
+def _value(agent: AgentRecord, last: int, until: int) -> float | None:
+    """The mean of an agent's last evaluations up to a step; None of one that diverged."""
+    found = [at.mean for at in agent.evaluations if at.step <= until]
+    return float(np.mean(found[-last:])) if found and agent.frozen is None else None
 
 
 def groups(

@@ -24,7 +24,7 @@ from deeprl.run.progress import show
 from deeprl.run.trained import algorithm_module
 from deeprl.tuning.published import published_space
 from deeprl.tuning.spaces import read_space, require_inside, space_of
-from deeprl.tuning.study import Plan, Study, StudyStopped, Told, best_of
+from deeprl.tuning.study import Plan, Study, StudyStoppedError, Told, best_of
 from deeprl.tuning.trials import Cost, Score, Trial, groups
 
 _Seeds = str | int | Sequence[int]
@@ -118,7 +118,7 @@ def search(plan: Plan, out: str | Path, storage: str = "") -> Tuned | None:
     process has trials left to finish, or is at the test.
 
     Raises DeeprlError for what is wrong with space, settings or storage, before anything is trained, and where every
-    trial failed; KeyboardInterrupt where a signal or `max_hours` has stopped it.
+    trial failed; StudyStoppedError after `max_hours` of a run.
     """
     folder = Path(out)
     require_inside(plan.space, plan.base)
@@ -148,8 +148,8 @@ def _tested(plan: Plan, folder: Path, study: Study, winner: Told) -> Tuned:
     show(f"winner, trial {winner.number}, and default with {len(plan.test_seeds)} test seeds")
     for group in here:
         if not group.train(plan.base.steps):
-            raise StudyStopped(f"{group.planned.directory} was stopped; the same command goes on")
-    scores = {number: score for group in here for number, score in group.scores(plan.last).items()}
+            raise StudyStoppedError(f"{group.planned.directory} was stopped; the same command goes on")
+    scores = {number: score for group in here for number, score in group.scores(plan.last, plan.base.steps).items()}
     retest = sum((group.cost() for group in here), Cost())
     test, usual = scores[0], scores[1]
     return Tuned(folder, winner, test, usual, study.told(), study.importance(), study.cost(), retest)
