@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_runs import ROOT
+from speed_rows import append
 
 from deeprl.launch.glance import glances
 from deeprl.run import provenance
@@ -177,11 +178,7 @@ def main() -> None:
     row = outcome(place, hit, status, seconds) | about | {"versions": told}
     print(json.dumps(row, indent=1))
     if options.csv:
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writerows([dict(zip(COLUMNS, COLUMNS, strict=True))] if new else [])
-            writer.writerow(row)
+        append(options.csv, COLUMNS, row)
     if not options.keep:
         shutil.rmtree(place)
     raise SystemExit(0 if row["ok"] else 1)

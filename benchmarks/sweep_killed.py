@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_runs import ROOT
+from speed_rows import append
 
 from deeprl.launch.glance import Glance, glances, log_of
 from deeprl.run import provenance
@@ -159,11 +160,7 @@ def main() -> None:
     row |= {"command": shlex.join(words)}
     print(json.dumps(row, indent=1))
     if options.csv:
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="", encoding="utf-8") as table:
-            writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-            writer.writerows([dict(zip(COLUMNS, COLUMNS, strict=True))] if new else [])
-            writer.writerow(row)
+        append(options.csv, COLUMNS, row)
     if not options.keep:
         shutil.rmtree(place)
     raise SystemExit(0 if row["ok"] else 1)

@@ -7,11 +7,11 @@ a recipe.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deeprl.config.toml import read_toml
 from deeprl.errors import DeeprlError, nearest
 
 
@@ -258,11 +258,9 @@ def read_recipe(path: str | Path, algorithm: str) -> Recipe:
     Raises DeeprlError, naming the file, for one that cannot be read or is of another algorithm.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DeeprlError(f"recipe: {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DeeprlError(f"recipe: {path}: {error}") from error
+        _, content = read_toml(path)
+    except DeeprlError as error:
+        raise DeeprlError(f"recipe: {error}") from error
     if content.get("algorithm") != algorithm:
         raise DeeprlError(f"recipe: {path} is of {content.get('algorithm', 'no algorithm')}, not of {algorithm}")
     if not isinstance(content.get("settings"), dict):

@@ -12,13 +12,12 @@ actor_lr = 1e-4
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from deeprl.config.toml import read_toml
 from deeprl.errors import DeeprlError
 
 Entries = Sequence[Mapping[str, Any]]  # of a schedule: `step`, and settings by name
@@ -29,11 +28,9 @@ def read_schedule(path: str | os.PathLike[str]) -> tuple[dict[str, Any], ...]:
     if not os.fspath(path):
         return ()
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DeeprlError(f"schedule: {os.fspath(path)}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DeeprlError(f"schedule: {os.fspath(path)}: {error}") from error
+        _, content = read_toml(path)
+    except DeeprlError as error:
+        raise DeeprlError(f"schedule: {error}") from error
     entries = content.get("from")
     if content.keys() != {"from"} or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise DeeprlError(f"schedule: {os.fspath(path)}: expected tables [[from]], each with a step and settings")

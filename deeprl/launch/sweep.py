@@ -30,12 +30,12 @@ import contextlib
 import dataclasses
 import itertools
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from deeprl.config import RunConfig, build, config_hash, per_agent_fields, setting
+from deeprl.config.toml import read_toml
 from deeprl.errors import DeeprlError, nearest
 from deeprl.launch.glance import write_plan
 from deeprl.launch.launcher import Launching, launch
@@ -84,15 +84,7 @@ def run_sweep(file: str | Path, launching: Launching | None = None) -> Path:
 def read_sweep(file: str | Path) -> tuple[Path, list[Planned]]:
     """The output directory and the populations of a sweep file, checked. Raises DeeprlError naming file and line."""
     path = Path(file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # whatever the locale is; some editors put a mark in front
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise DeeprlError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DeeprlError(f"{path}: not a text file in UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise DeeprlError(f"{path}: {error}") from error
+    text, content = read_toml(path)
     source = _Source(path, text)
     for key in content:
         if key not in _TOP:

@@ -20,13 +20,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deeprl.config import RunConfig, setting
+from deeprl.config.toml import read_toml
 from deeprl.errors import DeeprlError, nearest
 
 Scale = Literal["linear", "log", "complement"]
@@ -139,12 +139,7 @@ def _plain(parameter: Parameter) -> dict[str, Any]:
 
 def read_space(path: str | Path, config: type[RunConfig]) -> Space:
     """A space from a TOML file. Raises DeeprlError that names the file and the parameter."""
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DeeprlError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DeeprlError(f"{path}: {error}") from error
+    _, content = read_toml(path)
     try:
         return space_of(content, config, str(path))
     except DeeprlError as error:
