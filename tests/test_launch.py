@@ -21,7 +21,7 @@ from deeprl.launch.hands import End, order_of
 from deeprl.launch.launcher import Launching, launch, parse_resources
 from deeprl.launch.local import LocalHands, Slot, split_machine
 from deeprl.launch.planned import Planned
-from deeprl.launch.worker import IN_USE, ask, begin
+from deeprl.launch.worker import IN_USE, ask_worker, begin_worker
 from deeprl.online import sac
 from deeprl.run import checkpoint
 from deeprl.run.lock import Lock, holder
@@ -64,7 +64,9 @@ def test_workers_get_cores_threads_and_gpus(
 ) -> None:
     begun = []
     monkeypatch.setattr("deeprl.launch.local._cores", lambda: [0, 1, 5])
-    monkeypatch.setattr("deeprl.launch.local.begin", lambda order, variables: begun.append((order.cores, variables)))
+    monkeypatch.setattr(
+        "deeprl.launch.local.begin_worker", lambda order, variables: begun.append((order.cores, variables))
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,7")
     hands = LocalHands([unit(tmp_path / str(i), device=device) for i in range(3)], 2)
@@ -192,7 +194,7 @@ def test_workers_stop_when_they_are_asked_or_left_alone_and_leave_what_is_in_use
     lock = Lock(taken.directory)
     lock.acquire()
     core = min(os.sched_getaffinity(0))
-    processes = [begin(order_of(each, cores=(core,), patience=0.0)) for each in (asked, alone, taken)]
+    processes = [begin_worker(order_of(each, cores=(core,), patience=0.0)) for each in (asked, alone, taken)]
     for each, process in zip((asked, alone), processes, strict=False):
         wait_for((each.directory / "status.json").exists, process)
         assert os.sched_getaffinity(process.pid) == {core}
@@ -200,7 +202,7 @@ def test_workers_stop_when_they_are_asked_or_left_alone_and_leave_what_is_in_use
         assert owner is not None
         assert (owner.pid, owner.alive) == (process.pid, True)
         process.send_signal(signal.SIGINT)  # a terminal's: no concern of a worker
-    ask(processes[0])
+    ask_worker(processes[0])
     assert processes[1].stdin is not None
     processes[1].stdin.close()  # as if this process were gone
     assert [process.wait(60) for process in processes] == [143, 143, IN_USE]

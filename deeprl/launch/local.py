@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import ask, begin
+from deeprl.launch.worker import ask_worker, begin_worker
 
 
 class Slot(NamedTuple):
@@ -85,7 +85,7 @@ class LocalHands:
         if slot.gpu and unit.config.device in ("cuda", "auto"):
             variables["CUDA_VISIBLE_DEVICES"] = slot.gpu
         order = order_of(unit, cores=slot.cores if self._pin else ())
-        self._at_work[index] = number, begin(order, variables)
+        self._at_work[index] = number, begin_worker(order, variables)
 
     def ended(self) -> list[End]:
         found = []
@@ -98,4 +98,4 @@ class LocalHands:
 
     def stop(self) -> None:
         for _, process in self._at_work.values():
-            ask(process)
+            ask_worker(process)

@@ -20,7 +20,7 @@ from typing import Any
 
 from deeprl.errors import DeeprlError, first_line, one_line
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import Order, ask, begin
+from deeprl.launch.worker import Order, ask_worker, begin_worker
 
 _REACH_SECONDS = 12.0
 _PROBE_SECONDS = 60.0
@@ -118,12 +118,12 @@ def _perform(order: Order) -> int:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where Ray was started in the background
     hosts = tuple(node["NodeManagerHostname"] for node in _nodes(ray))
-    process = begin(dataclasses.replace(order, hosts=hosts))
+    process = begin_worker(dataclasses.replace(order, hosts=hosts))
     while process.poll() is None:
         try:
             time.sleep(0.2)
         except KeyboardInterrupt:  # of `ray.cancel`
-            ask(process)
+            ask_worker(process)
     return process.returncode
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from deeprl.errors import DeeprlError, one_line
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import Order, ask, begin
+from deeprl.launch.worker import Order, ask_worker, begin_worker
 
 _PATIENCE = 150.0  # until a network file system has noticed that the holder of a lock is gone
 _STOP_SECONDS = 60.0  # Slurm leaves 90 by default
@@ -29,7 +29,7 @@ class SlurmJob:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, order: Order) -> int:
-        self._process = begin(order)
+        self._process = begin_worker(order)
         while (status := self._process.poll()) is None:
             time.sleep(0.5)  # not `wait`, which would keep `checkpoint`, called within a signal, from asking
         return status
@@ -39,7 +39,7 @@ class SlurmJob:
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            ask(self._process)
+            ask_worker(self._process)
             until = time.monotonic() + _STOP_SECONDS
             while self._process.poll() is None and time.monotonic() < until:
                 time.sleep(0.2)

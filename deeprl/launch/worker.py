@@ -51,7 +51,7 @@ class Order:
     hosts: tuple[str, ...] = ()
 
 
-def begin(order: Order, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def begin_worker(order: Order, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a worker; what it prints is appended to the log. environment: variables to set beside those here."""
     source = str(Path(deeprl.__file__).resolve().parent.parent)  # the same deeprl, however this process has found it
     known = dict.fromkeys([source, *filter(None, sys.path)])  # and the modules that it finds
@@ -70,7 +70,7 @@ def begin(order: Order, environment: Mapping[str, str] | None = None) -> subproc
     return process
 
 
-def ask(process: subprocess.Popen[bytes]) -> None:
+def ask_worker(process: subprocess.Popen[bytes]) -> None:
     """Ask a worker to stop with a checkpoint."""
     _tell(process, "stop")
 
