@@ -15,7 +15,7 @@ import pytest
 from run_helpers import ROOT
 
 from deeprl.errors import DeeprlError
-from deeprl.launch.board import Board, counts, line_of
+from deeprl.launch.board import Board, counted_states, run_line
 from deeprl.launch.glance import FAILED, Glance, glance, glances, last_lines, log_of, write_plan
 from deeprl.launch.planned import Planned
 from deeprl.online import sac
@@ -62,7 +62,7 @@ def test_running_is_told_with_speed_of_the_last_minute_and_mean_return(tmp_path:
     seen = glance(run, "a")
     # 300 steps of two agents in 60 s; 500 more at 5 a second
     assert seen == Glance("a", "running", 500, 1_000, 2, 0, 10.0, 100.0, 2.5, f"{os.getpid()} on {HERE}")
-    assert line_of(seen) == f"a x2: running  500/1,000  10/s  1:40 left  return 2.5  {os.getpid()} on {HERE}"
+    assert run_line(seen) == f"a x2: running  500/1,000  10/s  1:40 left  return 2.5  {os.getpid()} on {HERE}"
 
 
 def test_without_rows_of_metrics_the_status_tells_the_speed(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_plan_shows_what_nobody_has_begun(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(g.name, g.state, g.agents, g.steps) for g in glances("runs")] == [
         ("other", "stopped", 2, 1_000), ("sac/begun", "finished", 2, 50), ("sac/waiting", "waiting", 3, 50)
     ]  # fmt: skip
-    assert counts(glances("runs")) == "1 stopped, 1 waiting, 1 finished"
+    assert counted_states(glances("runs")) == "1 stopped, 1 waiting, 1 finished"
 
 
 def test_a_lock_that_is_held_stays_so_while_it_is_looked_at(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from deeprl.launch.hands import End, order_of
 from deeprl.launch.launcher import Launching, launch, parse_resources
 from deeprl.launch.local import LocalHands, Slot, split_machine
 from deeprl.launch.planned import Planned
-from deeprl.launch.worker import IN_USE, ask, begin_worker
+from deeprl.launch.worker import IN_USE, ask_worker, begin_worker
 from deeprl.online import sac
 from deeprl.run import checkpoint
 from deeprl.run.lock import Lock, holder
@@ -202,7 +202,7 @@ def test_workers_stop_when_they_are_asked_or_left_alone_and_leave_what_is_in_use
         assert owner is not None
         assert (owner.pid, owner.alive) == (process.pid, True)
         process.send_signal(signal.SIGINT)  # a terminal's: no concern of a worker
-    ask(processes[0])
+    ask_worker(processes[0])
     assert processes[1].stdin is not None
     processes[1].stdin.close()  # as if this process were gone
     assert [process.wait(60) for process in processes] == [143, 143, IN_USE]

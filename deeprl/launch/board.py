@@ -19,7 +19,7 @@ _REDRAW_SECONDS = 1.0
 _LINE_SECONDS = 30.0
 
 
-def cells(run: Glance) -> tuple[str, ...]:
+def row_of(run: Glance) -> tuple[str, ...]:
     """A run as the texts of a row: run, state, steps, share of them, rate, time left, return, where or why not."""
     many = f" x{run.agents}" if run.agents > 1 else ""
     state = f"{run.state}, {run.diverged} diverged" if run.diverged and run.state != "diverged" else run.state
@@ -35,13 +35,13 @@ def cells(run: Glance) -> tuple[str, ...]:
     )
 
 
-def counts(runs: Sequence[Glance]) -> str:
+def counted_states(runs: Sequence[Glance]) -> str:
     """How many runs are in which state, in one line."""
     found = Counter(run.state for run in runs)
     return ", ".join(f"{found[state]} {state}" for state in _ORDER if found[state])
 
 
-def table(runs: Sequence[Glance], rows: int | None = None) -> Any:
+def run_table(runs: Sequence[Glance], rows: int | None = None) -> Any:
     """A table of `rich`. rows: at most so many, what is at work and what has failed first; all by default."""
     from rich import box
     from rich.table import Table
@@ -52,18 +52,18 @@ def table(runs: Sequence[Glance], rows: int | None = None) -> Any:
         first = sorted(range(len(shown)), key=lambda i: (_ORDER.index(shown[i].state), i))[:rows]
         shown = [shown[i] for i in sorted(first)]
     more = f"; {len(runs) - len(shown)} not shown" if len(shown) < len(runs) else ""
-    found = Table(box=box.SIMPLE_HEAD, caption=counts(runs) + more, caption_justify="left", pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, caption=counted_states(runs) + more, caption_justify="left", pad_edge=False)
     for name in _COLUMNS:
         number = name in ("steps", "", "rate", "left", "return")
         found.add_column(name, justify="right" if number else "left", no_wrap=number or name == "run")
     for run in shown:
-        found.add_row(*map(Text, cells(run)), style=_COLOURS.get(run.state, ""))
+        found.add_row(*map(Text, row_of(run)), style=_COLOURS.get(run.state, ""))
     return found
 
 
-def line_of(run: Glance) -> str:
+def run_line(run: Glance) -> str:
     """A run in one line, as a single run shows its progress."""
-    name, state, steps, _, rate, left, ret, where = cells(run)
+    name, state, steps, _, rate, left, ret, where = row_of(run)
     parts = [f"{name}: {state}", steps, rate, left and f"{left} left", ret and f"return {ret}", where]
     return "  ".join(filter(None, parts))
 
@@ -99,8 +99,8 @@ class Board:
         runs = self._look()
         for run in runs:
             if run.state == "running":
-                show(line_of(run))
-        show(counts(runs))
+                show(run_line(run))
+        show(counted_states(runs))
 
     def say(self, *lines: str) -> None:
         """Print lines above the table."""
@@ -122,4 +122,4 @@ class Board:
 
     def _drawn(self) -> Any:
         height = self._live.console.size.height if self._live else 25
-        return table(self._look(), max(height - 6, 3))
+        return run_table(self._look(), max(height - 6, 3))

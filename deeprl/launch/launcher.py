@@ -100,7 +100,7 @@ def _check_amounts(resources: Mapping[str, Any]) -> None:
             raise DeeprlError(f"--resources: {name}: expected a number that is not negative, not {amount!r}")
 
 
-class UnitOutcome(NamedTuple):
+class Ending(NamedTuple):
     """How a unit has ended: finished (also: before), stopped (`max_hours`, a callback), elsewhere (another process
     works on it), or failed, for a `cause` in one line. What has diverged has finished."""
 
@@ -109,7 +109,7 @@ class UnitOutcome(NamedTuple):
     cause: str = ""
 
 
-def launch(units: Sequence[WorkUnit], out: str | Path, launching: Launching | None = None) -> list[UnitOutcome]:
+def launch(units: Sequence[WorkUnit], out: str | Path, launching: Launching | None = None) -> list[Ending]:
     """Train units, each at most once, and return how each has ended, in their order.
 
     A unit is anything with `algorithm`, `config`, `directory`, `name` and `finished()` (`hands.WorkUnit`): one
@@ -128,18 +128,18 @@ def launch(units: Sequence[WorkUnit], out: str | Path, launching: Launching | No
     return _Foreman(units, Path(out)).work(launching)
 
 
-def _train_here(unit: WorkUnit, name: str) -> UnitOutcome:
+def _train_here(unit: WorkUnit, name: str) -> Ending:
     if unit.finished():
         show(f"{name}: finished before")
-        return UnitOutcome(unit, "finished")
+        return Ending(unit, "finished")
     show(f"{name}: {len(unit.config.seeds)} agents x {unit.config.steps:,} steps")
     try:
         with contextlib.chdir("."):  # which environments may change
             train_on(unit.algorithm, unit.config, algorithm_module(unit.algorithm).train)
     except InUseError as error:
         show(f"{name}: left to another process ({error})")
-        return UnitOutcome(unit, "elsewhere", str(error))
-    return UnitOutcome(unit, "finished" if unit.finished() else "stopped")
+        return Ending(unit, "elsewhere", str(error))
+    return Ending(unit, "finished" if unit.finished() else "stopped")
 
 
 class _Foreman:
@@ -147,12 +147,12 @@ class _Foreman:
 
     def __init__(self, units: Sequence[WorkUnit], out: Path):
         self._units, self._out = units, out
-        self._outcomes: dict[int, UnitOutcome] = {}
+        self._outcomes: dict[int, Ending] = {}
         self._begun: set[int] = set()
 
-    def work(self, launching: Launching) -> list[UnitOutcome]:
+    def work(self, launching: Launching) -> list[Ending]:
         before = [i for i, unit in enumerate(self._units) if unit.finished()]
-        self._outcomes = {i: UnitOutcome(self._units[i], "finished") for i in before}
+        self._outcomes = {i: Ending(self._units[i], "finished") for i in before}
         waiting = deque(i for i in range(len(self._units)) if i not in self._outcomes)
         if before:
             show(f"{len(before)} of {len(self._units)} finished before")
@@ -165,7 +165,7 @@ class _Foreman:
             interrupts.leave(f"stopped with {done} of {len(self._units)} finished", "the same command")
         return self._in_order()
 
-    def _in_order(self) -> list[UnitOutcome]:
+    def _in_order(self) -> list[Ending]:
         return [self._outcomes[i] for i in range(len(self._units))]
 
     def _hand_out(self, waiting: deque[int], hands: Hands, board: Board, interrupts: Interrupts) -> None:
@@ -190,17 +190,17 @@ class _Foreman:
     def _told(self, index: int) -> str:
         return f"[{index + 1}/{len(self._units)}] {self._units[index].name}"
 
-    def _outcome(self, end: End, stopping: bool) -> UnitOutcome:
+    def _outcome(self, end: End, stopping: bool) -> Ending:
         unit = self._units[end.number]
         if unit.finished():
-            return UnitOutcome(unit, "finished")
+            return Ending(unit, "finished")
         if end.status == IN_USE:
-            return UnitOutcome(unit, "elsewhere", _cause(unit, end))
+            return Ending(unit, "elsewhere", _cause(unit, end))
         if stopping or (end.status == 0 and not end.cause):
-            return UnitOutcome(unit, "stopped")
-        return UnitOutcome(unit, "failed", _cause(unit, end))
+            return Ending(unit, "stopped")
+        return Ending(unit, "failed", _cause(unit, end))
 
-    def _report(self, end: End, outcome: UnitOutcome) -> Iterator[str]:
+    def _report(self, end: End, outcome: Ending) -> Iterator[str]:
         name, unit = self._told(end.number), outcome.unit
         if outcome.state == "elsewhere":
             yield f"{name}: left to another process ({outcome.cause})"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import ask, begin_worker
+from deeprl.launch.worker import ask_worker, begin_worker
 
 
 class Slot(NamedTuple):
@@ -98,4 +98,4 @@ class LocalHands:
 
     def stop(self) -> None:
         for _, process in self._at_work.values():
-            ask(process)
+            ask_worker(process)

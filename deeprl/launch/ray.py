@@ -20,7 +20,7 @@ from typing import Any
 
 from deeprl.errors import DeeprlError, first_line, one_line
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import Order, ask, begin_worker
+from deeprl.launch.worker import Order, ask_worker, begin_worker
 
 _REACH_SECONDS = 12.0
 _PROBE_SECONDS = 60.0
@@ -50,7 +50,7 @@ class RayHands:
     do not share `out` or have no deeprl."""
 
     def __init__(
-        self, units: Sequence[WorkUnit], out: Path, address: str, resources: Mapping[str, float], jobs: int | None
+        self, units: Sequence[WorkUnit], out: Path, address: str, resources: Mapping[str, Any], jobs: int | None
     ):
         import ray
 
@@ -62,7 +62,7 @@ class RayHands:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, before)  # Ray's would end the process at once
         try:
-            need = {"CPU": 1.0, **resources}
+            need = {"CPU": 1, **resources}
             _require_room(need, _nodes(ray))
             _require_shared(ray, out)
         except BaseException:
@@ -123,7 +123,7 @@ def _perform(order: Order) -> int:
         try:
             time.sleep(0.2)
         except KeyboardInterrupt:  # of `ray.cancel`
-            ask(process)
+            ask_worker(process)
     return process.returncode
 
 
@@ -131,7 +131,7 @@ def _nodes(ray: Any) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _require_room(need: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> None:
+def _require_room(need: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> None:
     """Raise DeeprlError if no node has the resources, however long one waits."""
     if any(all(node["Resources"].get(name, 0.0) >= amount for name, amount in need.items()) for node in nodes):
         return

@@ -15,7 +15,7 @@ from typing import Any
 
 from deeprl.errors import DeeprlError, one_line
 from deeprl.launch.hands import End, WorkUnit, order_of
-from deeprl.launch.worker import Order, ask, begin_worker
+from deeprl.launch.worker import Order, ask_worker, begin_worker
 
 _PATIENCE = 150.0  # until a network file system has noticed that the holder of a lock is gone
 _STOP_SECONDS = 60.0  # Slurm leaves 90 by default
@@ -39,7 +39,7 @@ class SlurmJob:
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            ask(self._process)
+            ask_worker(self._process)
             until = time.monotonic() + _STOP_SECONDS
             while self._process.poll() is None and time.monotonic() < until:
                 time.sleep(0.2)

@@ -70,7 +70,7 @@ def begin_worker(order: Order, environment: Mapping[str, str] | None = None) -> 
     return process
 
 
-def ask(process: subprocess.Popen[bytes]) -> None:
+def ask_worker(process: subprocess.Popen[bytes]) -> None:
     """Ask a worker to stop with a checkpoint."""
     _tell(process, "stop")
 
