@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deeprl.config.toml import read_toml
 from deeprl.errors import DeeprlError, nearest
 
 
@@ -257,6 +256,8 @@ def read_recipe(path: str | Path, algorithm: str) -> Recipe:
 
     Raises DeeprlError, naming the file, for one that cannot be read or is of another algorithm.
     """
+    from deeprl.config.toml import read_toml  # `deeprl list` must not wait for what that package imports
+
     try:
         _, content = read_toml(path)
     except DeeprlError as error:
