@@ -22,7 +22,7 @@ from deeprl.tuning.evolve import evolve
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.pbt import PbtPlan
 from deeprl.tuning.spaces import Space, space_of
-from deeprl.tuning.study import Plan, Study, StudyStoppedError, best_of
+from deeprl.tuning.study import Plan, Study, StudyStoppedError, _sampler, best_of
 from deeprl.tuning.trials import Group, Score, Trial, groups
 from deeprl.tuning.tune import search
 
@@ -195,6 +195,30 @@ def test_two_processes_share_a_study_and_none_does_what_the_other_does(
         assert not two.run()  # the first batch is with another process
     assert two.run()  # which has ended
     assert [t.state for t in one.told()] == ["complete"] * 4
+
+
+def test_directories_that_share_a_database_share_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two machines do: each has its own runs, and draws by a sampler of its own."""
+    quick_training(monkeypatch)
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    one, two = (Study(plan_of(), tmp_path / name, url) for name in ("one", "two"))
+    with contextlib.ExitStack() as held:
+        first = one._next(held)
+        assert first is not None
+        assert [t.number for t in first.trials] == [0, 1]
+        assert not two.run()  # draws the other two, and the first two are not its own
+    assert one.run()
+    assert [(t.number, t.state) for t in two.told()] == [(i, "complete") for i in range(4)]
+    assert len({t.settings["lr"] for t in two.told()}) == 4
+    assert _sampled(plan_of(), one) != _sampled(plan_of(), two)  # at the same moment
+
+
+def _sampled(plan: Plan, study: Study) -> float:
+    import optuna
+
+    fresh = optuna.create_study(direction="maximize")
+    fresh.sampler = _sampler(plan, 0, study._home)
+    return float(fresh.ask(study._known).params["lr"])
 
 
 def test_a_study_goes_on_where_the_hours_of_a_run_were_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

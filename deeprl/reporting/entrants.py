@@ -16,6 +16,7 @@ from deeprl.reporting.cells import Cell, canonical, task_of
 from deeprl.reporting.curves import PUBLISHED_COLUMNS, Curve
 from deeprl.reporting.peers import Peer, is_peer, read_peer
 from deeprl.reporting.read import Pairs, RunRecord, group, read_runs, unit_name
+from deeprl.run.records import run_directories
 
 _LOOKS = {"action_repeat", "render_mode", "size", "camera", "width", "height"}  # arguments that leave a task what it is
 
@@ -63,7 +64,7 @@ def read_entrants(words: Sequence[str]) -> list[Entrant]:
 
 def _read(word: str, alone: bool) -> list[Entrant]:
     name, env, path = _named(word)
-    if path.is_dir() and (not is_peer(path) or _has_runs(path)):
+    if path.is_dir() and (not is_peer(path) or run_directories(path)):
         return _from_runs(name, path, alone)
     if is_peer(path):
         curves = read_peer(Peer(name, path, env))
@@ -81,15 +82,6 @@ def _named(word: str) -> tuple[str, str, Path]:
     if not (equals and name and Path(path).exists()):
         raise DeeprlError(f"{path or word}: no such file or directory")
     return name, env, Path(path)
-
-
-def _has_runs(path: Path) -> bool:
-    try:
-        return bool(read_runs(path))
-    except DeeprlError as error:
-        if "no runs in" in str(error):
-            return False
-        raise
 
 
 def _without_score(number: int, curve: Curve) -> SeedReturns:
