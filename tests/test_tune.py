@@ -18,11 +18,12 @@ from deeprl.online.dqn import Config
 from deeprl.recipes import with_recipe
 from deeprl.reporting.checklist import search_fact
 from deeprl.reporting.read import read_runs
+from deeprl.tuning.drawing import sampler_of
 from deeprl.tuning.evolve import evolve
 from deeprl.tuning.halving import cohort, promoted, rungs_of
 from deeprl.tuning.pbt import PbtPlan
 from deeprl.tuning.spaces import Space, space_of
-from deeprl.tuning.study import Plan, Study, StudyStoppedError, _sampler, best_of
+from deeprl.tuning.study import Plan, Study, StudyStoppedError, best_of
 from deeprl.tuning.trials import Group, Score, Trial, groups
 from deeprl.tuning.tune import search
 
@@ -217,7 +218,7 @@ def _sampled(plan: Plan, study: Study) -> float:
     import optuna
 
     fresh = optuna.create_study(direction="maximize")
-    fresh.sampler = _sampler(plan, 0, study._home)
+    fresh.sampler = sampler_of(plan.sampler, plan.seed, 0, study._home)
     return float(fresh.ask(study._known).params["lr"])
 
 
@@ -312,6 +313,12 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/notes.txt").write_text("mine")
     assert "is not empty and holds no study" in refusal([*base[:-1], f"--out={tmp_path / 'taken'}"], capsys)
+
+
+def test_names_that_are_none_are_refused_from_python_too() -> None:
+    for name in ("sampler", "objective", "scheduler"):
+        with pytest.raises(DeeprlError, match=f"{name}: expected .*, not 'none of these'"):
+            plan_of(**{name: "none of these"})
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:

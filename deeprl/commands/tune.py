@@ -10,7 +10,6 @@ import deeprl
 from deeprl.errors import DeeprlError
 from deeprl.run.progress import show
 
-_SAMPLERS = ("random", "tpe", "gp", "qmc", "cmaes", "nsga2")
 _OWN = """options of a search, beside the settings of the algorithm, which all trials share:
   --method NAME         search, or pbt: population-based training (default search)
   --tuning-seeds SEEDS  seeds of every trial (default 0-2); of pbt, one for each member (default 0-7)
@@ -90,13 +89,15 @@ def _evolve(algorithm: str, base: Any, space: Any, given: dict[str, Any], out: s
 
 
 def _parser() -> argparse.ArgumentParser:
+    from deeprl.tuning.drawing import SAMPLERS
+
     parser = argparse.ArgumentParser(prog="deeprl tune", add_help=False, allow_abbrev=False)
     option = parser.add_argument
     option("--method", choices=tuple(_OF), default="search")
     option("--tuning-seeds", type=_seeds)
     option("--test-seeds", type=_seeds)
     option("--space")
-    option("--sampler", choices=_SAMPLERS)
+    option("--sampler", choices=SAMPLERS)
     option("--search-seed", dest="seed", type=int)
     option("--objective", choices=("mean", "iqm"))
     option("--scheduler", choices=("none", "halving"))

@@ -12,6 +12,8 @@ from deeprl.config import RunConfig
 from deeprl.launch.glance import log_of
 from deeprl.launch.worker import Order
 
+_PATIENCE = 150.0  # seconds until a network file system has noticed that the holder of a lock is gone
+
 
 @runtime_checkable  # so that tests may check arguments
 class WorkUnit(Protocol):
@@ -77,3 +79,8 @@ def order_of(unit: WorkUnit, absolute: bool = False, **more: Any) -> Order:
     if absolute:
         settings["out"] = str(directory)
     return Order(unit.algorithm, settings, str(log_of(directory)), os.getcwd(), **more)
+
+
+def cluster_order(unit: WorkUnit) -> Order:
+    """The order of a unit for a worker on another machine."""
+    return order_of(unit, absolute=True, patience=_PATIENCE)

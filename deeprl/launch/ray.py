@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.errors import DeeprlError, first_line, one_line
-from deeprl.launch.hands import End, WorkUnit, order_of
+from deeprl.launch.hands import End, WorkUnit, cluster_order
 from deeprl.launch.worker import Order, ask_worker, begin_worker
 
 _REACH_SECONDS = 12.0
 _PROBE_SECONDS = 60.0
 _RETRIES = 10  # of a task whose node or Ray process has died; a worker of ours that fails is no reason
-_PATIENCE = 150.0  # until a network file system has noticed that the holder of a lock is gone
 _TRY = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='error'); print('reached')"
 
 
@@ -88,7 +87,7 @@ class RayHands:
         return bool(self._at_work)
 
     def start(self, index: int) -> None:
-        order = order_of(self._units[index], absolute=True, patience=_PATIENCE)
+        order = cluster_order(self._units[index])
         self._at_work[self._task.remote(order)] = index
 
     def ended(self) -> list[End]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from deeprl.errors import DeeprlError, one_line
-from deeprl.launch.hands import End, WorkUnit, order_of
+from deeprl.launch.hands import End, WorkUnit, cluster_order
 from deeprl.launch.worker import Order, ask_worker, begin_worker
 
-_PATIENCE = 150.0  # until a network file system has noticed that the holder of a lock is gone
 _STOP_SECONDS = 60.0  # Slurm leaves 90 by default
 _LOOK_SECONDS = 5.0  # Slurm is asked no more often
 
@@ -83,7 +82,7 @@ class SlurmHands:
         return bool(self._at_work)
 
     def start(self, index: int) -> None:
-        order = order_of(self._units[index], absolute=True, patience=_PATIENCE)
+        order = cluster_order(self._units[index])
         self._at_work[index] = self._executor.submit(SlurmJob(), order)
 
     def ended(self) -> list[End]:

@@ -7,7 +7,6 @@ the same settings, but for those that agents have of their own.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,7 +77,7 @@ def gather(origins: Sequence[Seat], config: RunConfig) -> None:
     for name in LOGS:
         log = CsvLog(out / name)
         log.path.unlink(missing_ok=True)
-        log.write(_rows([source.directory / name for source in sources], picks))
+        log.write(_rows([CsvLog(source.directory / name) for source in sources], picks))
         marks[name] = log.mark()
     parts = {
         name: _taken(name, [s.content[name] for s in sources], picks) for name in sources[0].content if name != "run"
@@ -113,21 +112,26 @@ def _require_alike(source: _Source, config: RunConfig) -> None:
             raise DeeprlError(f"{source.directory}: {name} is {there[name]!r} there, {here[name]!r} here")
 
 
-def _rows(files: Sequence[Path], picks: Sequence[_Pick]) -> list[dict[str, str]]:
+def _numbers(picks: Sequence[_Pick]) -> dict[tuple[int, int], int]:
+    """The new number of an agent by its source and its number there."""
+    return {(p.source, p.member): i for i, p in enumerate(picks)}
+
+
+def _rows(logs: Sequence[CsvLog], picks: Sequence[_Pick]) -> list[dict[str, str]]:
     """Rows of a log of each source, of the agents that are taken, under their new numbers, by step."""
-    to: dict[tuple[int, int], int] = {(p.source, p.member): i for i, p in enumerate(picks)}
-    found = []
-    for i, path in enumerate(files):
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [(to.get((i, int(row["member"]))), row) for row in csv.DictReader(file)]
-            found += [{**row, "member": str(new)} for new, row in rows if new is not None]
+    to = _numbers(picks)
+    found = [
+        {**row, "member": str(to[i, member])}
+        for i, log in enumerate(logs)
+        for row in log.rows()
+        if (i, member := int(row["member"])) in to
+    ]
     return sorted(found, key=lambda row: (int(row["step"]), int(row["member"]), int(row.get("episode", 0))))
 
 
 def _own(runs: Sequence[Mapping[str, Any]], picks: Sequence[_Pick]) -> dict[str, Any]:
     """What a run keeps of itself (`Run.save`)."""
-    to = {(p.source, p.member): i for i, p in enumerate(picks)}
+    to = _numbers(picks)
     frozen = [
         r | {"member": to[i, r["member"]]}
         for i, run in enumerate(runs)
@@ -147,7 +151,7 @@ def _own(runs: Sequence[Mapping[str, Any]], picks: Sequence[_Pick]) -> dict[str,
 
 
 def _episodes(lists: Sequence[Sequence[Any]], picks: Sequence[_Pick]) -> list[tuple[Any, ...]]:
-    to = {(p.source, p.member): i for i, p in enumerate(picks)}
+    to = _numbers(picks)
     known = [(i, Episode(*each)) for i, episodes in enumerate(lists) for each in episodes]
     return [tuple(e._replace(member=to[i, e.member])) for i, e in known if (i, e.member) in to]
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from deeprl.config import RunConfig
 from deeprl.config.schedules import read_schedule
-from deeprl.reporting.page import CSS, html_table
-from deeprl.reporting.pairwise import Difference, verdict, welch
-from deeprl.reporting.stats import mean_interval
+from deeprl.reporting.page import html_table
+from deeprl.reporting.pairwise import Difference, verdict
 from deeprl.reporting.wording import interval_text, number_text, with_interval
 from deeprl.run.progress import show
 from deeprl.run.provenance import provenance_of
 from deeprl.run.records import write_json
 from deeprl.tuning.pbt import PbtPlan, PbtResult, train_pbt
+from deeprl.tuning.report import between, origin_rows, score_row, score_told, tuning_page
 from deeprl.tuning.study import StudyStoppedError, require_apart
 from deeprl.tuning.trials import Cost, Group, Score, whole_group
 
@@ -44,9 +41,7 @@ class Evolved(NamedTuple):
     @property
     def gain(self) -> Difference:
         """Schedule minus default, on the test seeds."""
-        if not self.test.whole or not self.default.whole:
-            return Difference(*[math.nan] * 4)
-        return welch(self.test.whole, self.default.whole)
+        return between(self.test, self.default)
 
     @property
     def best(self) -> float:
@@ -84,14 +79,9 @@ def evolve(plan: PbtPlan, test_seeds: Sequence[int], out: str | Path, last: int 
 def evolved_told(found: Evolved) -> str:
     """What was found, in a few lines."""
     lines = [f"best member: {found.result.best}, {number_text(found.best)} at the end, the best of {found.plan.size}"]
-    lines += [f"test: schedule {_shown(found.test)}, default {_shown(found.default)}"]
+    lines += [f"test: schedule {score_told(found.test)}, default {score_told(found.default)}"]
     lines += [f"schedule minus default on the test seeds: {with_interval(*found.gain[:3])}"]
     return "\n".join([*lines, f"schedule: {found.result.schedule}"])
-
-
-def _shown(score: Score) -> str:
-    values = score.whole
-    return with_interval(float(np.mean(values)), *mean_interval(values)) if values else "nothing: all diverged"
 
 
 # --- the page ---
@@ -112,9 +102,9 @@ def _write(found: Evolved, folder: Path) -> None:
         f"<h2>Cost</h2>\n{html_table(('', 'Agent steps', 'Evaluation episodes'), _cost_rows(found))}",
         f"<h2>Checklist</h2>\n{html_table(('What', ''), _checklist(found, about))}",
     ]
-    head = f'<meta charset="utf-8"><title>{title}: deeprl tune</title><style>{CSS}</style>'
-    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    (folder / "index.html").write_text(
+        tuning_page(f"{found.plan.algorithm}, {found.plan.config.task}", parts), encoding="utf-8"
+    )
 
 
 def _shown_gain(found: Evolved) -> str:
@@ -139,17 +129,14 @@ def _result(found: Evolved) -> dict[str, Any]:
 
 
 def _score_rows(found: Evolved) -> Iterable[Sequence[Any]]:
-    seeds = ", ".join(map(str, found.test_seeds))
     yield (
         f"Best member of {found.plan.size}, at the end",
         found.best,
         "",
         found.plan.config.seeds[found.result.best or 0],
     )
-    for name, score in (("Schedule, test seeds", found.test), ("Default, test seeds", found.default)):
-        values = score.whole
-        mean, spread = (float(np.mean(values)), interval_text(*mean_interval(values))) if values else (math.nan, "")
-        yield name, mean, spread, seeds
+    yield score_row("Schedule, test seeds", found.test, found.test_seeds)
+    yield score_row("Default, test seeds", found.default, found.test_seeds)
     yield "Schedule minus default", found.gain.value, interval_text(found.gain.low, found.gain.high), ""
 
 
@@ -168,6 +155,4 @@ def _checklist(found: Evolved, about: dict[str, Any]) -> Iterable[Sequence[Any]]
     yield "Space", f"{json.dumps(about['space'])}; {about['space_source']}"
     yield "Seeds of the members", ", ".join(map(str, found.plan.config.seeds))
     yield "Test seeds", ", ".join(map(str, found.test_seeds))
-    yield "Computed on", f"{about['device']}; " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    yield "Commit", about["commit"]
-    yield "Again with", about["command"]
+    yield from origin_rows(about)

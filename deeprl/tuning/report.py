@@ -10,7 +10,7 @@ import base64
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def study_told(found: Tuned) -> str:
     value = found.winner.value or math.nan
     lines = [f"winner: trial {found.winner.number}, {number_text(value)} on the tuning seeds"]
     lines += [f"  {name} = {value}" for name, value in found.winner.settings.items()]
-    lines += [f"test: winner {_shown(found.test)}, default {_shown(found.default)}"]
+    lines += [f"test: winner {score_told(found.test)}, default {score_told(found.default)}"]
     lines += [f"winner minus default on the test seeds: {_difference(gain(found))}"]
     lines += [f"drop from tuning to test seeds: {_difference(drop(found))}"]
     return "\n".join(lines)
@@ -53,12 +53,12 @@ def study_told(found: Tuned) -> str:
 
 def gain(found: Tuned) -> Difference:
     """Winner minus default, on the test seeds."""
-    return _between(found.test, found.default)
+    return between(found.test, found.default)
 
 
 def drop(found: Tuned) -> Difference:
     """The winner's value on the tuning seeds minus that on the test seeds."""
-    return _between(Score(found.winner.seeds), found.test)
+    return between(Score(found.winner.seeds), found.test)
 
 
 def write_pages(found: Tuned, plan: Plan) -> Path:
@@ -139,9 +139,28 @@ def _page(found: Tuned, plan: Plan, picture: bytes, about: dict[str, Any]) -> st
         f"<h2>Checklist</h2>\n{html_table(('What', ''), _checklist(plan, about))}",
         f"<h2>How the numbers were computed</h2>\n<ul>{''.join(f'<li>{escape(text)}</li>' for text in METHOD)}</ul>",
     ]
+    return tuning_page(title, parts)
+
+
+def tuning_page(title: str, parts: Iterable[str]) -> str:
+    """A page of these parts, those that are not empty."""
     head = f'<meta charset="utf-8"><title>{escape(title)}: deeprl tune</title><style>{CSS}</style>'
     body = "\n".join(filter(None, parts))
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def origin_rows(about: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
+    """Where figures come from, the last rows of a checklist. about: with what `provenance_of` gives."""
+    yield "Computed on", f"{about['device']}; " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    yield "Commit", about["commit"]
+    yield "Again with", about["command"]
+
+
+def score_row(name: str, score: Score, seeds: Iterable[int]) -> Sequence[Any]:
+    """Name, mean, interval and seeds."""
+    values = score.whole
+    spread = interval_text(*mean_interval(values)) if values else ""
+    return name, float(np.mean(values)) if values else math.nan, spread, ", ".join(map(str, seeds))
 
 
 _TRIAL = ("Trial", "State", "Value", "Steps", "Seeds", "Settings")
@@ -162,9 +181,7 @@ def _score_rows(found: Tuned, plan: Plan) -> Iterable[Sequence[Any]]:
         ("Winner, test seeds", found.test, plan.test_seeds),
         ("Default, test seeds", found.default, plan.test_seeds),
     ):
-        values = score.whole
-        spread = interval_text(*mean_interval(values)) if values else ""
-        yield name, float(np.mean(values)) if values else math.nan, spread, ", ".join(map(str, seeds))
+        yield score_row(name, score, seeds)
     for name, one in (
         ("Winner minus default, test seeds", gain(found)),
         ("Drop of the winner, tuning minus test", drop(found)),
@@ -192,9 +209,7 @@ def _checklist(plan: Plan, about: dict[str, Any]) -> Iterable[Sequence[Any]]:
     yield "Objective", f"{plan.objective} over the tuning seeds of the mean of the last {plan.last} evaluations"
     yield "Tuning seeds", ", ".join(map(str, plan.tuning_seeds))
     yield "Test seeds", ", ".join(map(str, plan.test_seeds))
-    yield "Computed on", f"{about['device']}; " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    yield "Commit", about["commit"]
-    yield "Again with", about["command"]
+    yield from origin_rows(about)
 
 
 def _write_trials(path: Path, told: Sequence[Told]) -> None:
@@ -207,7 +222,7 @@ def _write_trials(path: Path, told: Sequence[Told]) -> None:
             writer.writerow([t.number, t.state, t.value, t.steps, json.dumps(t.seeds), *settings])
 
 
-def _between(one: Score, other: Score) -> Difference:
+def between(one: Score, other: Score) -> Difference:
     """Of two scores, where the agents that diverged are left out; NaN where none is left."""
     if not one.whole or not other.whole:
         return Difference(*[math.nan] * 4)
@@ -218,7 +233,8 @@ def _difference(one: Difference) -> str:
     return with_interval(one.value, one.low, one.high)
 
 
-def _shown(score: Score) -> str:
+def score_told(score: Score) -> str:
+    """The mean of a score with its interval, and how many agents diverged."""
     values = score.whole
     diverged = f", {len(score.seeds) - len(values)} diverged" if len(values) < len(score.seeds) else ""
     if not values:

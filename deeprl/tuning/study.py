@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -31,11 +30,11 @@ from deeprl.run.lock import Lock
 from deeprl.run.progress import show
 from deeprl.run.records import write_json
 from deeprl.tuning.batches import Batches, TrialBatch
+from deeprl.tuning.drawing import SAMPLERS, distribution_of, opened_study, sampler_of
 from deeprl.tuning.halving import cohort, promoted, rungs_of
-from deeprl.tuning.spaces import Choice, Space
-from deeprl.tuning.trials import Cost
+from deeprl.tuning.spaces import Space
+from deeprl.tuning.trials import OBJECTIVES, Cost
 
-SAMPLERS = ("random", "tpe", "gp", "qmc", "cmaes", "nsga2")
 _LIVE = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
 _LOST = timedelta(minutes=10)  # after which a trial that nobody claims was drawn by a process that has ended
 
@@ -45,7 +44,7 @@ class Plan:
     """What is searched, and how.
 
     base: settings of every trial; trials: how many; batch: trials in a population; last: evaluations whose mean is the
-    value of a seed; objective: `mean` or `iqm` over the tuning seeds; sampler: one of `SAMPLERS`. scheduler: `none`, or
+    value of a seed; objective: `mean` or `iqm` over the tuning seeds; sampler: of `drawing`. scheduler: `none`, or
     `halving` with so many rungs, at each of which one in `eta` goes on (`tuning.halving`).
     """
 
@@ -69,6 +68,9 @@ class Plan:
         for name in ("trials", "batch", "last"):
             if getattr(self, name) < 1:
                 raise DeeprlError(f"{name}: must be positive, not {getattr(self, name)}")
+        for name, known in (("sampler", SAMPLERS), ("objective", OBJECTIVES), ("scheduler", ("none", "halving"))):
+            if getattr(self, name) not in known:
+                raise DeeprlError(f"{name}: expected {', '.join(known)}, not {getattr(self, name)!r}")
         if self.eta < 2 or self.rungs < 2:
             raise DeeprlError(f"eta and rungs: 2 or more each, not {self.eta} and {self.rungs}")
         if self.base.eval_episodes < 1:
@@ -76,6 +78,12 @@ class Plan:
         if self.last > (count := evaluations(self.base)):
             raise DeeprlError(f"last: the mean of {self.last} evaluations, and a run has {count}; see eval_every")
         _ = self.until  # whether there are such rungs
+
+    @property
+    def name(self) -> str:
+        """Of Optuna's study: the same for all who search the same."""
+        same = {k: v for k, v in self.plain().items() if k != "trials"}
+        return f"{self.algorithm}-{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]}"
 
     @property
     def until(self) -> tuple[int, ...]:
@@ -130,8 +138,8 @@ class Study:
         # Processes with a directory of their own must draw apart; those that share one take turns.
         place = f"{platform.node()}:{os.path.realpath(out)}"
         self._home = hashlib.sha256(place.encode()).hexdigest()[:12] if storage else "here"
-        self._study = _opened(plan, out, storage)
-        self._known = {name: _distribution(p) for name, p in plan.space.parameters.items()}
+        self._study = opened_study(plan.name, storage or str(out / "journal.log"), plan.space.point(plan.base))
+        self._known = {name: distribution_of(p) for name, p in plan.space.parameters.items()}
         self._batches = Batches(out, plan.algorithm, plan.base, plan.space, plan.tuning_seeds)
 
     def run(self) -> bool:
@@ -243,7 +251,7 @@ class Study:
         known = self._batches.points()
         found = [t for t in self._in_state("RUNNING") if t.number not in known and self._ours(t)]
         live = self._live()
-        self._study.sampler = _sampler(self.plan, live - len(found), self._home)
+        self._study.sampler = sampler_of(self.plan.sampler, self.plan.seed, live - len(found), self._home)
         while len(found) < self.plan.batch and live < self.plan.trials:
             trial = self._study.ask(self._known)
             trial.set_user_attr("home", self._home)
@@ -330,83 +338,3 @@ def _require_same(plan: Plan, stored: Mapping[str, Any], where: str) -> None:
     if differ:
         name, now, before = differ[0]
         raise DeeprlError(f"{where} holds another study ({name} {before!r} there, {now!r} here); choose another --out")
-
-
-def _opened(plan: Plan, out: Path, storage: str) -> Any:
-    """Optuna's study of this plan. Raises DeeprlError for a storage that cannot be reached."""
-    optuna = _optuna()
-    plain = plan.plain()
-    name = hashlib.sha256(json.dumps({k: v for k, v in plain.items() if k != "trials"}).encode()).hexdigest()[:12]
-    try:
-        made = _storage(storage or str(out / "journal.log"))
-        study = optuna.create_study(
-            storage=made, study_name=f"{plan.algorithm}-{name}", direction="maximize", load_if_exists=True
-        )
-        if not study.get_trials(deepcopy=False) and (point := plan.space.point(plan.base)) is not None:
-            study.enqueue_trial(point, skip_if_exists=True)
-    except Exception as error:  # of many drivers
-        raise DeeprlError(f"storage {_without_password(storage)}: {first_line(error)}") from error
-    return study
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise DeeprlError("tune needs Optuna: pip install 'deeprl[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
-def _storage(place: str) -> Any:
-    """A journal at a path, or a database at a URL."""
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if "://" not in place:
-        return JournalStorage(JournalFileBackend(place))
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    wait = {"connect_timeout": 10} if place.startswith(("postgresql", "mysql")) else {}
-    how = {"connect_args": wait, "pool_pre_ping": True}
-    try:
-        return RDBStorage(place, engine_kwargs=how)
-    except (IntegrityError, ProgrammingError):  # another process was making the tables at the same moment
-        time.sleep(3.0)
-        return RDBStorage(place, engine_kwargs=how)
-
-
-def _without_password(storage: str) -> str:
-    scheme, mark, rest = storage.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
-
-
-def _sampler(plan: Plan, before: int, home: str) -> Any:
-    """A sampler for the next batch, whose draws follow from what has been drawn before."""
-    import optuna
-    from optuna import samplers
-
-    text = json.dumps([plan.seed, before, home])
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-    kinds: dict[str, Any] = {
-        "qmc": functools.partial(samplers.QMCSampler, scramble=True),
-        "random": samplers.RandomSampler,
-        "tpe": samplers.TPESampler,
-        "gp": samplers.GPSampler,
-        "cmaes": samplers.CmaEsSampler,
-        "nsga2": samplers.NSGAIISampler,
-    }
-    if plan.sampler == "qmc":
-        seed = plan.seed  # it goes on in one sequence, whose place the storage keeps
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return kinds[plan.sampler](seed=seed)
-
-
-def _distribution(parameter: Any) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if isinstance(parameter, Choice):
-        return CategoricalDistribution(parameter.texts)
-    low, high = parameter.inner
-    return FloatDistribution(low, high, log=parameter.scale != "linear")
